@@ -1,0 +1,1 @@
+"""Images, labels and captions: `loading` finds them, `dataset` checks and reads them, `shapes` draws some."""

@@ -1,0 +1,175 @@
+"""An endless stream of batches in which everything random is a function of (seed, position).
+
+Position p counts the images of the whole run, over all processes. Image p of the run is the same whatever the number of
+processes, the batch size, or the number of interruptions; so are its crop, flip, caption, noise, time and dropout.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+
+from .dataset import BadRow, ImageDataset, Row
+
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+@dataclass
+class Batch:
+    """What one process needs for one micro-step.
+
+    Args:
+        positions: (B,) int64 in the run.
+        pixels: (B, C, H, W) uint8.
+        inputs: of the adapter's `preprocess`, tensors with B rows.
+    """
+
+    positions: Tensor
+    pixels: Tensor
+    inputs: dict[str, Tensor]
+
+    def images(self, device: torch.device) -> Tensor:
+        """(B, C, H, W) float32 in [-1, 1] on the device."""
+        return self.pixels.to(device, non_blocking=True).float() / 127.5 - 1
+
+    def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: x.to(device, non_blocking=True) for name, x in self.inputs.items()}
+
+    def pin_memory(self) -> "Batch":
+        inputs = {name: x.pin_memory() for name, x in self.inputs.items()}
+        return Batch(self.positions, self.pixels.pin_memory(), inputs)
+
+
+class PositionSampler(torch.utils.data.Sampler):
+    """Batches of (position, index), endless, each epoch in an order of its own.
+
+    Args:
+        indices: rows to train on.
+        batch_size: of one process.
+        start: position of the run's next image.
+    """
+
+    def __init__(
+        self, indices: np.ndarray, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
+    ):
+        self.indices, self.batch_size = indices, batch_size
+        self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, self.indices
+        first = self.start + self.rank * self.batch_size
+        while True:
+            batch = []
+            for position in range(first, first + self.batch_size):
+                if position // len(self.indices) != epoch:
+                    epoch = position // len(self.indices)
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+                batch.append((position, int(order[position % len(order)])))
+            yield [(position, (position, index)) for position, index in batch]
+            first += self.batch_size * self.world_size
+
+
+class _Positioned(torch.utils.data.Dataset):
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, tuple[int, int]]) -> tuple[int, Row]:
+        return key[0], self.dataset[key[1]]
+
+
+class _Stream(torch.utils.data.IterableDataset):
+    """Rows of a streaming set, shuffled in a buffer, over and over, split by process."""
+
+    def __init__(self, rows: datasets.IterableDataset, reader: ImageDataset, seed: int, rank: int, world_size: int):
+        self.rows = rows.cast_column(reader.columns.image, datasets.Image(decode=False)).shuffle(seed, buffer_size=1000)
+        self.reader, self.rank, self.world_size = reader, rank, world_size
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        count, epoch = 0, 0
+        while True:
+            self.rows.set_epoch(epoch)
+            before = count
+            for number, values in enumerate(split_dataset_by_node(self.rows, self.rank, self.world_size)):
+                position = count * self.world_size + self.rank
+                try:
+                    row = self.reader.read(values, position, f"row {number} of epoch {epoch}")
+                except BadRow:
+                    if self.reader.on_bad_image == "error":
+                        raise
+                    continue
+                yield position, row
+                count += 1
+            if count == before:
+                raise ValueError("the streaming data set gave no usable image")
+            epoch += 1
+
+
+def make_loader(
+    dataset: ImageDataset,
+    indices: np.ndarray | None,
+    preprocess: Callable[[list[Any]], dict[str, Tensor]],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+    pin_memory: bool = False,
+) -> torch.utils.data.DataLoader:
+    """An endless loader of `Batch`.
+
+    Args:
+        indices: rows to train on; None where `dataset.rows` is a streaming set.
+        preprocess: raw conditions to inputs; runs in the workers.
+        start: position of the next image; those before it are not read.
+    """
+
+    def collate(items: list[tuple[int, Row]]) -> Batch:
+        pixels = np.stack([row.pixels for _, row in items]).transpose(0, 3, 1, 2)  # (B, C, H, W)
+        return Batch(
+            positions=torch.tensor([position for position, _ in items]),
+            pixels=torch.from_numpy(np.ascontiguousarray(pixels)),
+            inputs=preprocess([row.condition for _, row in items]),
+        )
+
+    common = {"collate_fn": collate, "num_workers": num_workers, "pin_memory": pin_memory}
+    if num_workers:
+        common |= {"persistent_workers": True, "prefetch_factor": 4}
+    if indices is None:
+        stream = _Stream(dataset.rows, dataset, seed, rank, world_size)
+        return torch.utils.data.DataLoader(
+            stream, batch_size=batch_size, **common | {"num_workers": min(1, num_workers)}
+        )
+    sampler = PositionSampler(indices, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
+    return torch.utils.data.DataLoader(_Positioned(dataset), batch_sampler=sampler, **common)
+
+
+def draw_noise(
+    seed: int, positions: Tensor, shape: tuple[int, ...], device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything random of a training step, each image's from its position.
+
+    Args:
+        positions: (B,) int64.
+        shape: (C, H, W) of one image or latent.
+
+    Returns:
+        noise (B, C, H, W) standard normal float32; u (B,) in (0, 1), the quantile of the time; coin (B,) in [0, 1).
+    """
+    generator, noise, coin = torch.Generator(device), [], []
+    for position in positions.tolist():
+        # Consecutive seeds are far apart for Philox (CUDA) and, through its own mixing, for Mersenne twister (CPU).
+        generator.manual_seed((seed * 0x9E3779B97F4A7C15 + position) % 2**63)
+        noise.append(torch.randn(shape, generator=generator, device=device))
+        coin.append(torch.rand(1, generator=generator, device=device))
+    # Times by the golden-ratio sequence: any run of positions covers (0, 1) evenly, so the loss varies less from batch
+    # to batch than with independent times (variational diffusion models, arXiv 2107.00630, appendix I.1, likewise).
+    start = np.random.default_rng(seed).random()
+    u = (start + positions.double() * _GOLDEN_RATIO) % 1.0
+    return torch.stack(noise), u.float().clamp(1e-6, 1 - 1e-6).to(device), torch.cat(coin)

@@ -1,0 +1,275 @@
+"""Rows of a data set to (pixels, raw condition), checked before the first step."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from . import images as im
+from .loading import Columns
+
+_IN_MEMORY_BYTES = 2 * 2**30
+_IN_MEMORY_SEC = 90.0
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; the message names it and says why."""
+
+
+@dataclass
+class Row:
+    """One training example.
+
+    Args:
+        pixels: (H, W, C) uint8.
+        condition: what the adapter's `preprocess` takes, or None.
+    """
+
+    pixels: np.ndarray
+    condition: Any
+
+
+@dataclass
+class ImageDataset(torch.utils.data.Dataset):
+    """Images and raw conditions of a map-style data set.
+
+    `dataset[position, index]` is row `index`, with its crop, flip and choice of caption drawn from (seed, position): a
+    run that is resumed, or spread over other processes, draws the same.
+
+    Args:
+        rows: a `datasets.Dataset` (or a streaming one, of which only `read` is used).
+        columns: which columns to read.
+        channels, resolution, center_crop, random_flip, interpolation: as the training flags.
+        on_bad_image: "error" or "skip".
+        parse_condition: value of the condition column to raw condition; raises ValueError for a bad one.
+    """
+
+    rows: datasets.Dataset
+    columns: Columns
+    resolution: int
+    channels: int
+    center_crop: bool = True
+    random_flip: bool = False
+    interpolation: str = "lanczos"
+    on_bad_image: str = "error"
+    parse_condition: Callable[[Any], Any] = lambda value: value
+    seed: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.in_memory = False
+        if isinstance(self.rows, datasets.Dataset):
+            self.rows = self.rows.cast_column(self.columns.image, datasets.Image(decode=False))
+            self.usable = np.arange(len(self.rows))
+        self._arrays: dict[int, np.ndarray] = {}
+        self._conditions: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, key: tuple[int, int]) -> Row:
+        position, index = key
+        row = int(self.usable[index])
+        while True:
+            try:
+                array = self._arrays[row] if row in self._arrays else self.read_image(row)
+                condition = self.read_condition(row)
+                break
+            except BadRow as error:
+                if self.on_bad_image == "error":
+                    raise
+                if str(error) not in self.skipped:
+                    self.skipped.append(str(error))
+                index = (index + 1) % len(self)  # deterministic, and every process agrees
+                row = int(self.usable[index])
+        return self._augment(array, condition, position)
+
+    def read(self, values: dict[str, Any], position: int, name: str) -> Row:
+        """A row of a streaming set. Raises BadRow."""
+        array = self._to_array(values[self.columns.image], lambda: name)
+        condition = self._to_condition(values.get(self.columns.condition), lambda: name)
+        return self._augment(array, condition, position)
+
+    def _augment(self, array: np.ndarray, condition: Any, position: int) -> Row:
+        # Philox is counter-based: an independent stream for every position, at no cost of skipping there.
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, position]))
+        pixels = im.crop(array, self.resolution, None if self.center_crop else rng)
+        if self.random_flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if isinstance(condition, list):  # several captions
+            condition = condition[rng.integers(len(condition))]
+        return Row(pixels, condition)
+
+    def name(self, row: int) -> str:
+        """How a user finds this row: its file where there is one."""
+        value = self.rows[row][self.columns.image]
+        path = value.get("path") if isinstance(value, dict) else None
+        return f"row {row} ({path})" if path else f"row {row}"
+
+    def read_image(self, row: int) -> np.ndarray:
+        """(H, W, C) uint8 with the shorter side at the resolution. Raises BadRow."""
+        return self._to_array(self.rows[row][self.columns.image], lambda: self.name(row))
+
+    def read_condition(self, row: int) -> Any:
+        """The raw condition, None where the setting has none. Raises BadRow."""
+        if self.columns.condition is None:
+            return None
+        if row not in self._conditions:
+            value = self.rows[row][self.columns.condition]
+            self._conditions[row] = self._to_condition(value, lambda: self.name(row))
+        return self._conditions[row]
+
+    def _to_array(self, value: Any, name: Callable[[], str]) -> np.ndarray:
+        try:
+            return im.to_array(im.open_image(value), self.channels, self.resolution, self.interpolation)
+        except (OSError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split()) if value is not None else "there is none"
+            raise BadRow(f"{name()}: unreadable image: {reason}; mend it, or --on_bad_image skip") from error
+
+    def _to_condition(self, value: Any, name: Callable[[], str]) -> Any:
+        if self.columns.condition is None:
+            return None
+        try:
+            return self.parse_condition(value)
+        except ValueError as error:
+            raise BadRow(f"{name()}: {error}; mend it, or --on_bad_image skip") from error
+
+    def check(self) -> None:
+        """Look at every condition, and at every image too where they fit in memory, which they then stay in.
+
+        Raises:
+            BadRow: for the first bad row, where on_bad_image is "error".
+            ValueError: no usable row is left.
+        """
+        bad: list[int] = []
+        if self.columns.condition is not None:
+            values = self.rows.select_columns([self.columns.condition])[self.columns.condition]
+            for row, value in enumerate(values):
+                try:
+                    self._conditions[row] = self._to_condition(value, lambda row=row: self.name(row))
+                except BadRow as error:
+                    self._reject(error, row, bad)
+        rows = np.setdiff1d(np.arange(len(self.rows)), bad)
+        rows, bad = self._preload(rows), []
+        self.usable = rows
+        if not len(self):
+            raise ValueError(
+                f"no usable image among {len(self.rows)} rows" + "".join(f"; {s}" for s in self.skipped[:3])
+            )
+
+    def _reject(self, error: BadRow, row: int, bad: list[int]) -> None:
+        if self.on_bad_image == "error":
+            raise error
+        self.skipped.append(str(error))
+        bad.append(row)
+
+    def _preload(self, rows: np.ndarray) -> np.ndarray:
+        """Decode all, or the first few where all would take too much memory or time. Returns the usable rows."""
+        rng = np.random.default_rng(0)
+        start, probe = time.perf_counter(), rows[np.sort(rng.permutation(len(rows))[:32])]
+        bad: list[int] = []
+        self._decode(probe, bad)
+        sec = (time.perf_counter() - start) / max(1, len(probe)) * len(rows)
+        size = np.mean([a.nbytes for a in self._arrays.values()] or [0]) * len(rows)
+        self.in_memory = bool(size <= _IN_MEMORY_BYTES and sec <= _IN_MEMORY_SEC)
+        if self.in_memory:
+            self._decode(np.setdiff1d(rows, probe), bad, progress=sec > 2)
+        return np.setdiff1d(rows, bad)
+
+    def _decode(self, rows: np.ndarray, bad: list[int], progress: bool = False) -> None:
+        def read(row: int) -> np.ndarray | BadRow:
+            try:
+                return self.read_image(int(row))
+            except BadRow as error:
+                return error
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(read, rows)
+            for row, result in zip(
+                rows, tqdm(results, "Decoding images", len(rows), disable=not progress), strict=True
+            ):
+                if isinstance(result, BadRow):
+                    self._reject(result, int(row), bad)
+                else:
+                    self._arrays[int(row)] = result
+
+    def split(self, fraction: float, most: int = 256) -> tuple[np.ndarray, np.ndarray]:
+        """(training, held-out) indices, drawn from the seed; no image is held out of fewer than 64."""
+        held_out = 0 if len(self) < 64 else min(most, round(len(self) * fraction))
+        order = np.random.default_rng(self.seed).permutation(len(self))
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+    def summary(self, condition_names: dict[int, str] | None = None) -> str:
+        """What was found, for a person."""
+        lines = [
+            f"images: {len(self):,} usable of {len(self.rows):,}, {self.resolution} px, {self.channels} channel(s)"
+        ]
+        values = [self._conditions[r] for r in self.usable if r in self._conditions]
+        if condition_names:
+            counts = Counter(values)
+            shown = [f"{name} {counts.get(i, 0):,}" for i, name in list(condition_names.items())[:20]]
+            more = f", and {len(condition_names) - 20} more" if len(condition_names) > 20 else ""
+            lines.append(
+                f"classes ({len(condition_names)}): {', '.join(shown)}{more}; without a label: {counts[None]:,}"
+            )
+        texts = [t for v in values for t in (v if isinstance(v, list) else [v]) if isinstance(t, str)]
+        if texts and not condition_names:
+            words = np.array([len(t.split()) for t in texts])
+            lines.append(
+                f"captions: {len(texts):,} ({len(set(texts)):,} different), {words.min()} to {words.max()} words, "
+                f"median {int(np.median(words))}; for example {texts[0]!r}"
+            )
+        if self.skipped:
+            lines.append(f"skipped: {len(self.skipped):,}, for example {self.skipped[0]}")
+        return "\n".join(lines)
+
+
+def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[Any], int | None]]:
+    """Class names and a parser for a column of labels.
+
+    Args:
+        values: all values of the column.
+        feature: its `datasets` feature.
+
+    Returns:
+        id2label, and a function from a value to its id (None: no label) that raises ValueError for a bad one.
+    """
+    if isinstance(feature, datasets.ClassLabel):
+        id2label = dict(enumerate(feature.names))
+    else:
+        known = sorted({v for v in values if v is not None and v != "" and v != -1})
+        if not known:
+            raise ValueError("the label column holds no label")
+        if all(isinstance(v, int) for v in known):
+            id2label = {i: str(i) for i in range(max(known) + 1)}
+        else:
+            id2label = dict(enumerate(str(v) for v in known))
+    ids = {name: i for i, name in id2label.items()}
+    numeric = isinstance(feature, datasets.ClassLabel) or all(isinstance(v, int) for v in values if v is not None)
+
+    def parse(value: Any) -> int | None:
+        if value is None or value == "" or value == -1:
+            return None
+        if numeric:
+            if value not in id2label:
+                raise ValueError(f"label {value} is outside of 0 .. {len(id2label) - 1}")
+            return int(value)
+        return ids[str(value)]
+
+    return id2label, parse
+
+
+def parse_caption(value: Any) -> str | list[str]:
+    """One caption or several; raises ValueError where nothing is said."""
+    captions = [c for c in (value if isinstance(value, list | tuple) else [value]) if isinstance(c, str) and c.strip()]
+    if not captions:
+        raise ValueError(f"empty caption {value!r}")
+    return captions if isinstance(value, list | tuple) else captions[0]

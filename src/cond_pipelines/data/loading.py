@@ -1,0 +1,141 @@
+"""Find the images, their labels and their captions, whatever form they come in."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+_NAMES = {
+    "image": ("image", "img", "images", "picture", "photo", "jpg", "png", "webp"),
+    "label": ("label", "labels", "class", "classes", "category", "fine_label", "target", "cls"),
+    "caption": ("text", "caption", "captions", "prompt", "description", "txt"),
+}
+_HOW = {
+    "image": "--image_column",
+    "label": "--label_column (or put the images into one sub-folder per class)",
+    "caption": "--caption_column (or add metadata.jsonl with file_name and text)",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns in use; None where the setting needs none."""
+
+    image: str
+    condition: str | None = None
+
+
+def load_source(
+    train_data_dir: str | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    cache_dir: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a data set from a folder, the Hub, or a function.
+
+    Args:
+        train_data_dir: image folder, folder of parquet or arrow files, or what `save_to_disk` wrote.
+        dataset_name: Hub id, or "module:function" with a function that returns a data set.
+
+    Raises:
+        ValueError: in one line, where there is nothing to load.
+    """
+    if bool(train_data_dir) == bool(dataset_name):
+        raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
+    if dataset_name and ":" in dataset_name:
+        return load_object(dataset_name)()
+    if train_data_dir and not Path(train_data_dir).is_dir():
+        raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
+    try:
+        if train_data_dir and any((Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")):
+            data = datasets.load_from_disk(train_data_dir)
+            data = data[_pick_split(data, split)] if isinstance(data, datasets.DatasetDict) else data
+            return data.to_iterable_dataset() if streaming else data
+        found = datasets.load_dataset(
+            _builder(Path(train_data_dir)) if train_data_dir else dataset_name,
+            dataset_config_name,
+            data_dir=train_data_dir,
+            streaming=streaming,
+            cache_dir=cache_dir,
+        )
+        return found[_pick_split(found, split)]
+    except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
+
+
+def load_object(path: str) -> Any:
+    """The object at "module:name". Raises ValueError where there is none."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {path!r} (module:name): {error}") from error
+
+
+def _builder(folder: Path) -> str:
+    suffixes = {p.suffix.lower() for p in folder.rglob("*") if p.is_file()}
+    for suffix, builder in ((".parquet", "parquet"), (".arrow", "arrow"), (".tar", "webdataset")):
+        if suffix in suffixes:
+            return builder
+    if not suffixes - {".jsonl", ".csv", ".txt", ".md", ""}:
+        raise ValueError("there are no images in it (nor parquet, arrow or tar files)")
+    return "imagefolder"
+
+
+def _pick_split(found: Any, split: str) -> str:
+    if split in found:
+        return split
+    if len(found) == 1:
+        return next(iter(found))
+    raise ValueError(f"there is no split {split!r}, only {', '.join(found)}: give --dataset_split")
+
+
+def find_columns(
+    features: datasets.Features,
+    conditioning: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    condition_column: str | None = None,
+) -> Columns:
+    """The columns that a setting needs, named by flag or found by feature type, then by name.
+
+    Raises:
+        ValueError: a named column that is not there, or none that fits; the message lists those that are.
+    """
+    image = _find(features, "image", image_column, lambda f: isinstance(f, datasets.Image))
+    if conditioning == "class":
+        return Columns(image, _find(features, "label", label_column, lambda f: isinstance(f, datasets.ClassLabel)))
+    if conditioning == "text":
+        return Columns(image, _find(features, "caption", caption_column, lambda f: False, or_only=_is_text))
+    if conditioning == "custom":
+        return Columns(image, _find(features, "condition", condition_column, lambda f: False))
+    return Columns(image)
+
+
+def _is_text(feature: Any) -> bool:
+    feature = getattr(feature, "feature", feature)  # a list of captions
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _find(features: datasets.Features, what: str, given: str | None, fits: Any, or_only: Any = None) -> str:
+    there = ", ".join(features)
+    if given is not None:
+        if given not in features:
+            raise ValueError(f"--{what}_column {given!r} is not among the columns: {there}")
+        return given
+    by_type = [name for name, feature in features.items() if fits(feature)]
+    by_name = [name for name in _NAMES.get(what, ()) if name in features]
+    if by_type:
+        return next((name for name in by_name if name in by_type), by_type[0])
+    if by_name:
+        return by_name[0]
+    only = [name for name, feature in features.items() if or_only and or_only(feature)]
+    if len(only) == 1:
+        return only[0]
+    raise ValueError(f"no {what} column among {there}: name it with {_HOW[what]}")

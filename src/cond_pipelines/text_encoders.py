@@ -1,0 +1,94 @@
+"""Text encoders: pretrained ones from transformers, or a small new one for one's own captions."""
+
+from collections.abc import Iterable
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
+
+_TEXT_HALF = {"clip": CLIPTextModel, "t5": T5EncoderModel, "umt5": UMT5EncoderModel}
+
+
+def load_text_encoder(
+    name_or_path: str, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained text encoder and its tokenizer.
+
+    Args:
+        name_or_path: Hub id or folder of CLIP, T5, a BERT-like, or a decoder-only language model; or a Stable
+            Diffusion-like pipeline's folder, with `text_encoder` and `tokenizer` inside.
+
+    Raises:
+        OSError: transformers' own, where there is no such model.
+
+    Example:
+        >>> text_encoder, tokenizer = load_text_encoder("openai/clip-vit-base-patch32")
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    model = _TEXT_HALF.get(config.model_type, AutoModel).from_pretrained(name_or_path, revision=revision)
+    return model, AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length: int = 64) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of one's own captions, lower case.
+
+    Args:
+        captions: what to learn from; any text can be encoded afterwards.
+        vocab_size: at most so many tokens.
+        max_length: saved as `model_max_length`.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<start>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+        model_max_length=max_length,
+    )
+
+
+def new_text_encoder(
+    captions: Iterable[str], hidden_size: int = 128, num_layers: int = 3, max_length: int = 64
+) -> tuple[CLIPTextModel, PreTrainedTokenizerFast]:
+    """A small CLIPTextModel with random weights and a tokenizer of `captions`, to be trained with the UNet.
+
+    Example:
+        >>> text_encoder, tokenizer = new_text_encoder(["a red circle", "a blue square"])
+    """
+    tokenizer = train_tokenizer(captions, max_length=max_length)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        projection_dim=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(1, hidden_size // 32),
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return CLIPTextModel(config), tokenizer

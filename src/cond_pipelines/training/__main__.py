@@ -1,0 +1,21 @@
+"""accelerate launch -m cond_pipelines.training --conditioning class --train_data_dir flowers --resolution 32"""
+
+import sys
+from typing import Any
+
+
+def main(args: list[str] | None = None, **defaults: Any) -> None:
+    """Parse the command line and train; bad arguments or data end in one line on stderr and exit code 2."""
+    from .config import parse_args
+    from .loop import train
+
+    config = parse_args(args, **defaults)
+    try:
+        train(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

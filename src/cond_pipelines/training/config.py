@@ -1,0 +1,213 @@
+"""All arguments of a training run, grouped; as dataclasses, from the command line, or from YAML.
+
+Where diffusers' train_unconditional.py and train_text_to_image.py have a flag with the same meaning, it has the same
+name here. None means "chosen for you": see `defaults.py`; what was chosen is printed and saved.
+"""
+
+import difflib
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def _arg(default: Any, help: str, **kwargs: Any) -> Any:
+    metadata = {"help": help} | kwargs
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    conditioning: str = _arg("none", "What the model is told: none, class, text, or custom.")
+    adapter: str | None = _arg(None, "Your own adapter as module:Class; the default is the setting's.")
+    adapter_config: str | None = _arg(None, "JSON with arguments of your adapter's constructor.")
+    unet_size: str | None = _arg(None, "xxs, xs, s, m, l, xl or xxl: see cond_pipelines.unet.")
+    pretrained_model_name_or_path: str | None = _arg(None, "A model of any setting to start from: folder or Hub id.")
+    revision: str | None = _arg(None, "Revision of the pretrained model.")
+    variant: str | None = _arg(None, "Variant of the pretrained model's files, such as fp16.")
+    text_encoder_name_or_path: str | None = _arg(
+        None, "A transformers text encoder and tokenizer. None: both are trained from scratch on your captions."
+    )
+    train_text_encoder: bool | None = _arg(None, "Default: only when it is trained from scratch.")
+    pretrained_vae_model_name_or_path: str | None = _arg(None, "A VAE, for latent diffusion. None: pixels.")
+    scheduler: str | None = _arg(
+        None, "Class of diffusers' scheduler to train for and save. Default: FlowMatchEulerDiscreteScheduler."
+    )
+    prediction_type: str | None = _arg(None, "For DDPM-family and EDM schedulers: epsilon, v_prediction, sample.")
+    snr_gamma: float | None = _arg(None, "Min-SNR weighting for DDPM-family schedulers; 5.0 is usual.")
+    gradient_checkpointing: bool = _arg(False, "Less memory, more time.")
+
+
+@dataclass
+class DataArguments:
+    train_data_dir: str | None = _arg(
+        None, "Folder of images (metadata.jsonl/.csv or class sub-folders), of parquet/arrow files, or save_to_disk's."
+    )
+    dataset_name: str | None = _arg(None, "Hub id, or module:function that returns a data set.")
+    dataset_config_name: str | None = _arg(None, "Configuration of the Hub data set.")
+    dataset_split: str = _arg("train", "Split to train on.")
+    cache_dir: str | None = _arg(None, "Where `datasets` keeps what it prepared.")
+    streaming: bool = _arg(False, "Stream the data set instead of preparing it on disk.")
+    image_column: str | None = _arg(None, "Default: the column of type Image.")
+    label_column: str | None = _arg(None, "Default: the column of type ClassLabel, or named label.")
+    caption_column: str | None = _arg(None, "Default: the column named text or caption. A list: one is drawn a step.")
+    condition_column: str | None = _arg(None, "For --conditioning custom: the column given to your adapter.")
+    resolution: int | None = _arg(None, "Images are resized to this many pixels a side. Default: the images' own size.")
+    channels: int | None = _arg(None, "1 gray, 3 RGB, 4 RGBA. Default: 1 where all images are gray, else 3.")
+    center_crop: bool = _arg(True, "Crop the centre; --no_center_crop: a random place.")
+    random_flip: bool = _arg(False, "Flip half of the images left to right.")
+    image_interpolation_mode: str = _arg("lanczos", "Of the resize: nearest, box, bilinear, hamming, bicubic, lanczos.")
+    on_bad_image: str = _arg("error", "error: stop and name the row. skip: leave it out and count.")
+    max_train_samples: int | None = _arg(None, "Use only the first so many rows.")
+    validation_fraction: float = _arg(0.03, "Held out for the validation loss (at most 256 images; 0: none).")
+    dataloader_num_workers: int | None = _arg(None, "Default: none when the images fit in memory.")
+
+
+@dataclass
+class OptimizationArguments:
+    train_batch_size: int | None = _arg(None, "Images a process and micro-step.")
+    max_train_steps: int | None = _arg(None, "Optimizer steps. Wins over num_train_epochs.")
+    num_train_epochs: int | None = _arg(None, "Passes over the images.")
+    max_train_minutes: float | None = _arg(None, "Stop after this long; the LR schedule fits the time given.")
+    gradient_accumulation_steps: int = _arg(1, "Micro-steps an optimizer step.")
+    learning_rate: float | None = _arg(None, "Peak learning rate.")
+    lr_scheduler: str = _arg("warmup_stable_decay", "constant, linear, cosine, or warmup_stable_decay.")
+    lr_warmup_steps: int | None = _arg(None, "Optimizer steps of linear warm-up.")
+    lr_decay_fraction: float = _arg(0.25, "Of the run, for warmup_stable_decay.")
+    adam_beta1: float = _arg(0.9, "AdamW.")
+    adam_beta2: float = _arg(0.99, "AdamW.")
+    adam_weight_decay: float = _arg(0.0, "AdamW.")
+    adam_epsilon: float = _arg(1e-8, "AdamW.")
+    max_grad_norm: float = _arg(1.0, "Gradient clipping; 0: none.")
+    condition_dropout: float = _arg(0.1, "Probability, per example and step, that the model is told nothing.")
+    mixed_precision: str | None = _arg(None, "no, fp16 or bf16. Default: what the device is fast at.")
+    allow_tf32: bool = _arg(True, "TF32 matrix products on NVIDIA GPUs.")
+    use_ema: bool = _arg(True, "Keep and save a moving average of the weights.")
+    ema_max_decay: float = _arg(0.999, "Upper bound of the EMA's decay, 1 - (1 + step / ema_inv_gamma) ** -ema_power.")
+    ema_inv_gamma: float = _arg(1.0, "See ema_max_decay.")
+    ema_power: float = _arg(0.75, "See ema_max_decay.")
+    seed: int = _arg(0, "Of weights, data order, noise, times, dropout, crops and flips.")
+
+
+@dataclass
+class OutputArguments:
+    output_dir: str = _arg("output", "The finished pipeline, its pictures and its checkpoints go here.")
+    report_to: str | None = _arg(None, "tensorboard, wandb, ..., or none. Default: tensorboard where installed.")
+    logging_dir: str = _arg("logs", "Of the tracker, inside output_dir.")
+    tracker_project_name: str = _arg("cond_pipelines", "For trackers that have projects.")
+    logging_steps: int = _arg(50, "Optimizer steps between two lines of the log.")
+    validation_steps: int | None = _arg(None, "Steps between validations. Default: four in the run. 0: none.")
+    validation_prompts: list[str] = _arg([], "Captions, or labels, of the sample grids. Default: from the data.")
+    num_validation_images: int = _arg(16, "Images in a sample grid during training.")
+    checkpointing_steps: int | None = _arg(None, "Steps between checkpoints to resume from. Default: none.")
+    checkpoints_total_limit: int | None = _arg(None, "Keep only so many checkpoints.")
+    resume_from_checkpoint: str | None = _arg(None, "A checkpoint folder, or latest.")
+    default_num_inference_steps: int = _arg(50, "Saved as the pipeline's default.")
+    default_guidance_scale: float = _arg(2.0, "Saved as the pipeline's default.")
+    push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
+    hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
+    hub_token: str | None = _arg(None, "Default: the one you are logged in with.")
+
+
+@dataclass
+class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, ModelArguments):
+    """Everything that decides a training run.
+
+    Raises:
+        ValueError: a value that no run can use; the message names the flag.
+
+    Example:
+        >>> config = TrainingConfig(conditioning="class", train_data_dir="flowers", resolution=64)
+        >>> config.save("recipe.yaml")
+        >>> folder = train(config)
+    """
+
+    def __post_init__(self) -> None:
+        choices = {
+            "conditioning": ("none", "class", "text", "custom"),
+            "on_bad_image": ("error", "skip"),
+            "mixed_precision": (None, "no", "fp16", "bf16"),
+            "prediction_type": (None, "epsilon", "v_prediction", "sample"),
+            "lr_scheduler": ("constant", "linear", "cosine", "warmup_stable_decay"),
+            "image_interpolation_mode": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+            "channels": (None, 1, 3, 4),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(str(a) for a in allowed if a is not None)
+                raise ValueError(f"--{name} {getattr(self, name)!r} is not one of {names}")
+        for name in ("condition_dropout", "validation_fraction", "lr_decay_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 0 and less than 1")
+        for name in (
+            *("train_batch_size", "max_train_steps", "num_train_epochs", "max_train_minutes", "resolution"),
+            *("gradient_accumulation_steps", "learning_rate", "checkpointing_steps", "checkpoints_total_limit"),
+            *("logging_steps", "max_train_samples"),
+        ):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0")
+        if self.conditioning == "custom" and not (self.adapter and self.condition_column):
+            raise ValueError("--conditioning custom needs --adapter module:Class and --condition_column")
+        if self.pretrained_model_name_or_path and self.unet_size:
+            raise ValueError("--unet_size has no meaning with --pretrained_model_name_or_path: leave it out")
+        if self.train_data_dir and self.dataset_name:
+            raise ValueError("give either --train_data_dir or --dataset_name, not both")
+
+    def save(self, path: str | Path) -> None:
+        """Write as YAML, readable again with `--config`; the Hub token is left out."""
+        values = {k: v for k, v in asdict(self).items() if k != "hub_token"}
+        Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def parse_args(args: list[str] | None = None, **defaults: Any) -> TrainingConfig:
+    """The command line to a TrainingConfig; `--config recipe.yaml` is read first, and the command line wins.
+
+    Args:
+        args: default: sys.argv[1:].
+        defaults: lower than both, such as a script's `conditioning="class"`.
+
+    Raises:
+        SystemExit: with one line, for an unknown flag or key (naming the nearest one) or a bad value.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(TrainingConfig, allow_abbrev=False, description="Train p(x), p(x|y) or p(x|text).")
+    parser.add_argument("--config", help="YAML file with any of these arguments; the command line wins.")
+    args = sys.argv[1:] if args is None else args
+    known = [f.name for f in fields(TrainingConfig)]
+    try:
+        path = parser.parse_known_args(args)[0].config
+        recipe = read_recipe(path) if path else {}
+        parser.set_defaults(**defaults | recipe)
+        config, _, unknown = parser.parse_args_into_dataclasses(
+            args, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            raise ValueError(_unknown(unknown[0].split("=")[0].lstrip("-"), known, "argument --"))
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    return config
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A YAML recipe as a dictionary. Raises ValueError for an unknown key, naming the nearest one."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"the recipe {path} must be `key: value` lines, not a {type(recipe).__name__}")
+    known = [f.name for f in fields(TrainingConfig)]
+    for key in recipe:
+        if key not in known:
+            raise ValueError(_unknown(str(key), known, f"key in {path}: "))
+    return recipe
+
+
+def _unknown(name: str, known: list[str], what: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown {what}{name}" + (f"; did you mean {near[0]}?" if near else "")

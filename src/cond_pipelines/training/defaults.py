@@ -1,0 +1,89 @@
+"""What a run uses where it was not told: chosen from the resolution, the number of images and the device."""
+
+import importlib.util
+import os
+from dataclasses import replace
+
+import torch
+
+from .config import TrainingConfig
+
+
+def fill_defaults(
+    config: TrainingConfig, *, num_images: int | None, sample_size: int, device: torch.device, in_memory: bool = True
+) -> TrainingConfig:
+    """A copy of `config` with every None that has to be decided, decided.
+
+    Args:
+        num_images: in the training split; None where it is streamed.
+        sample_size: of what the UNet denoises, in pixels or latent pixels.
+        in_memory: the images are decoded already, so loading needs no worker processes.
+    """
+    on_cpu = device.type == "cpu"
+    size = config.unet_size or _unet_size(sample_size, on_cpu)
+    batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images)
+    fine_tuning = config.pretrained_model_name_or_path is not None
+    learning_rate = config.learning_rate or _LEARNING_RATES[size] * (0.5 if fine_tuning else 1.0)
+    max_train_steps = config.max_train_steps
+    if max_train_steps is None and config.max_train_minutes is None:
+        if num_images is None:
+            raise ValueError("a streaming data set has no length: give --max_train_steps or --max_train_minutes")
+        steps_an_epoch = num_images / (batch_size * config.gradient_accumulation_steps * _world_size())
+        epochs = config.num_train_epochs or 100
+        max_train_steps = max(1, round(epochs * steps_an_epoch))
+        if config.num_train_epochs is None:  # a hundred passes over few images are too few steps
+            max_train_steps = min(max(max_train_steps, 3_000), 100_000)
+    workers = config.dataloader_num_workers
+    if workers is None:
+        workers = 0 if in_memory else max(1, min(8, (os.cpu_count() or 2) - 1))
+    return replace(
+        config,
+        unet_size=None if fine_tuning else size,
+        train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_warmup_steps=config.lr_warmup_steps if config.lr_warmup_steps is not None else 100,
+        max_train_steps=max_train_steps,
+        mixed_precision=config.mixed_precision or fast_precision(device),
+        dataloader_num_workers=workers,
+        report_to=config.report_to or default_tracker(),
+        train_text_encoder=_train_text_encoder(config),
+    )
+
+
+def _train_text_encoder(config: TrainingConfig) -> bool:
+    if config.train_text_encoder is not None:
+        return config.train_text_encoder
+    return config.conditioning == "text" and config.text_encoder_name_or_path is None
+
+
+def default_tracker() -> str:
+    """TensorBoard where it is installed."""
+    return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+
+
+def fast_precision(device: torch.device) -> str:
+    """bf16 where the device has instructions for it, fp16 on older NVIDIA GPUs, otherwise no mixed precision."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "no"
+
+
+_LEARNING_RATES = {"xxs": 1e-3, "xs": 1e-3, "s": 8e-4, "m": 4e-4, "l": 2e-4, "xl": 1e-4, "xxl": 1e-4}
+
+
+def _unet_size(sample_size: int, on_cpu: bool) -> str:
+    if on_cpu:
+        return "xs" if sample_size <= 20 else "s"
+    return "s" if sample_size <= 20 else "m" if sample_size <= 48 else "l" if sample_size <= 96 else "xl"
+
+
+def _batch_size(sample_size: int, on_cpu: bool, num_images: int | None) -> int:
+    base = 64 if sample_size <= 32 else max(8, 64 * 32 * 32 // sample_size**2)
+    batch_size = base if on_cpu else base * 4 if sample_size <= 32 else min(256, base * 8)
+    return min(batch_size, max(1, num_images or batch_size))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,249 @@
+"""train(config) -> folder: one loop for the three settings.
+
+dataset -> image -> (vae) -> x_0 -> objective.sample -> Noised ------------------------------+
+        -> condition -> preprocess -> encode -> adapter -> cond.where(keep, null_like(cond)) -+-> unet -> weighted MSE
+"""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
+from ..data.batches import draw_noise, make_loader
+from ..objectives import Objective
+from .checkpoints import Progress, load_checkpoint, save_checkpoint
+from .conditions import ConditionEncoder
+from .config import TrainingConfig
+from .defaults import default_tracker, fast_precision, fill_defaults
+from .log import TrainingLog
+from .setup import TrainingData, build_pipeline, load_data, load_vae, make_trainable
+from .validation import ema_weights, grid_conditions, held_out_loss, sample_grid
+
+
+class _Told(nn.Module):
+    """UNet and adapter (and a trained text encoder) as one module, so that gradient sync covers all of them."""
+
+    def __init__(self, pipe: ConditionalPipeline, trained: list[nn.Module]):
+        super().__init__()
+        self.unet, self.adapter = pipe.unet, pipe.adapter
+        self.text_encoder = pipe.text_encoder if len(trained) > 2 else None
+
+    def forward(self, x_t: Tensor, t: Tensor, features: dict[str, Tensor], keep: Tensor) -> Tensor:
+        if self.text_encoder is not None:
+            features = self.adapter.encode(features, self.text_encoder)
+        cond = self.adapter(features)
+        cond = cond.where(keep, self.adapter.null_like(cond))  # condition dropout, per example
+        return self.unet(x_t, t, **cond.unet_kwargs()).sample  # (B, C, h, w)
+
+
+def train(config: TrainingConfig) -> Path:
+    """Train a model of any of the three settings.
+
+    Args:
+        config: see TrainingConfig. What it leaves open is chosen, printed and saved.
+
+    Returns:
+        `config.output_dir`: a complete pipeline, training_config.yaml, samples.png, loss.png and log.jsonl.
+
+    Raises:
+        ValueError: arguments or data that cannot be used, in one line, before the first step.
+
+    Example:
+        >>> folder = train(TrainingConfig(conditioning="class", train_data_dir="flowers", resolution=32))
+        >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
+    """
+    start = time.perf_counter()
+    output_dir = Path(config.output_dir)
+    accelerator = _accelerator(config, output_dir)
+    set_seed(config.seed)
+    with accelerator.main_process_first():  # one process prepares what the others read
+        data = load_data(config)
+    vae = load_vae(config.pretrained_vae_model_name_or_path) if config.pretrained_vae_model_name_or_path else None
+    config = fill_defaults(
+        config,
+        num_images=None if data.train is None else len(data.train),
+        sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
+        device=accelerator.device,
+        in_memory=data.dataset.in_memory,
+    )
+    pipe = build_pipeline(config, data, vae)
+    trained = make_trainable(pipe, config)
+    pipe.to(accelerator.device)
+    objective = Objective.from_scheduler(
+        pipe.scheduler, **({"snr_gamma": config.snr_gamma} if config.snr_gamma else {})
+    )
+
+    parameters = [p for module in trained for p in module.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+        fused=True,
+    )
+    ema = _ema(config, parameters)
+    model, optimizer = accelerator.prepare(_Told(pipe, trained), optimizer)
+    if ema is not None:
+        accelerator.register_for_checkpointing(ema)
+    progress = Progress()
+    if config.resume_from_checkpoint:
+        progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint)
+
+    world_size, batch_size = accelerator.num_processes, config.train_batch_size
+    conditions = ConditionEncoder(pipe, trainable=len(trained) > 2)
+    loader = make_loader(
+        data.dataset,
+        data.train,
+        conditions.preprocess,
+        batch_size=batch_size,
+        num_workers=config.dataloader_num_workers,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=world_size,
+        start=progress.position,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    log = TrainingLog(accelerator, config, output_dir, progress)
+    log.opening(data, sum(p.numel() for p in parameters))
+    learning_rate = _LearningRate(config, optimizer)
+    grid_of = grid_conditions(config, data, config.num_validation_images)
+    resumed_sec = progress.elapsed_sec
+
+    done = _fraction_done(config, progress, accelerator)
+    batches = iter(loader)
+    while done < 1:
+        lr = learning_rate.set(progress.step, done)
+        step_loss = torch.zeros((), device=accelerator.device)
+        for _ in range(config.gradient_accumulation_steps):
+            with accelerator.accumulate(model):
+                batch = next(batches)
+                with torch.no_grad():
+                    generator = torch.Generator(accelerator.device).manual_seed(config.seed + int(batch.positions[0]))
+                    x_0 = pipe.encode_images(batch.images(accelerator.device), generator)  # (B, C, h, w)
+                    features = conditions.features(batch.inputs_on(accelerator.device))
+                noise, u, coin = draw_noise(config.seed, batch.positions, x_0.shape[1:], accelerator.device)
+                noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
+                with accelerator.autocast():
+                    prediction = model(noised.x_t, noised.t, features, coin >= config.condition_dropout)
+                loss = noised.loss(prediction).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and config.max_grad_norm:
+                    accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            step_loss += loss.detach() / config.gradient_accumulation_steps
+            progress.position += batch_size * world_size
+        if ema is not None:
+            ema.step(parameters)
+
+        progress.step += 1
+        progress.elapsed_sec = resumed_sec + time.perf_counter() - start
+        before, done = done, _fraction_done(config, progress, accelerator)
+        log.step(progress, step_loss, lr, done)
+        if _validate_now(config, progress.step, before, done):
+            with ema_weights(ema, trained):
+                loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
+                grid = sample_grid(pipe, grid_of, accelerator, data.id2label) if accelerator.is_main_process else None
+            log.validation(progress, loss_held_out, grid)
+            accelerator.wait_for_everyone()
+        if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
+            save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit)
+    with ema_weights(ema, trained, restore=False):
+        return _finish(accelerator, config, pipe, data, log)
+
+
+def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" also where `accelerate launch` was told nothing
+    precision = config.mixed_precision or (asked if asked != "no" else fast_precision(PartialState().device))
+    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    tracker = config.report_to or default_tracker()
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
+    )
+
+
+def _ema(config: TrainingConfig, parameters: list[nn.Parameter]) -> EMAModel | None:
+    if not config.use_ema:
+        return None
+    return EMAModel(
+        parameters,
+        decay=config.ema_max_decay,
+        use_ema_warmup=True,
+        inv_gamma=config.ema_inv_gamma,
+        power=config.ema_power,
+        foreach=True,
+    )
+
+
+class _LearningRate:
+    """The learning rate as a function of the fraction done, so that it fits a number of steps or of minutes alike.
+
+    It is set by hand once an optimizer step: accelerate steps a prepared scheduler `num_processes` times.
+    """
+
+    def __init__(self, config: TrainingConfig, optimizer: torch.optim.Optimizer, resolution: int = 10_000):
+        self.config, self.optimizer, self.resolution = config, optimizer, resolution
+        decay = {"num_decay_steps": round(config.lr_decay_fraction * resolution)}
+        shape = get_scheduler(
+            config.lr_scheduler,
+            torch.optim.SGD([torch.zeros(1)], lr=1.0),
+            num_warmup_steps=0,
+            num_training_steps=resolution,
+            scheduler_specific_kwargs=decay if config.lr_scheduler == "warmup_stable_decay" else None,
+        )
+        self.shape = shape.lr_lambdas[0]
+
+    def set(self, step: int, done: float) -> float:
+        """Set and return the rate of the step about to be made: `step` were made, `done` of the run is over."""
+        warmup = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
+        lr = self.config.learning_rate * warmup * self.shape(int(done * self.resolution))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+
+def _fraction_done(config: TrainingConfig, progress: Progress, accelerator: Accelerator) -> float:
+    by_steps = progress.step / config.max_train_steps if config.max_train_steps else 0.0
+    if not config.max_train_minutes:
+        return by_steps
+    done = torch.tensor(max(by_steps, progress.elapsed_sec / (60 * config.max_train_minutes)), dtype=torch.float64)
+    if accelerator.num_processes > 1:  # clocks differ; all must stop at the same step
+        done = done.to(accelerator.device, torch.float32)
+        torch.distributed.broadcast(done, src=0)
+    return done.item()
+
+
+def _validate_now(config: TrainingConfig, step: int, before: float, done: float) -> bool:
+    if config.validation_steps is None:
+        return int(4 * before) != int(4 * min(done, 1.0))
+    return config.validation_steps > 0 and step % config.validation_steps == 0
+
+
+def _finish(
+    accelerator: Accelerator, config: TrainingConfig, pipe: ConditionalPipeline, data: TrainingData, log: TrainingLog
+) -> Path:
+    output_dir = Path(config.output_dir)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        config.save(output_dir / "training_config.yaml")
+        pipe.save_pretrained(output_dir)
+        samples = grid_conditions(config, data, 64)
+        sample_grid(pipe, samples, accelerator, data.id2label, num_inference_steps=None).save(
+            output_dir / "samples.png"
+        )
+        if config.push_to_hub:
+            pipe.push_to_hub(config.hub_model_id or output_dir.name, token=config.hub_token)
+    log.close()
+    accelerator.end_training()
+    return output_dir

@@ -1,0 +1,234 @@
+"""From arguments to what is trained: the data set, and a pipeline with new or pretrained components."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import datasets
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from torch import nn
+
+from ..adapters import ClassLabelAdapter, ConditioningAdapter, TextAdapter, UnconditionalAdapter
+from ..conditional_pipeline import VAE, ConditionalPipeline, vae_scale_factor
+from ..data import images as im
+from ..data.dataset import ImageDataset, label_parser, parse_caption
+from ..data.loading import find_columns, load_object, load_source
+from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
+from ..text_encoders import load_text_encoder, new_text_encoder
+from ..unet import build_unet
+from .config import TrainingConfig
+
+# The whole difference between the settings.
+SETTINGS = {
+    "none": (UnconditionalPipeline, UnconditionalAdapter),
+    "class": (ClassConditionalPipeline, ClassLabelAdapter),
+    "text": (TextToImagePipeline, TextAdapter),
+    "custom": (ConditionalPipeline, ConditioningAdapter),
+}
+
+
+@dataclass
+class TrainingData:
+    """A checked data set.
+
+    Args:
+        dataset: reads rows.
+        train, held_out: indices into it; None, and empty, for a streaming set.
+        id2label: class names, for class labels.
+    """
+
+    dataset: ImageDataset
+    train: np.ndarray | None
+    held_out: np.ndarray
+    id2label: dict[int, str] | None
+
+    def conditions(self, indices: np.ndarray) -> list[Any]:
+        """Raw conditions of some rows, the first where a row has several."""
+        found = [self.dataset.read_condition(int(self.dataset.usable[i])) for i in indices]
+        return [c[0] if isinstance(c, list) else c for c in found]
+
+
+def load_data(config: TrainingConfig) -> TrainingData:
+    """Load and check the data set. Raises ValueError in one line for bad input; see `data.dataset`."""
+    source = load_source(
+        config.train_data_dir,
+        config.dataset_name,
+        config.dataset_config_name,
+        config.dataset_split,
+        config.streaming,
+        config.cache_dir,
+    )
+    streamed = not hasattr(source, "__len__")
+    if streamed and source.features is None:
+        source = source._resolve_features()
+    if config.max_train_samples is not None:
+        source = source.take(config.max_train_samples)
+    columns = find_columns(
+        source.features,
+        config.conditioning,
+        config.image_column,
+        config.label_column,
+        config.caption_column,
+        config.condition_column,
+    )
+    id2label, parse = None, lambda value: value
+    if config.conditioning == "class":
+        feature = source.features[columns.condition]
+        if streamed and not hasattr(feature, "names"):
+            raise ValueError(f"streaming needs a ClassLabel column with names, and {columns.condition!r} is {feature}")
+        values = [] if streamed else source.select_columns([columns.condition])[columns.condition]
+        id2label, parse = label_parser(values, feature)
+    elif config.conditioning == "text":
+        parse = parse_caption
+    resolution, channels = _look(config, source, columns.image, streamed)
+    dataset = ImageDataset(
+        rows=source,
+        columns=columns,
+        resolution=resolution,
+        channels=channels,
+        center_crop=config.center_crop,
+        random_flip=config.random_flip,
+        interpolation=config.image_interpolation_mode,
+        on_bad_image=config.on_bad_image,
+        parse_condition=parse,
+        seed=config.seed,
+    )
+    if streamed:
+        return TrainingData(dataset, None, np.array([], dtype=int), id2label)
+    dataset.check()
+    return TrainingData(dataset, *dataset.split(config.validation_fraction), id2label)
+
+
+def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool) -> tuple[int, int]:
+    """Resolution and channels where they are not given, from the first readable images."""
+    if config.resolution and config.channels:
+        return config.resolution, config.channels
+    images, rows = [], source.cast_column(image_column, datasets.Image(decode=False))
+    for values in rows.take(64) if streamed else rows.select(range(min(64, len(rows)))):
+        try:
+            images.append(im.open_image(values[image_column]))
+        except (OSError, TypeError, AttributeError):
+            continue  # the check of the whole set names it
+    if not images:
+        raise ValueError("none of the first 64 images can be read")
+    side = int(np.median([min(image.size) for image in images]))
+    resolution = config.resolution or min(256, max(8, side // 8 * 8))
+    return resolution, config.channels or (1 if all(im.is_gray(image) for image in images) else 3)
+
+
+def load_vae(name_or_path: str) -> VAE:
+    """Any of the supported VAEs, frozen, from a folder or the Hub, also from a pipeline's `vae` sub-folder."""
+    for subfolder in ("", "vae"):
+        try:
+            kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
+        except (OSError, KeyError):
+            continue
+        for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC):
+            if cls.__name__ == kind:
+                return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
+    raise ValueError(f"no AutoencoderKL, AutoencoderTiny or AutoencoderDC in {name_or_path}")
+
+
+def build_scheduler(config: TrainingConfig) -> Any:
+    """A new scheduler of the class asked for. Raises ValueError where diffusers has none of that name."""
+    name = config.scheduler or "FlowMatchEulerDiscreteScheduler"
+    cls = getattr(diffusers, name, None)
+    if cls is None or not name.endswith("Scheduler"):
+        raise ValueError(f"--scheduler {name} is not a scheduler of diffusers, such as FlowMatchEulerDiscreteScheduler")
+    arguments = {"prediction_type": config.prediction_type} if config.prediction_type else {}
+    if config.prediction_type and name.startswith("FlowMatch"):
+        raise ValueError(f"--prediction_type has no meaning for {name}: leave it out")
+    # DDPM-family pixels are in [-1, 1], so the samplers may clip; latents are not.
+    if config.pretrained_vae_model_name_or_path and "clip_sample" in cls.__init__.__code__.co_varnames:
+        arguments["clip_sample"] = False
+    return cls(**arguments)
+
+
+def build_pipeline(config: TrainingConfig, data: TrainingData, vae: VAE | None = None) -> ConditionalPipeline:
+    """A pipeline of the setting asked for: new, or every UNet weight from a pretrained one of any setting."""
+    pipeline_class, adapter_class = SETTINGS[config.conditioning]
+    dataset = data.dataset
+    scale = 1 if vae is None else vae_scale_factor(vae)
+    if dataset.resolution % scale:
+        raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {scale}, the VAE's scale factor")
+    sample_size = dataset.resolution // scale
+    parent = None
+    if config.pretrained_model_name_or_path:
+        parent = ConditionalPipeline.from_pretrained(
+            config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant
+        )
+        unet, scheduler, vae = parent.unet, parent.scheduler, parent.components.get("vae")
+        if config.scheduler:
+            scheduler = build_scheduler(config)
+        if vae is None and unet.config.in_channels != dataset.channels:
+            raise ValueError(f"the pretrained UNet has {unet.config.in_channels} channels: give --channels that many")
+        unet.register_to_config(sample_size=dataset.resolution // (1 if vae is None else vae_scale_factor(vae)))
+    else:
+        channels = dataset.channels if vae is None else vae.config.latent_channels
+        unet = build_unet(config.unet_size, sample_size=sample_size, channels=channels)
+        scheduler = build_scheduler(config)
+    components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+
+    if config.conditioning == "text":
+        components |= dict(zip(("text_encoder", "tokenizer"), _text_encoder(config, data, parent), strict=True))
+    components["adapter"] = _adapter(config, adapter_class, unet, data, components.get("text_encoder"), parent)
+    pipe = pipeline_class(
+        **components,
+        default_num_inference_steps=config.default_num_inference_steps,
+        default_guidance_scale=config.default_guidance_scale,
+    )
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    return pipe
+
+
+def _text_encoder(config: TrainingConfig, data: TrainingData, parent: Any) -> tuple[nn.Module, Any]:
+    if config.text_encoder_name_or_path:
+        return load_text_encoder(config.text_encoder_name_or_path)
+    if parent is not None and parent.components.get("text_encoder") is not None:
+        return parent.text_encoder, parent.tokenizer
+    if data.train is None:
+        raise ValueError("a text encoder cannot be made from a streaming set: give --text_encoder_name_or_path")
+    captions = (data.dataset.read_condition(int(data.dataset.usable[i])) for i in data.train)
+    return new_text_encoder(t for c in captions for t in (c if isinstance(c, list) else [c]))
+
+
+def _adapter(
+    config: TrainingConfig,
+    adapter_class: type[ConditioningAdapter],
+    unet: nn.Module,
+    data: TrainingData,
+    text_encoder: nn.Module | None,
+    parent: Any,
+) -> ConditioningAdapter:
+    if config.adapter:
+        return load_object(config.adapter).for_unet(unet, **json.loads(config.adapter_config or "{}"))
+    build = partial(adapter_class.for_unet, unet)
+    if config.conditioning == "class":
+        build = partial(build, id2label={str(i): name for i, name in data.id2label.items()})
+    elif config.conditioning == "text":
+        build = partial(build, text_encoder=text_encoder)
+    if parent is None or parent.adapter.conditioning != config.conditioning:
+        return build()
+    # The same setting again: go on with its adapter, when it still fits the data.
+    if config.conditioning == "class" and parent.adapter.id2label != data.id2label:
+        return build()
+    if config.conditioning == "text" and config.text_encoder_name_or_path:
+        return build()
+    return parent.adapter
+
+
+def make_trainable(pipe: ConditionalPipeline, config: TrainingConfig) -> list[nn.Module]:
+    """Freeze what stays as it is; returns the modules that are trained, UNet first."""
+    trained = [pipe.unet, pipe.adapter]
+    if config.conditioning == "text" and config.train_text_encoder:
+        trained.append(pipe.text_encoder)
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(module in trained)
+            module.train(module in trained)
+    return trained

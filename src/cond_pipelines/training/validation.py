@@ -1,0 +1,103 @@
+"""What is looked at during training: the loss on held-out images at fixed noise and times, and samples."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import nn
+
+from ..conditional_pipeline import ConditionalPipeline
+from ..data.batches import draw_noise
+from ..objectives import Objective
+from ..pictures import image_grid
+from .config import TrainingConfig
+from .setup import TrainingData
+
+_NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
+
+
+@contextmanager
+def ema_weights(ema: EMAModel | None, modules: list[nn.Module], restore: bool = True) -> Iterator[None]:
+    """Within (and after, without `restore`), the modules hold the moving average and are in eval mode."""
+    parameters = [p for module in modules for p in module.parameters()]
+    training = [module.training for module in modules]
+    if ema is not None:
+        if restore:
+            ema.store(parameters)
+        ema.copy_to(parameters)
+    for module in modules:
+        module.eval()
+    yield
+    if restore:
+        for module, mode in zip(modules, training, strict=True):
+            module.train(mode)
+        if ema is not None:
+            ema.restore(parameters)
+
+
+@torch.no_grad()
+def held_out_loss(
+    pipe: ConditionalPipeline, objective: Objective, data: TrainingData, accelerator: Accelerator, batch_size: int
+) -> float | None:
+    """Mean loss over the held-out images, each at noise and a time of its own that never change; None without any."""
+    if not len(data.held_out):
+        return None
+    device, losses = accelerator.device, []
+    for start in range(0, len(data.held_out), batch_size):
+        indices = data.held_out[start : start + batch_size]
+        rows = [data.dataset[0, int(i)] for i in indices]
+        pixels = torch.stack([torch.from_numpy(row.pixels.copy()) for row in rows]).permute(0, 3, 1, 2)  # (B, C, H, W)
+        x_0 = pipe.encode_images(pixels.to(device).float() / 127.5 - 1, torch.Generator(device).manual_seed(start))
+        positions = torch.arange(start, start + len(indices))
+        noise, u, _ = draw_noise(data.dataset.seed + 1, positions, x_0.shape[1:], device)
+        noised = objective.sample(x_0, noise, u)
+        with accelerator.autocast():
+            cond, _ = pipe.encode_condition([row.condition for row in rows])
+            prediction = pipe.unet(noised.x_t, noised.t, **cond.unet_kwargs()).sample
+        losses.append(noised.loss(prediction))
+    return torch.cat(losses).mean().item()
+
+
+def grid_conditions(config: TrainingConfig, data: TrainingData, count: int) -> list[Any]:
+    """What the sample grids are told: what was asked for, else every class in turn, else conditions of the data."""
+    if config.conditioning == "none":
+        return [None] * count
+    if config.validation_prompts:
+        labels = {name: i for i, name in (data.id2label or {}).items()}
+        prompts = [labels.get(p, int(p) if p.isdigit() and labels else p) for p in config.validation_prompts]
+        return [prompts[i % len(prompts)] for i in range(count)]
+    if data.id2label:
+        return [i % len(data.id2label) for i in range(count)]
+    if data.train is None:
+        return [None] * count
+    found = data.conditions((data.held_out if len(data.held_out) else data.train)[:count])
+    return [found[i % len(found)] for i in range(count)]
+
+
+@torch.no_grad()
+def sample_grid(
+    pipe: ConditionalPipeline,
+    conditions: list[Any],
+    accelerator: Accelerator,
+    id2label: dict[int, str] | None = None,
+    num_inference_steps: int | None = _NUM_STEPS,
+    seed: int = 0,
+) -> Image.Image:
+    """One sample for each condition, from noise that never changes; None as the number of steps: the pipeline's own."""
+    images = []
+    pipe.set_progress_bar_config(disable=True)
+    for start in range(0, len(conditions), 64):
+        some = conditions[start : start + 64]
+        # On the CPU, so that a GPU shows the same.
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
+        with accelerator.autocast():
+            images += ConditionalPipeline.__call__(
+                pipe, some, generator=generators, num_inference_steps=num_inference_steps
+            ).images
+    pipe.set_progress_bar_config(disable=False)
+    names = [str((id2label or {}).get(c, c)) for c in conditions]
+    return image_grid(images, captions=names if any(c is not None for c in conditions) else None)

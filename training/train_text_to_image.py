@@ -1,0 +1,9 @@
+"""accelerate launch training/train_text_to_image.py --train_data_dir my_images --resolution 64
+
+The same as `accelerate launch -m cond_pipelines.training --conditioning text ...`; --help lists every argument.
+"""
+
+from cond_pipelines.training.__main__ import main
+
+if __name__ == "__main__":
+    main(conditioning="text")
