@@ -6,6 +6,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 import difflib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,8 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
 
     An adapter is built for a UNet's socket `(token_dim, pooled_dim)`, where None means that this UNet has no such
     input. Override `preprocess` and `forward`; `encode` only when a frozen network is in between. Start at zero
-    difference (`zero_init`), so that a converted model begins as its parent. Keep at least one parameter or buffer.
+    difference (`zero_init`), so that a converted model begins as its parent. Keep at least one parameter, a frozen one
+    will do: offloading asks for a model's first.
 
     Class attributes:
         conditioning: the name of the setting ("none", "class", "text", or your own).
@@ -110,6 +112,11 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     conditioning = "custom"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # diffusers learns how to load a component from the base classes' names in the component's own module.
+        vars(sys.modules[cls.__module__]).setdefault("ModelMixin", ModelMixin)
 
     @classmethod
     def for_unet(cls, unet: nn.Module, **kwargs: Any) -> "ConditioningAdapter":
@@ -176,8 +183,8 @@ class UnconditionalAdapter(ConditioningAdapter):
     @register_to_config
     def __init__(self, token_dim: int | None = None, pooled_dim: int | None = None):
         super().__init__()
-        # A module without any tensor has no device and no dtype, and breaks the pipeline's.
-        self.register_buffer("nothing", torch.zeros(1))
+        # A parameter, though nothing is learned: diffusers' and accelerate's offload ask a model's first for its device.
+        self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
         return {"batch": torch.zeros(len(raw))}

@@ -174,8 +174,8 @@ class ConditionalPipeline(DiffusionPipeline):
         return self.adapter.encode(inputs, getattr(self, "text_encoder", None))
 
     def _condition(self, features: dict[str, Tensor]) -> Any:
-        dtype = self.adapter.dtype
-        features = {name: x.to(dtype) if x.is_floating_point() else x for name, x in features.items()}
+        device, dtype = self._execution_device, self.adapter.dtype
+        features = {k: x.to(device, dtype if x.is_floating_point() else None) for k, x in features.items()}
         return self.adapter(features).to(dtype=self.unet.dtype)
 
     def prepare_latents(

@@ -59,7 +59,6 @@ def train(config: TrainingConfig) -> Path:
         >>> folder = train(TrainingConfig(conditioning="class", train_data_dir="flowers", resolution=32))
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
-    start = time.perf_counter()
     output_dir = Path(config.output_dir)
     accelerator = _accelerator(config, output_dir)
     set_seed(config.seed)
@@ -115,7 +114,7 @@ def train(config: TrainingConfig) -> Path:
     log.opening(data, sum(p.numel() for p in parameters))
     learning_rate = _LearningRate(config, optimizer)
     grid_of = grid_conditions(config, data, config.num_validation_images)
-    resumed_sec = progress.elapsed_sec
+    start = time.perf_counter() - progress.elapsed_sec
 
     done = _fraction_done(config, progress, accelerator)
     batches = iter(loader)
@@ -145,7 +144,7 @@ def train(config: TrainingConfig) -> Path:
             ema.step(parameters)
 
         progress.step += 1
-        progress.elapsed_sec = resumed_sec + time.perf_counter() - start
+        progress.elapsed_sec = time.perf_counter() - start
         before, done = done, _fraction_done(config, progress, accelerator)
         log.step(progress, step_loss, lr, done)
         if _validate_now(config, progress.step, before, done):

