@@ -9,6 +9,7 @@
 Train MODEL_DIR between the second and the last command, with `--train_data_dir mnist/train --resolution 28`: the
 images are 28x28 grayscale, `label` is a name ("zero" .. "nine") and `text` a caption ("a seven written by hand").
 The last 5,000 of the 65,000 digits are in mnist/test: no model sees them, they tell how well the reader reads.
+The reader takes 2 minutes; where other programs keep the cores busy, give it OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -249,12 +250,12 @@ def judge(args: argparse.Namespace) -> None:
         # Total variation, (1/2) sum |p - q|: 0 is the balance of the real images, 1 is no digit in common.
         pairs = zip(samples["share_per_digit_read"].values(), real["share_per_digit_read"].values(), strict=True)
         samples["balance_distance"] = sum(abs(p - q) for p, q in pairs) / 2
-    steps, scale, defaults = args.num_inference_steps, args.guidance_scale, pipe.config
+    steps, scale = args.num_inference_steps, args.guidance_scale
     report = {
         "setting": setting,
         "model_dir": str(args.model_dir),
-        "num_inference_steps": defaults.get("default_num_inference_steps") if steps is None else steps,
-        "guidance_scale": defaults.get("default_guidance_scale") if scale is None else scale,
+        "num_inference_steps": pipe.config.get("default_num_inference_steps") if steps is None else steps,
+        "guidance_scale": pipe.config.get("default_guidance_scale") if scale is None else scale,
         "seed": args.seed,
         "sampling_sec": round(seconds, 1),
         "samples": samples,
@@ -288,10 +289,8 @@ def main() -> None:
     command.add_argument("--guidance_scale", type=float, help="left out: the pipeline's own default")
     command.add_argument("--batch_size", type=int, default=100)
     command.add_argument("--seed", type=int, default=0, help="image i is sampled with seed + i")
-    command.add_argument(
-        "--sheet", type=Path, default=Path("sheet.png"), help="write 10 rows (digits) of 20 samples as PNG"
-    )
-    command.add_argument("--report", type=Path, default=Path("report.json"), help="write the numbers as JSON")
+    command.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="PNG: 10 rows (digits) of 20 samples")
+    command.add_argument("--report", type=Path, default=Path("report.json"), help="JSON: the numbers")
     args = parser.parse_args()
     {"prepare": prepare, "fit_reader": fit_reader, "judge": judge}[args.command](args)
 

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 from angle_adapter import AngleAdapter
-from cond_pipelines import (
-    ClassConditionalPipeline,
-    ClassLabelAdapter,
-    ConditionalPipeline,
-    TextToImagePipeline,
-    UnconditionalPipeline,
-)
-from cond_pipelines.conditional_pipeline import rescale_guided, vae_encode, vae_scale_factor
 from pipelines_common import (
     CAPTIONS,
+    DEVICES,
     ID2LABEL,
     LatentTester,
     PipelineTester,
@@ -30,6 +23,15 @@ from pipelines_common import (
     tiny_vae,
     trained,
 )
+
+from cond_pipelines import (
+    ClassConditionalPipeline,
+    ClassLabelAdapter,
+    ConditionalPipeline,
+    TextToImagePipeline,
+    UnconditionalPipeline,
+)
+from cond_pipelines.conditional_pipeline import rescale_guided, vae_encode, vae_scale_factor
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 CONDITIONS = {
@@ -108,7 +110,7 @@ class TextTester:
     def test_encode_prompt_in_isolation(self, components, expected):
         """Text half and image half in two pipelines give what the whole one gives."""
         text = {k: v if k in ("text_encoder", "tokenizer") else None for k, v in components.items()}
-        # The tokenizer's length limit is the adapter's, which is small and so part of the text half.
+        # The adapter says how a caption is cut and encoded, so it is part of both.
         text["adapter"] = components["adapter"]
         rest = {k: None if k in ("text_encoder", "tokenizer") else v for k, v in components.items()}
         inputs = self.inputs(2)
@@ -127,6 +129,13 @@ class TextTester:
             "negative_prompt_attention_mask": negative_mask,
         }
         assert_close(sample(pipe, **tensors), sample(pipe, prompt=CAPTIONS[:2], negative_prompt=CAPTIONS[2]), atol=0)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_prompt_embeds_may_lie_on_the_cpu(self, pipe, device):
+        embeds, _, mask, _ = pipe.encode_prompt(CAPTIONS[:2])
+        expected = sample(pipe, prompt_embeds=embeds, prompt_attention_mask=mask)
+        pipe.to(device)
+        assert_close(sample(pipe, prompt_embeds=embeds, prompt_attention_mask=mask), expected, atol=1e-3)
 
     def test_prompt_embeds_without_a_mask_count_in_full(self, pipe):
         embeds, _, mask, _ = pipe.encode_prompt(CAPTIONS[:1])
@@ -318,7 +327,7 @@ def test_swap_keeps_half_precision():
     assert child.unet.dtype == child.adapter.dtype == torch.float16
 
 
-# -------------------------------------------------------------------------------------------------- the class of a model
+# ------------------------------------------------------------------------------------------------- the class of a model
 @pytest.mark.parametrize("source", PIPELINES)
 @pytest.mark.parametrize("asked", PIPELINES)
 def test_the_wrong_class_names_the_right_one(parents, source, asked):
@@ -425,7 +434,12 @@ def test_guidance_is_the_line_through_both_predictions(parents):
     outputs = {}
     for scale in (0.0, 1.0, 4.0):
         outputs[scale] = sample(
-            pipe, class_labels=[0, 1], latents=latents, num_inference_steps=1, guidance_scale=scale, output_type="latent"
+            pipe,
+            class_labels=[0, 1],
+            latents=latents,
+            num_inference_steps=1,
+            guidance_scale=scale,
+            output_type="latent",
         )
     # One Euler step is linear in the prediction.
     assert_close(outputs[4.0], outputs[0.0] + 4.0 * (outputs[1.0] - outputs[0.0]), atol=1e-4)
@@ -440,7 +454,9 @@ def test_guidance_interval_equals_both_of_its_halves(parents):
     for name, kwargs in {"half": {"guidance_interval": (0.0, 0.5)}, "all": {}, "off": {"guidance_scale": 1.0}}.items():
         steps[name] = []
         look = steps[name].append
-        sample(pipe, class_labels=[0, 1], callback_on_step_end=lambda p, i, t, x, look=look: look(x["latents"]), **kwargs)
+        sample(
+            pipe, class_labels=[0, 1], callback_on_step_end=lambda p, i, t, x, look=look: look(x["latents"]), **kwargs
+        )
     assert torch.equal(steps["half"][0], steps["all"][0])
     assert not torch.allclose(steps["half"][0], steps["off"][0], atol=1e-3)
     assert not torch.allclose(steps["half"][1], steps["all"][1], atol=1e-3)

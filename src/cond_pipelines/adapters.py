@@ -183,16 +183,16 @@ class UnconditionalAdapter(ConditioningAdapter):
     @register_to_config
     def __init__(self, token_dim: int | None = None, pooled_dim: int | None = None):
         super().__init__()
-        # A parameter, though nothing is learned: diffusers' and accelerate's offload ask a model's first for its device.
+        # A parameter, though nothing is learned: offloading asks a model's first parameter for its device.
         self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
         return {"batch": torch.zeros(len(raw))}
 
     def forward(self, features: Features) -> Conditioning:
-        nothing = self.nothing.expand(len(features["batch"]), 1)  # (B, 1)
-        pooled = None if self.config.pooled_dim is None else nothing.expand(-1, self.config.pooled_dim)
-        tokens = None if self.config.token_dim is None else nothing[:, None].expand(-1, 1, self.config.token_dim)
+        n = len(features["batch"])
+        pooled = None if self.config.pooled_dim is None else self.nothing.new_zeros(n, self.config.pooled_dim)
+        tokens = None if self.config.token_dim is None else self.nothing.new_zeros(n, 1, self.config.token_dim)
         return Conditioning(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)
 
     def null_like(self, cond: Conditioning) -> Conditioning:

@@ -1,5 +1,6 @@
 """Pictures of a training run: a grid of samples, the loss curve."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def image_grid(
         large = image.resize((width, height), Image.Resampling.NEAREST).convert("RGBA")
         grid.paste(large, (left, top), large)
         if captions:
-            text = captions[number]
+            text = " ".join(captions[number].split())  # on one line, whatever it was
             while text and draw.textlength(text) > width:
                 text = text[:-1]
             draw.text((left, top + height + 1), text, fill="black")
@@ -58,7 +59,7 @@ def loss_plot(path: Path, train: list[tuple[int, float]], held_out: list[tuple[i
     for points, label, style in ((train, "training", "-"), (held_out, "held out, EMA", "o-")):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    values = sorted(loss for _, loss in train + held_out)
+    values = sorted(loss for _, loss in train + held_out if math.isfinite(loss))
     if values and values[0] > 0:
         axes.set_ylim(values[0] * 0.9, values[int(0.98 * (len(values) - 1))] * 1.2)
     axes.set(xlabel="optimizer step", ylabel="loss")

@@ -1,7 +1,9 @@
 """Text encoders: pretrained ones from transformers, or a small new one for one's own captions."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,11 +23,11 @@ _TEXT_HALF = {"clip": CLIPTextModel, "t5": T5EncoderModel, "umt5": UMT5EncoderMo
 def load_text_encoder(
     name_or_path: str, revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pretrained text encoder and its tokenizer.
+    """A pretrained text encoder, in float32, and its tokenizer.
 
     Args:
-        name_or_path: Hub id or folder of CLIP, T5, a BERT-like, or a decoder-only language model; or a Stable
-            Diffusion-like pipeline's folder, with `text_encoder` and `tokenizer` inside.
+        name_or_path: Hub id or folder of CLIP, T5, a BERT-like, or a decoder-only language model; or a pipeline's
+            folder, with `text_encoder` and `tokenizer` inside.
 
     Raises:
         OSError: transformers' own, where there is no such model.
@@ -33,9 +35,12 @@ def load_text_encoder(
     Example:
         >>> text_encoder, tokenizer = load_text_encoder("openai/clip-vit-base-patch32")
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    model = _TEXT_HALF.get(config.model_type, AutoModel).from_pretrained(name_or_path, revision=revision)
-    return model, AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    pipeline = (Path(name_or_path) / "text_encoder").is_dir()
+    of_model, of_tokenizer = ({"subfolder": n} if pipeline else {} for n in ("text_encoder", "tokenizer"))
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **of_model)
+    model_class = _TEXT_HALF.get(config.model_type, AutoModel)
+    model = model_class.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, **of_model)
+    return model, AutoTokenizer.from_pretrained(name_or_path, revision=revision, **of_tokenizer)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length: int = 64) -> PreTrainedTokenizerFast:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
@@ -83,29 +82,27 @@ class _Positioned(torch.utils.data.Dataset):
 
 
 class _Stream(torch.utils.data.IterableDataset):
-    """Rows of a streaming set, shuffled in a buffer, over and over, split by process."""
+    """Rows of a streaming set, shuffled in a buffer, over and over, split by process.
 
-    def __init__(self, rows: datasets.IterableDataset, reader: ImageDataset, seed: int, rank: int, world_size: int):
-        self.rows = rows.cast_column(reader.columns.image, datasets.Image(decode=False)).shuffle(seed, buffer_size=1000)
-        self.reader, self.rank, self.world_size = reader, rank, world_size
+    A stream cannot be wound forward for nothing: a resumed run reads it from the beginning, in another order.
+    """
+
+    def __init__(self, reader: ImageDataset, seed: int, rank: int, world_size: int, start: int):
+        self.rows = reader.rows.shuffle(seed + start, buffer_size=1000)
+        self.reader, self.rank, self.world_size, self.start = reader, rank, world_size, start
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        count, epoch = 0, 0
+        position, epoch = self.start + self.rank, 0
         while True:
             self.rows.set_epoch(epoch)
-            before = count
+            before = position
             for number, values in enumerate(split_dataset_by_node(self.rows, self.rank, self.world_size)):
-                position = count * self.world_size + self.rank
-                try:
-                    row = self.reader.read(values, position, f"row {number} of epoch {epoch}")
-                except BadRow:
-                    if self.reader.on_bad_image == "error":
-                        raise
-                    continue
-                yield position, row
-                count += 1
-            if count == before:
-                raise ValueError("the streaming data set gave no usable image")
+                row = self.reader.read(values, position, f"image {number} of epoch {epoch} of process {self.rank}")
+                if row is not None:
+                    yield position, row
+                    position += self.world_size
+            if position == before:
+                raise BadRow("the streaming data set gave no usable image")
             epoch += 1
 
 
@@ -142,12 +139,22 @@ def make_loader(
     if num_workers:
         common |= {"persistent_workers": True, "prefetch_factor": 4}
     if indices is None:
-        stream = _Stream(dataset.rows, dataset, seed, rank, world_size)
+        stream = _Stream(dataset, seed, rank, world_size, start)
         return torch.utils.data.DataLoader(
             stream, batch_size=batch_size, **common | {"num_workers": min(1, num_workers)}
         )
     sampler = PositionSampler(indices, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
     return torch.utils.data.DataLoader(_Positioned(dataset), batch_sampler=sampler, **common)
+
+
+def draw_generators(seed: int, positions: Tensor, device: torch.device | str) -> list[torch.Generator]:
+    """One for each image, for what is drawn besides `draw_noise`: a VAE's latents."""
+    return [torch.Generator(device).manual_seed(_seed_at(seed + 2, p)) for p in positions.tolist()]
+
+
+def _seed_at(seed: int, position: int) -> int:
+    # Consecutive seeds are far apart for Philox (CUDA) and, through its own mixing, for Mersenne twister (CPU).
+    return (seed * 0x9E3779B97F4A7C15 + position) % 2**63
 
 
 def draw_noise(
@@ -164,8 +171,7 @@ def draw_noise(
     """
     generator, noise, coin = torch.Generator(device), [], []
     for position in positions.tolist():
-        # Consecutive seeds are far apart for Philox (CUDA) and, through its own mixing, for Mersenne twister (CPU).
-        generator.manual_seed((seed * 0x9E3779B97F4A7C15 + position) % 2**63)
+        generator.manual_seed(_seed_at(seed, position))
         noise.append(torch.randn(shape, generator=generator, device=device))
         coin.append(torch.rand(1, generator=generator, device=device))
     # Times by the golden-ratio sequence: any run of positions covers (0, 1) evenly, so the loss varies less from batch

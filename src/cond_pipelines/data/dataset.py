@@ -3,10 +3,10 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -14,14 +14,19 @@ import torch
 from tqdm.auto import tqdm
 
 from . import images as im
-from .loading import Columns
-
-_IN_MEMORY_BYTES = 2 * 2**30
-_IN_MEMORY_SEC = 90.0
+from .loading import Columns, as_files
 
 
 class BadRow(ValueError):
     """A row that cannot be used; the message names it and says why."""
+
+    def __init__(self, message: str):
+        # A DataLoader's worker wraps the message in its traceback: keep the line that matters.
+        super().__init__(message.rsplit("BadRow: ", 1)[-1].strip())
+
+
+class Choices(tuple):
+    """Several conditions of one image, such as captions; one is drawn each time."""
 
 
 @dataclass
@@ -64,10 +69,16 @@ class ImageDataset(torch.utils.data.Dataset):
     seed: int = 0
     skipped: list[str] = field(default_factory=list)
 
+    # Decoded images are kept in memory where all of them take less than this.
+    most_in_memory_bytes: ClassVar[int] = 2 * 2**30
+    most_in_memory_sec: ClassVar[float] = 90.0
+
     def __post_init__(self) -> None:
         self.in_memory = False
+        used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
+        self.rows = as_files(self.rows.select_columns(used), self.columns.image)
+        self.splits: list[np.ndarray] = []
         if isinstance(self.rows, datasets.Dataset):
-            self.rows = self.rows.cast_column(self.columns.image, datasets.Image(decode=False))
             self.usable = np.arange(len(self.rows))
         self._arrays: dict[int, np.ndarray] = {}
         self._conditions: dict[int, Any] = {}
@@ -77,26 +88,36 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Row:
         position, index = key
-        row = int(self.usable[index])
-        while True:
+        for stand_in in self._stand_ins(index):
+            row = int(self.usable[stand_in])
             try:
                 array = self._arrays[row] if row in self._arrays else self.read_image(row)
-                condition = self.read_condition(row)
-                break
+                return self._augment(array, self.read_condition(row), position)
             except BadRow as error:
-                if self.on_bad_image == "error":
-                    raise
-                if str(error) not in self.skipped:
-                    self.skipped.append(str(error))
-                index = (index + 1) % len(self)  # deterministic, and every process agrees
-                row = int(self.usable[index])
+                self._skip(error)
+        raise BadRow(f"no usable image is left; {self.skipped[-1]}")
+
+    def read(self, values: dict[str, Any], position: int, name: str) -> Row | None:
+        """A row of a streaming set; None for one that is skipped. Raises BadRow."""
+        name = row_name(name, values[self.columns.image])
+        try:
+            array = self._to_array(values[self.columns.image], lambda: name)
+            condition = self._to_condition(values.get(self.columns.condition), lambda: name)
+        except BadRow as error:
+            return self._skip(error)
         return self._augment(array, condition, position)
 
-    def read(self, values: dict[str, Any], position: int, name: str) -> Row:
-        """A row of a streaming set. Raises BadRow."""
-        array = self._to_array(values[self.columns.image], lambda: name)
-        condition = self._to_condition(values.get(self.columns.condition), lambda: name)
-        return self._augment(array, condition, position)
+    def _stand_ins(self, index: int) -> Iterator[int]:
+        """`index`, then those to use if it is bad: the next ones of its split. Every process agrees."""
+        yield index
+        split = next((s for s in self.splits if index in s), np.arange(len(self)))
+        yield from np.roll(split, -int(np.searchsorted(split, index)))[1:]
+
+    def _skip(self, error: BadRow) -> None:
+        if self.on_bad_image == "error":
+            raise error
+        if str(error) not in self.skipped:
+            self.skipped.append(str(error))
 
     def _augment(self, array: np.ndarray, condition: Any, position: int) -> Row:
         # Philox is counter-based: an independent stream for every position, at no cost of skipping there.
@@ -104,15 +125,13 @@ class ImageDataset(torch.utils.data.Dataset):
         pixels = im.crop(array, self.resolution, None if self.center_crop else rng)
         if self.random_flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        if isinstance(condition, list):  # several captions
+        if isinstance(condition, Choices):
             condition = condition[rng.integers(len(condition))]
         return Row(pixels, condition)
 
     def name(self, row: int) -> str:
         """How a user finds this row: its file where there is one."""
-        value = self.rows[row][self.columns.image]
-        path = value.get("path") if isinstance(value, dict) else None
-        return f"row {row} ({path})" if path else f"row {row}"
+        return row_name(f"row {row}", self.rows[row][self.columns.image])
 
     def read_image(self, row: int) -> np.ndarray:
         """(H, W, C) uint8 with the shorter side at the resolution. Raises BadRow."""
@@ -131,7 +150,7 @@ class ImageDataset(torch.utils.data.Dataset):
         try:
             return im.to_array(im.open_image(value), self.channels, self.resolution, self.interpolation)
         except (OSError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split()) if value is not None else "there is none"
+            reason = " ".join(str(error).split())
             raise BadRow(f"{name()}: unreadable image: {reason}; mend it, or --on_bad_image skip") from error
 
     def _to_condition(self, value: Any, name: Callable[[], str]) -> Any:
@@ -166,9 +185,7 @@ class ImageDataset(torch.utils.data.Dataset):
             )
 
     def _reject(self, error: BadRow, row: int, bad: list[int]) -> None:
-        if self.on_bad_image == "error":
-            raise error
-        self.skipped.append(str(error))
+        self._skip(error)
         bad.append(row)
 
     def _preload(self, rows: np.ndarray) -> np.ndarray:
@@ -179,7 +196,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._decode(probe, bad)
         sec = (time.perf_counter() - start) / max(1, len(probe)) * len(rows)
         size = np.mean([a.nbytes for a in self._arrays.values()] or [0]) * len(rows)
-        self.in_memory = bool(size <= _IN_MEMORY_BYTES and sec <= _IN_MEMORY_SEC)
+        self.in_memory = bool(size <= self.most_in_memory_bytes and sec <= self.most_in_memory_sec)
         if self.in_memory:
             self._decode(np.setdiff1d(rows, probe), bad, progress=sec > 2)
         return np.setdiff1d(rows, bad)
@@ -205,7 +222,8 @@ class ImageDataset(torch.utils.data.Dataset):
         """(training, held-out) indices, drawn from the seed; no image is held out of fewer than 64."""
         held_out = 0 if len(self) < 64 else min(most, round(len(self) * fraction))
         order = np.random.default_rng(self.seed).permutation(len(self))
-        return np.sort(order[held_out:]), np.sort(order[:held_out])
+        self.splits = [np.sort(order[held_out:]), np.sort(order[:held_out])]
+        return self.splits[0], self.splits[1]
 
     def summary(self, condition_names: dict[int, str] | None = None) -> str:
         """What was found, for a person."""
@@ -220,7 +238,7 @@ class ImageDataset(torch.utils.data.Dataset):
             lines.append(
                 f"classes ({len(condition_names)}): {', '.join(shown)}{more}; without a label: {counts[None]:,}"
             )
-        texts = [t for v in values for t in (v if isinstance(v, list) else [v]) if isinstance(t, str)]
+        texts = [t for v in values for t in (v if isinstance(v, Choices) else [v]) if isinstance(t, str)]
         if texts and not condition_names:
             words = np.array([len(t.split()) for t in texts])
             lines.append(
@@ -245,10 +263,15 @@ def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[A
     if isinstance(feature, datasets.ClassLabel):
         id2label = dict(enumerate(feature.names))
     else:
+        values = list(values)
+        if not isinstance(feature, datasets.Value):
+            raise ValueError(f"the label column holds no labels but {feature}: name another with --label_column")
         known = sorted({v for v in values if v is not None and v != "" and v != -1})
         if not known:
             raise ValueError("the label column holds no label")
         if all(isinstance(v, int) for v in known):
+            if max(known) > 100 * len(known) + 1000:
+                raise ValueError(f"labels up to {max(known)}, only {len(known)} different: number them 0, 1, 2, ...")
             id2label = {i: str(i) for i in range(max(known) + 1)}
         else:
             id2label = dict(enumerate(str(v) for v in known))
@@ -267,9 +290,17 @@ def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[A
     return id2label, parse
 
 
-def parse_caption(value: Any) -> str | list[str]:
+def parse_caption(value: Any) -> str | Choices:
     """One caption or several; raises ValueError where nothing is said."""
-    captions = [c for c in (value if isinstance(value, list | tuple) else [value]) if isinstance(c, str) and c.strip()]
+    captions = [c for c in (value if isinstance(value, list | tuple) else [value]) if c is not None]
+    if not all(isinstance(c, str) for c in captions):
+        raise ValueError(f"caption {value!r} is not text (another column may be: --caption_column)")
+    captions = [c for c in captions if c.strip()]
     if not captions:
         raise ValueError(f"empty caption {value!r}")
-    return captions if isinstance(value, list | tuple) else captions[0]
+    return Choices(captions) if isinstance(value, list | tuple) else captions[0]
+
+
+def row_name(row: str, image: Any) -> str:
+    path = image.get("path") if isinstance(image, dict) else None
+    return f"{row} ({path})" if path else row

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "F")
@@ -14,20 +14,26 @@ def open_image(value: Any) -> Image.Image:
     """What a `datasets` Image column holds, with or without decoding, to a fully read PIL image.
 
     Raises:
-        OSError: unreadable or truncated.
+        OSError: missing, unreadable or truncated.
     """
     if isinstance(value, dict):
-        value = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
-    elif isinstance(value, bytes):
-        value = io.BytesIO(value)
-    elif isinstance(value, np.ndarray):
-        value = Image.fromarray(value)
-    image = value if isinstance(value, Image.Image) else Image.open(value)
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if value is None:
+        raise OSError("there is none")
+    if isinstance(value, bytes) and not value:
+        raise OSError("it is empty")
     try:
+        if isinstance(value, np.ndarray):
+            value = Image.fromarray(value)
+        image = value
+        if not isinstance(value, Image.Image):
+            image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
         image.load()
         return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, EOFError) as error:  # what PIL raises for some broken files
-        raise OSError(str(error)) from error
+    except UnidentifiedImageError as error:
+        raise OSError("it is empty, or of no format that can be read") from error
+    except Exception as error:  # PIL has no base class for what broken files raise
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -45,7 +51,9 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=1.0)))
         top = 255.0 if image.mode == "I" and values.max(initial=0.0) <= 255 else top
         image = Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
         if channels != 4:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -16,6 +16,7 @@ _HOW = {
     "image": "--image_column",
     "label": "--label_column (or put the images into one sub-folder per class)",
     "caption": "--caption_column (or add metadata.jsonl with file_name and text)",
+    "condition": "--condition_column",
 }
 
 
@@ -46,15 +47,16 @@ def load_source(
     """
     if bool(train_data_dir) == bool(dataset_name):
         raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
-    if dataset_name and ":" in dataset_name:
-        return load_object(dataset_name)()
     if train_data_dir and not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     try:
-        if train_data_dir and any((Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")):
-            data = datasets.load_from_disk(train_data_dir)
-            data = data[_pick_split(data, split)] if isinstance(data, datasets.DatasetDict) else data
-            return data.to_iterable_dataset() if streaming else data
+        saved = train_data_dir and any(
+            (Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")
+        )
+        if saved or (dataset_name and ":" in dataset_name):
+            data = datasets.load_from_disk(train_data_dir) if saved else load_object(dataset_name)()
+            data = data[_pick_split(data, split)] if isinstance(data, dict) else data
+            return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
         found = datasets.load_dataset(
             _builder(Path(train_data_dir)) if train_data_dir else dataset_name,
             dataset_config_name,
@@ -66,6 +68,16 @@ def load_source(
     except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
+
+
+def as_files(rows: Any, image_column: str) -> Any:
+    """`rows` with the images undecoded, as {"bytes", "path"}. Raises ValueError where the column holds none."""
+    feature = rows.features[image_column]
+    is_file = getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary")
+    is_image = isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} & set(feature))
+    if not (is_file or is_image):
+        raise ValueError(f"column {image_column!r} holds no images but {feature}: name another with --image_column")
+    return rows.cast_column(image_column, datasets.Image(decode=False))
 
 
 def load_object(path: str) -> Any:

@@ -13,7 +13,10 @@ def main(args: list[str] | None = None, **defaults: Any) -> None:
     try:
         train(config)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error).strip()
+        if "Original Traceback" in message:  # from a DataLoader's worker
+            message = message.splitlines()[-1].partition(": ")[2]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

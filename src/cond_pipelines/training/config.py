@@ -8,7 +8,7 @@ import difflib
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -32,7 +32,9 @@ class ModelArguments:
     text_encoder_name_or_path: str | None = _arg(
         None, "A transformers text encoder and tokenizer. None: both are trained from scratch on your captions."
     )
-    train_text_encoder: bool | None = _arg(None, "Default: only when it is trained from scratch.")
+    train_text_encoder: bool | None = _arg(
+        None, "Default: only when it is trained from scratch.", nargs="?", const=True
+    )
     pretrained_vae_model_name_or_path: str | None = _arg(None, "A VAE, for latent diffusion. None: pixels.")
     scheduler: str | None = _arg(
         None, "Class of diffusers' scheduler to train for and save. Default: FlowMatchEulerDiscreteScheduler."
@@ -127,6 +129,12 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
     """
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(TrainingConfig).items():
+            if isinstance(getattr(self, name), Path):
+                setattr(self, name, str(getattr(self, name)))
+            if not _is_a(getattr(self, name), hint):
+                wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+                raise ValueError(f"--{name} {getattr(self, name)!r} is not of type {wanted}")
         choices = {
             "conditioning": ("none", "class", "text", "custom"),
             "on_bad_image": ("error", "skip"),
@@ -146,14 +154,19 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
         for name in (
             *("train_batch_size", "max_train_steps", "num_train_epochs", "max_train_minutes", "resolution"),
             *("gradient_accumulation_steps", "learning_rate", "checkpointing_steps", "checkpoints_total_limit"),
-            *("logging_steps", "max_train_samples"),
+            *("logging_steps", "max_train_samples", "default_num_inference_steps", "num_validation_images"),
         ):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0")
+        for name in ("lr_warmup_steps", "validation_steps", "dataloader_num_workers", "max_grad_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must not be negative")
         if self.conditioning == "custom" and not (self.adapter and self.condition_column):
             raise ValueError("--conditioning custom needs --adapter module:Class and --condition_column")
         if self.pretrained_model_name_or_path and self.unet_size:
             raise ValueError("--unet_size has no meaning with --pretrained_model_name_or_path: leave it out")
+        if self.pretrained_model_name_or_path and self.pretrained_vae_model_name_or_path:
+            raise ValueError("--pretrained_vae_model_name_or_path: the pretrained model keeps its own, leave this out")
         if self.train_data_dir and self.dataset_name:
             raise ValueError("give either --train_data_dir or --dataset_name, not both")
 
@@ -175,7 +188,11 @@ def parse_args(args: list[str] | None = None, **defaults: Any) -> TrainingConfig
     """
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(TrainingConfig, allow_abbrev=False, description="Train p(x), p(x|y) or p(x|text).")
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:  # one line, without the usage of all flags
+            self.exit(2, f"error: {message}\n")
+
+    parser = Parser(TrainingConfig, allow_abbrev=False, description="Train p(x), p(x|y) or p(x|text).")
     parser.add_argument("--config", help="YAML file with any of these arguments; the command line wins.")
     args = sys.argv[1:] if args is None else args
     known = [f.name for f in fields(TrainingConfig)]
@@ -205,7 +222,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     for key in recipe:
         if key not in known:
             raise ValueError(_unknown(str(key), known, f"key in {path}: "))
+    if recipe.get("mixed_precision") is False:  # `no` is a boolean in YAML
+        recipe["mixed_precision"] = "no"
+    if isinstance(recipe.get("validation_prompts"), list):  # class labels may be numbers
+        recipe["validation_prompts"] = [str(prompt) for prompt in recipe["validation_prompts"]]
     return recipe
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(isinstance(v, get_args(hint)) for v in value)
+    types = get_args(hint) or (hint,)
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types) or (float in types and isinstance(value, int))
 
 
 def _unknown(name: str, known: list[str], what: str) -> str:

@@ -25,9 +25,9 @@ def fill_defaults(
     fine_tuning = config.pretrained_model_name_or_path is not None
     learning_rate = config.learning_rate or _LEARNING_RATES[size] * (0.5 if fine_tuning else 1.0)
     max_train_steps = config.max_train_steps
-    if max_train_steps is None and config.max_train_minutes is None:
+    if max_train_steps is None and (config.max_train_minutes is None or config.num_train_epochs is not None):
         if num_images is None:
-            raise ValueError("a streaming data set has no length: give --max_train_steps or --max_train_minutes")
+            raise ValueError("a streaming data set has no length: give --max_train_steps (or --max_train_minutes)")
         steps_an_epoch = num_images / (batch_size * config.gradient_accumulation_steps * _world_size())
         epochs = config.num_train_epochs or 100
         max_train_steps = max(1, round(epochs * steps_an_epoch))

@@ -82,7 +82,7 @@ class TrainingLog:
         self.sum.zero_()
         self.count, self.last = 0, (time.perf_counter(), progress.position)
         line = {"step": progress.step, "images": progress.position, "loss": loss_mean, "lr": lr}
-        line |= {"images_per_sec": round(images / sec, 1), "elapsed_sec": round(progress.elapsed_sec, 1)}
+        line |= {"images_per_sec": round(images / sec, 1), "elapsed_sec": round(progress.elapsed_sec, 4)}
         self._write(line)
         self.bar.set_postfix(loss=f"{loss_mean:.4f}", images_per_s=f"{images / sec:.0f}")
         if self.config.max_train_minutes:  # the bar's end is an estimate, of the time given

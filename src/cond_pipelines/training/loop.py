@@ -6,24 +6,33 @@ dataset -> image -> (vae) -> x_0 -> objective.sample -> Noised -----------------
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
-from ..data.batches import draw_noise, make_loader
-from ..objectives import Objective
+from ..data.batches import draw_generators, draw_noise, make_loader
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
 from .log import TrainingLog
-from .setup import TrainingData, build_pipeline, load_data, load_vae, make_trainable
+from .setup import (
+    TrainingData,
+    build_objective,
+    build_pipeline,
+    image_channels,
+    load_data,
+    load_parent,
+    load_vae,
+    make_trainable,
+)
 from .validation import ema_weights, grid_conditions, held_out_loss, sample_grid
 
 
@@ -62,22 +71,22 @@ def train(config: TrainingConfig) -> Path:
     output_dir = Path(config.output_dir)
     accelerator = _accelerator(config, output_dir)
     set_seed(config.seed)
+    parent = load_parent(config)
+    vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
-        data = load_data(config)
-    vae = load_vae(config.pretrained_vae_model_name_or_path) if config.pretrained_vae_model_name_or_path else None
+        data = load_data(config, image_channels(parent, vae))
+    decided = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
     config = fill_defaults(
-        config,
+        replace(config, mixed_precision=accelerator.mixed_precision, **decided),
         num_images=None if data.train is None else len(data.train),
         sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
         device=accelerator.device,
         in_memory=data.dataset.in_memory,
     )
-    pipe = build_pipeline(config, data, vae)
+    pipe = build_pipeline(config, data, vae, parent)
     trained = make_trainable(pipe, config)
     pipe.to(accelerator.device)
-    objective = Objective.from_scheduler(
-        pipe.scheduler, **({"snr_gamma": config.snr_gamma} if config.snr_gamma else {})
-    )
+    objective = build_objective(config, pipe.scheduler)
 
     parameters = [p for module in trained for p in module.parameters()]
     optimizer = torch.optim.AdamW(
@@ -95,6 +104,8 @@ def train(config: TrainingConfig) -> Path:
     progress = Progress()
     if config.resume_from_checkpoint:
         progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint)
+        if ema is not None:
+            ema.to(accelerator.device)
 
     world_size, batch_size = accelerator.num_processes, config.train_batch_size
     conditions = ConditionEncoder(pipe, trainable=len(trained) > 2)
@@ -114,6 +125,7 @@ def train(config: TrainingConfig) -> Path:
     log.opening(data, sum(p.numel() for p in parameters))
     learning_rate = _LearningRate(config, optimizer)
     grid_of = grid_conditions(config, data, config.num_validation_images)
+    conditions.preprocess(grid_of)  # a bad one of --validation_prompts is an error now
     start = time.perf_counter() - progress.elapsed_sec
 
     done = _fraction_done(config, progress, accelerator)
@@ -125,8 +137,10 @@ def train(config: TrainingConfig) -> Path:
             with accelerator.accumulate(model):
                 batch = next(batches)
                 with torch.no_grad():
-                    generator = torch.Generator(accelerator.device).manual_seed(config.seed + int(batch.positions[0]))
-                    x_0 = pipe.encode_images(batch.images(accelerator.device), generator)  # (B, C, h, w)
+                    generators = None
+                    if vae is not None:
+                        generators = draw_generators(config.seed, batch.positions, accelerator.device)
+                    x_0 = pipe.encode_images(batch.images(accelerator.device), generators)  # (B, C, h, w)
                     features = conditions.features(batch.inputs_on(accelerator.device))
                 noise, u, coin = draw_noise(config.seed, batch.positions, x_0.shape[1:], accelerator.device)
                 noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
@@ -169,6 +183,8 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
+        # A pretrained text encoder may hold parts, such as BERT's pooler, that we do not use.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.train_text_encoder))],
     )
 
 

@@ -1,11 +1,11 @@
 """From arguments to what is trained: the data set, and a pipeline with new or pretrained components."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import datasets
 import diffusers
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import nn
 from ..adapters import ClassLabelAdapter, ConditioningAdapter, TextAdapter, UnconditionalAdapter
 from ..conditional_pipeline import VAE, ConditionalPipeline, vae_scale_factor
 from ..data import images as im
-from ..data.dataset import ImageDataset, label_parser, parse_caption
-from ..data.loading import find_columns, load_object, load_source
+from ..data.dataset import Choices, ImageDataset, label_parser, parse_caption, row_name
+from ..data.loading import as_files, find_columns, load_object, load_source
+from ..objectives import Objective
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
@@ -49,11 +50,17 @@ class TrainingData:
     def conditions(self, indices: np.ndarray) -> list[Any]:
         """Raw conditions of some rows, the first where a row has several."""
         found = [self.dataset.read_condition(int(self.dataset.usable[i])) for i in indices]
-        return [c[0] if isinstance(c, list) else c for c in found]
+        return [c[0] if isinstance(c, Choices) else c for c in found]
 
 
-def load_data(config: TrainingConfig) -> TrainingData:
-    """Load and check the data set. Raises ValueError in one line for bad input; see `data.dataset`."""
+def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingData:
+    """Load and check the data set, with the `channels` that a pretrained model takes, where there is one.
+
+    Raises:
+        ValueError: in one line for bad input; see `data.dataset`.
+    """
+    if channels and config.channels not in (None, channels):
+        raise ValueError(f"--channels {config.channels}, but the pretrained model takes {channels}: leave it out")
     source = load_source(
         config.train_data_dir,
         config.dataset_name,
@@ -66,7 +73,7 @@ def load_data(config: TrainingConfig) -> TrainingData:
     if streamed and source.features is None:
         source = source._resolve_features()
     if config.max_train_samples is not None:
-        source = source.take(config.max_train_samples)
+        source = source.take(config.max_train_samples if streamed else min(config.max_train_samples, len(source)))
     columns = find_columns(
         source.features,
         config.conditioning,
@@ -84,6 +91,7 @@ def load_data(config: TrainingConfig) -> TrainingData:
         id2label, parse = label_parser(values, feature)
     elif config.conditioning == "text":
         parse = parse_caption
+    config = replace(config, channels=channels or config.channels)
     resolution, channels = _look(config, source, columns.image, streamed)
     dataset = ImageDataset(
         rows=source,
@@ -107,21 +115,45 @@ def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool
     """Resolution and channels where they are not given, from the first readable images."""
     if config.resolution and config.channels:
         return config.resolution, config.channels
-    images, rows = [], source.cast_column(image_column, datasets.Image(decode=False))
-    for values in rows.take(64) if streamed else rows.select(range(min(64, len(rows)))):
+    images, bad, rows = [], [], as_files(source.select_columns([image_column]), image_column)
+    for row, values in enumerate(rows.take(64) if streamed else rows.select(range(min(64, len(rows))))):
         try:
             images.append(im.open_image(values[image_column]))
-        except (OSError, TypeError, AttributeError):
-            continue  # the check of the whole set names it
+        except OSError as error:  # the check of the whole set comes later
+            bad.append(f"{row_name(f'row {row}', values[image_column])}: {error}")
     if not images:
-        raise ValueError("none of the first 64 images can be read")
+        raise ValueError(f"none of the first {len(bad)} images can be read; {bad[0]}" if bad else "there are no images")
     side = int(np.median([min(image.size) for image in images]))
     resolution = config.resolution or min(256, max(8, side // 8 * 8))
     return resolution, config.channels or (1 if all(im.is_gray(image) for image in images) else 3)
 
 
-def load_vae(name_or_path: str) -> VAE:
-    """Any of the supported VAEs, frozen, from a folder or the Hub, also from a pipeline's `vae` sub-folder."""
+def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:
+    """What `load` gives; ValueError in one line where there is no such thing."""
+    try:
+        return load(name_or_path, **kwargs)
+    except OSError as error:
+        raise ValueError(f"{flag} {name_or_path}: {' '.join(str(error).split())}") from error
+
+
+def load_parent(config: TrainingConfig) -> ConditionalPipeline | None:
+    """The pretrained model to start from, of any setting."""
+    if not config.pretrained_model_name_or_path:
+        return None
+    return _pretrained(
+        "--pretrained_model_name_or_path",
+        config.pretrained_model_name_or_path,
+        ConditionalPipeline.from_pretrained,
+        revision=config.revision,
+        variant=config.variant,
+    )
+
+
+def load_vae(config: TrainingConfig, parent: ConditionalPipeline | None = None) -> VAE | None:
+    """The parent's VAE, or any of the supported ones, from a folder or the Hub, also a pipeline's `vae` sub-folder."""
+    name_or_path = config.pretrained_vae_model_name_or_path
+    if parent is not None or not name_or_path:
+        return None if parent is None else parent.components.get("vae")
     for subfolder in ("", "vae"):
         try:
             kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
@@ -131,6 +163,13 @@ def load_vae(name_or_path: str) -> VAE:
             if cls.__name__ == kind:
                 return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
     raise ValueError(f"no AutoencoderKL, AutoencoderTiny or AutoencoderDC in {name_or_path}")
+
+
+def image_channels(parent: ConditionalPipeline | None, vae: VAE | None) -> int | None:
+    """What a pretrained model takes; None where nothing is given."""
+    if vae is not None:
+        return vae.config.in_channels
+    return None if parent is None else parent.unet.config.in_channels
 
 
 def build_scheduler(config: TrainingConfig) -> Any:
@@ -148,7 +187,18 @@ def build_scheduler(config: TrainingConfig) -> Any:
     return cls(**arguments)
 
 
-def build_pipeline(config: TrainingConfig, data: TrainingData, vae: VAE | None = None) -> ConditionalPipeline:
+def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
+    """The scheduler's objective. Raises ValueError where it has none, or none with Min-SNR."""
+    if config.snr_gamma is None:
+        return Objective.from_scheduler(scheduler)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"--snr_gamma has no meaning for {type(scheduler).__name__}: leave it out")
+    return Objective.from_scheduler(scheduler, snr_gamma=config.snr_gamma)
+
+
+def build_pipeline(
+    config: TrainingConfig, data: TrainingData, vae: VAE | None = None, parent: ConditionalPipeline | None = None
+) -> ConditionalPipeline:
     """A pipeline of the setting asked for: new, or every UNet weight from a pretrained one of any setting."""
     pipeline_class, adapter_class = SETTINGS[config.conditioning]
     dataset = data.dataset
@@ -156,17 +206,15 @@ def build_pipeline(config: TrainingConfig, data: TrainingData, vae: VAE | None =
     if dataset.resolution % scale:
         raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {scale}, the VAE's scale factor")
     sample_size = dataset.resolution // scale
-    parent = None
-    if config.pretrained_model_name_or_path:
-        parent = ConditionalPipeline.from_pretrained(
-            config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant
-        )
-        unet, scheduler, vae = parent.unet, parent.scheduler, parent.components.get("vae")
-        if config.scheduler:
-            scheduler = build_scheduler(config)
-        if vae is None and unet.config.in_channels != dataset.channels:
-            raise ValueError(f"the pretrained UNet has {unet.config.in_channels} channels: give --channels that many")
-        unet.register_to_config(sample_size=dataset.resolution // (1 if vae is None else vae_scale_factor(vae)))
+    if parent is not None:
+        unet = parent.unet
+        scheduler = build_scheduler(config) if config.scheduler else parent.scheduler
+        least = scale * 2 ** (len(unet.config.block_out_channels) - 1)
+        if dataset.resolution < least:
+            raise ValueError(
+                f"--resolution {dataset.resolution} is too small for the pretrained UNet ({least} or more)"
+            )
+        unet.register_to_config(sample_size=sample_size)
     else:
         channels = dataset.channels if vae is None else vae.config.latent_channels
         unet = build_unet(config.unet_size, sample_size=sample_size, channels=channels)
@@ -188,13 +236,13 @@ def build_pipeline(config: TrainingConfig, data: TrainingData, vae: VAE | None =
 
 def _text_encoder(config: TrainingConfig, data: TrainingData, parent: Any) -> tuple[nn.Module, Any]:
     if config.text_encoder_name_or_path:
-        return load_text_encoder(config.text_encoder_name_or_path)
+        return _pretrained("--text_encoder_name_or_path", config.text_encoder_name_or_path, load_text_encoder)
     if parent is not None and parent.components.get("text_encoder") is not None:
         return parent.text_encoder, parent.tokenizer
     if data.train is None:
         raise ValueError("a text encoder cannot be made from a streaming set: give --text_encoder_name_or_path")
     captions = (data.dataset.read_condition(int(data.dataset.usable[i])) for i in data.train)
-    return new_text_encoder(t for c in captions for t in (c if isinstance(c, list) else [c]))
+    return new_text_encoder(t for c in captions for t in (c if isinstance(c, Choices) else [c]))
 
 
 def _adapter(
@@ -206,7 +254,13 @@ def _adapter(
     parent: Any,
 ) -> ConditioningAdapter:
     if config.adapter:
-        return load_object(config.adapter).for_unet(unet, **json.loads(config.adapter_config or "{}"))
+        cls = load_object(config.adapter)
+        if parent is not None and type(parent.adapter) is cls:
+            return parent.adapter
+        try:
+            return cls.for_unet(unet, **json.loads(config.adapter_config or "{}"))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"--adapter_config {config.adapter_config}: {error}") from error
     build = partial(adapter_class.for_unet, unet)
     if config.conditioning == "class":
         build = partial(build, id2label={str(i): name for i, name in data.id2label.items()})
@@ -229,6 +283,7 @@ def make_trainable(pipe: ConditionalPipeline, config: TrainingConfig) -> list[nn
         trained.append(pipe.text_encoder)
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
-            module.requires_grad_(module in trained)
+            if module not in trained:  # those that are keep what they freeze themselves
+                module.requires_grad_(False)
             module.train(module in trained)
     return trained

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -69,6 +70,8 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int) -> l
     if config.validation_prompts:
         labels = {name: i for i, name in (data.id2label or {}).items()}
         prompts = [labels.get(p, int(p) if p.isdigit() and labels else p) for p in config.validation_prompts]
+        if config.conditioning == "custom":  # numbers, lists, ...: as in YAML
+            prompts = [yaml.safe_load(p) for p in prompts]
         return [prompts[i % len(prompts)] for i in range(count)]
     if data.id2label:
         return [i % len(data.id2label) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Somebody else's package: images conditioned on an angle. It knows cond_pipelines; cond_pipelines knows nothing of it."""
+"""Somebody else's package, images conditioned on an angle: cond_pipelines knows nothing of it."""
 
 from angle_adapter.adapter import AngleAdapter
 

@@ -1,0 +1,98 @@
+"""python benchmarks/train_overhead.py --unet_size s --resolution 32 --train_batch_size 64
+
+What `train` costs over a bare loop (forward, backward, fused AdamW) of the same UNet, batch and precision. The two
+take turns within one run, several times, and the ratio is that of the medians of single steps.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cond_pipelines import TrainingConfig, build_unet, train
+from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.training.defaults import fast_precision
+
+
+def bare_steps(options: argparse.Namespace, precision: str) -> list[float]:
+    """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory."""
+    unet = build_unet(options.unet_size, sample_size=options.resolution)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
+    batch, size = options.train_batch_size, options.resolution
+    x_t, target = torch.randn(2, batch, 3, size, size)  # (B, C, H, W) each
+    told = {
+        "encoder_hidden_states": torch.zeros(batch, 1, unet.config.cross_attention_dim),
+        "class_labels": torch.zeros(batch, unet.config.projection_class_embeddings_input_dim),
+    }
+    t, sec = torch.rand(batch) * 1000, []
+    for _ in range(options.steps + options.warmup):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            prediction = unet(x_t, t, **told).sample
+        loss = (prediction.float() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sec.append(time.perf_counter() - start)
+    return sec[options.warmup :]
+
+
+def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> list[float]:
+    """Seconds of each step of the real `train`, from its own log."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            TrainingConfig(
+                train_data_dir=str(data_dir),
+                resolution=options.resolution,
+                unet_size=options.unet_size,
+                train_batch_size=options.train_batch_size,
+                mixed_precision=precision,
+                max_train_steps=options.steps + options.warmup,
+                logging_steps=1,
+                validation_steps=0,
+                default_num_inference_steps=1,
+                output_dir=folder,
+            )
+        )
+        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return list(np.diff([line["elapsed_sec"] for line in lines if "loss" in line])[options.warmup - 1 :])
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unet_size", default="s")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--train_batch_size", type=int, default=64)
+    parser.add_argument("--mixed_precision", default=None)
+    parser.add_argument("--steps", type=int, default=15, help="counted, in each turn")
+    parser.add_argument("--warmup", type=int, default=3, help="not counted, in each turn")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    precision = options.mixed_precision or fast_precision(torch.device("cpu"))
+    bare, ours = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder) / "images"
+        data_dir.mkdir()
+        for number, image in enumerate(load_shapes(1000, image_size_px=max(16, options.resolution))["image"]):
+            image.save(data_dir / f"{number:05}.png")
+        for _ in range(options.turns):
+            bare += bare_steps(options, precision)
+            ours += train_steps(options, precision, data_dir)
+    result = {
+        **{k: getattr(options, k) for k in ("unet_size", "resolution", "train_batch_size")},
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "bare_step_ms": round(1e3 * float(np.median(bare)), 1),
+        "train_step_ms": round(1e3 * float(np.median(ours)), 1),
+        "ratio_of_medians": round(float(np.median(ours) / np.median(bare)), 4),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

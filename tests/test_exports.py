@@ -1,0 +1,80 @@
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import cond_pipelines
+from cond_pipelines import ConditionalPipeline, Conditioning, ConditioningAdapter, Noised, Objective
+
+PUBLIC = [
+    "UNET_SIZES",
+    "ClassConditionalPipeline",
+    "ClassLabelAdapter",
+    "ConditionalPipeline",
+    "Conditioning",
+    "ConditioningAdapter",
+    "Noised",
+    "Objective",
+    "TextAdapter",
+    "TextToImagePipeline",
+    "TrainingConfig",
+    "UnconditionalAdapter",
+    "UnconditionalPipeline",
+    "build_unet",
+    "train",
+]
+
+
+def imported_by(*lines: str) -> list[str]:
+    """Modules that a fresh interpreter has loaded after `lines`, beyond its own."""
+    code = "; ".join(["import json, sys", "before = set(sys.modules)", *lines, "new = set(sys.modules) - before"])
+    code += "; print(json.dumps(sorted(new)))"
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+
+
+def test_public_names_are_complete_and_sorted():
+    assert cond_pipelines.__all__ == sorted(PUBLIC)
+    assert dir(cond_pipelines) == cond_pipelines.__all__
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there(name):
+    found = getattr(cond_pipelines, name)
+    if inspect.isclass(found) or inspect.isfunction(found):
+        assert found.__name__ == name and found.__module__.startswith("cond_pipelines.")
+        assert inspect.getdoc(found), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", ["adapters", "conditional_pipeline", "pipelines"])
+def test_no_adapter_or_pipeline_is_left_out(module):
+    kinds = (ConditionalPipeline, Conditioning, ConditioningAdapter, Noised, Objective)
+    classes = inspect.getmembers(importlib.import_module(f"cond_pipelines.{module}"), inspect.isclass)
+    names = {name for name, c in classes if issubclass(c, kinds) and not name.startswith("_")}
+    assert names and names <= set(cond_pipelines.__all__)
+
+
+def test_an_unknown_name_is_named():
+    with pytest.raises(AttributeError, match=r"has no attribute 'TextPipeline'; it exports .*TextToImagePipeline"):
+        _ = cond_pipelines.TextPipeline
+    with pytest.raises(ImportError, match="TextPipeline"):
+        from cond_pipelines import TextPipeline  # noqa: F401
+
+
+def test_importing_is_light():
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "datasets", "numpy", "PIL", "huggingface_hub"}
+    modules = imported_by("import cond_pipelines", "dir(cond_pipelines)", "cond_pipelines.__version__")
+    assert "cond_pipelines" in modules and not heavy & set(modules)
+    ours = [name for name in modules if name.startswith("cond_pipelines")]
+    assert ours == ["cond_pipelines"] and len(modules) < 30, modules
+
+
+def test_an_adapter_is_imported_without_the_training_code():
+    modules = imported_by("import cond_pipelines", "cond_pipelines.Conditioning")
+    assert "cond_pipelines.adapters" in modules and not any("cond_pipelines.training" in name for name in modules)
+
+
+def test_marked_as_typed():
+    assert importlib.resources.files("cond_pipelines").joinpath("py.typed").is_file()

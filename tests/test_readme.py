@@ -1,0 +1,84 @@
+"""The README's code blocks run as they stand, in an order, in one folder."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from cond_pipelines import (
+    ClassConditionalPipeline,
+    ClassLabelAdapter,
+    TextAdapter,
+    TextToImagePipeline,
+    UnconditionalAdapter,
+    UnconditionalPipeline,
+    build_unet,
+)
+from cond_pipelines.data.shapes import SHAPES, load_shapes
+from cond_pipelines.text_encoders import new_text_encoder
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+LAUNCH = [code.strip() for language, code in BLOCKS if language == "bash" and "accelerate launch" in code]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a reader has after `make demo`, only smaller, and a folder of images with classes and captions."""
+    folder = tmp_path_factory.mktemp("readme")
+    unet = build_unet("xxs", sample_size=16, block_out_channels=(32, 32))
+    common = {"unet": unet, "scheduler": FlowMatchEulerDiscreteScheduler(), "default_num_inference_steps": 2}
+    adapter = UnconditionalAdapter.for_unet(unet)
+    UnconditionalPipeline(adapter=adapter, **common).save_pretrained(folder / "demo/unconditional")
+    adapter = ClassLabelAdapter.for_unet(unet, id2label={str(i): name for i, name in enumerate(SHAPES)})
+    ClassConditionalPipeline(adapter=adapter, **common).save_pretrained(folder / "demo/class_conditional")
+    text_encoder, tokenizer = new_text_encoder(["a red circle on a black background"], hidden_size=32, num_layers=1)
+    adapter = TextAdapter.for_unet(unet, text_encoder=text_encoder)
+    pipe = TextToImagePipeline(adapter=adapter, text_encoder=text_encoder, tokenizer=tokenizer, **common)
+    pipe.save_pretrained(folder / "demo/text_to_image")
+
+    captions = []
+    for number, row in enumerate(load_shapes(12)):
+        name = f"{SHAPES[row['label']]}/{number}.png"
+        (folder / "my_images" / name).parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / "my_images" / name)
+        captions.append({"file_name": name, "text": row["caption"]})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in captions))
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python_block_runs(number, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(compile(PYTHON[number], f"README.md, python block {number}", "exec"), {})
+
+
+@pytest.mark.parametrize("number", range(len(LAUNCH)))
+def test_launch_command_trains(number, folder):
+    if "--conditioning text" in LAUNCH[number]:
+        (folder / "captions.jsonl").replace(folder / "my_images/metadata.jsonl")
+    small = "--max_train_steps 2 --unet_size xxs --train_batch_size 2 --default_num_inference_steps 1 --validation_steps 0"
+    output_dir = folder / f"output{number}"
+    command = f"{LAUNCH[number]} {small} --output_dir {output_dir}"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(command)[2:]]
+    ended = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert (output_dir / "model_index.json").is_file()
+
+
+def test_blocks_were_found():
+    assert len(PYTHON) >= 4
+    assert [re.search(r"--conditioning (\w+)", code)[1] for code in LAUNCH] == ["none", "class", "text"]
+
+
+def test_every_module_is_in_the_file_tree():
+    readme = (ROOT / "README.md").read_text()
+    modules = [p.name for p in (ROOT / "src/cond_pipelines").rglob("*.py") if not p.name.startswith("__")]
+    assert [name for name in modules if name not in readme] == []
