@@ -53,7 +53,7 @@ SAMPLING_ARGUMENTS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ tiny real components
+# ----------------------------------------------------------------------------------------- tiny real components
 def tiny_unet(channels: int = 3, sample_size: int = 8, **overrides: Any) -> nn.Module:
     torch.manual_seed(0)
     tiny = {
@@ -162,7 +162,7 @@ class UNetCalls:
         pipe.unet.register_forward_pre_hook(lambda module, args: self.batch_sizes.append(len(args[0])))
 
 
-# ----------------------------------------------------------------------------------------------------------- the tester
+# --------------------------------------------------------------------------------------------------- the tester
 class PipelineTester:
     pipeline_class: type[ConditionalPipeline]
     setting: str
@@ -215,7 +215,7 @@ class PipelineTester:
     def models(self, pipe: Any) -> dict[str, nn.Module]:
         return {name: c for name, c in pipe.components.items() if isinstance(c, nn.Module)}
 
-    # ---------------------------------------------------------------------------------------------- calls and outputs
+    # ---------------------------------------------------------------------------------- calls and outputs
     def test_call_signature(self):
         parameters = inspect.signature(self.pipeline_class.__call__).parameters
         assert {name: p.default for name, p in parameters.items() if name in SAMPLING_ARGUMENTS} == SAMPLING_ARGUMENTS
@@ -313,7 +313,7 @@ class PipelineTester:
             pipe(**self.inputs(2, **wrong))
         assert "\n" not in str(error.value)
 
-    # ------------------------------------------------------------------------------------------------------ callbacks
+    # ------------------------------------------------------------------------------------------ callbacks
     def test_callback_inputs(self, pipe, expected):
         seen = []
 
@@ -368,7 +368,7 @@ class PipelineTester:
         pipe(**self.inputs(2, num_inference_steps=4))
         assert len(calls.batch_sizes) == 4, "an interrupt must not outlive its call"
 
-    # -------------------------------------------------------------------------------------------------- save and load
+    # -------------------------------------------------------------------------------------- save and load
     def test_save_load_gives_identical_images(self, saved, expected):
         loaded = quiet(self.pipeline_class.from_pretrained(saved))
         assert np.array_equal(loaded(**self.inputs(2)).images, expected)
@@ -438,7 +438,7 @@ class PipelineTester:
         assert {model.device.type for model in self.models(loaded).values()} == {device}
         assert_close(loaded(**self.inputs(2)).images, expected, atol=1e-3)
 
-    # ----------------------------------------------------------------------------------------------- dtype and device
+    # ----------------------------------------------------------------------------------- dtype and device
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_inference(self, pipe, expected, dtype):
         pipe.to(dtype=dtype)
@@ -463,13 +463,15 @@ class PipelineTester:
         assert pipe.unet.down_blocks[0].resnets[0].conv1.weight.dtype == torch.float8_e4m3fn
         assert np.isfinite(pipe(**self.inputs(2)).images).all()
 
-    # -------------------------------------------------------------------------------------------------------- offload
+    # -------------------------------------------------------------------------------------------- offload
     @pytest.mark.parametrize("device", DEVICES)
     def test_model_cpu_offload_twice(self, pipe, expected, device):
         for _ in range(2):
             pipe.enable_model_cpu_offload(device=device)
             assert pipe._execution_device.type == device
+            hooks = pipe._all_hooks
             assert_close(pipe(**self.inputs(2)).images, expected, atol=1e-5 if device == "cpu" else 1e-3)
+            assert pipe._all_hooks is not hooks, "a call must end with maybe_free_model_hooks"
             for name, model in self.models(pipe).items():
                 assert model.device.type == "cpu", name
                 assert isinstance(model._hf_hook, CpuOffload), name
@@ -511,7 +513,7 @@ class PipelineTester:
         assert {p.device.type for p in pipe.unet.parameters()} == {"cpu"}
         assert_close(pipe(**self.inputs(2)).images, expected, atol=1e-5 if device == "cpu" else 1e-3)
 
-    # ------------------------------------------------------------------------------- diffusers' switches of UNet, VAE
+    # ------------------------------------------------------------------- diffusers' switches of UNet, VAE
     def test_attention_slicing(self, pipe, expected):
         for slice_size in (1, 2):
             pipe.enable_attention_slicing(slice_size=slice_size)
@@ -530,7 +532,7 @@ class PipelineTester:
         pipe.unet.disable_freeu()
         assert_close(pipe(**self.inputs(2)).images, expected)
 
-    # ------------------------------------------------------------------------------------------------------ from_pipe
+    # ------------------------------------------------------------------------------------------ from_pipe
     def test_from_pipe_keeps_config_and_weights(self, built, expected):
         pipe = quiet(self.pipeline_class(**copy.deepcopy(built), default_num_inference_steps=7))
         again = quiet(self.pipeline_class.from_pipe(pipe))

@@ -52,7 +52,7 @@ def tensors(cond: Conditioning) -> list[torch.Tensor]:
     return [x for x in (cond.tokens, cond.mask, cond.pooled) if x is not None]
 
 
-# --------------------------------------------------------------------------------------------------------- Conditioning
+# ------------------------------------------------------------------------------------------------- Conditioning
 SHAPES = [{}, {"mask": False}, {"length": None}, {"pooled": False}, {"pooled": False, "mask": False}]
 
 
@@ -134,7 +134,7 @@ def test_padding_tells_the_unet_nothing():
     assert_close(alone, beside)
 
 
-# ------------------------------------------------------------------------------------------------- tokenizers, encoders
+# ----------------------------------------------------------------------------------------- tokenizers, encoders
 def gpt_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of the GPT kind: no pad token, nothing added around a text."""
     tokenizer = Tokenizer(models.BPE())
@@ -313,7 +313,7 @@ def test_a_saved_encoder_loads_by_its_folder(kind, tmp_path):
     assert tell((adapter, loaded.eval(), loaded_tokenizer), CAPTIONS).equal(expected)
 
 
-# --------------------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------------------- labels
 class TestClassLabelAdapter:
     @pytest.fixture
     def adapter(self):
@@ -378,7 +378,7 @@ class TestClassLabelAdapter:
         assert ClassLabelAdapter.from_pretrained(tmp_path / "second").id2label == ID2LABEL
 
 
-# --------------------------------------------------------------------------------------------------------- all adapters
+# ------------------------------------------------------------------------------------------------- all adapters
 def adapters():
     """(adapter, features) of each kind."""
     unet = tiny_unet()
@@ -464,7 +464,7 @@ def test_the_contract_names_what_is_missing():
         Half()({})
 
 
-# ---------------------------------------------------------------------------------------------------------- third party
+# -------------------------------------------------------------------------------------------------- third party
 LOAD_ELSEWHERE = """
 import sys
 import numpy as np, torch

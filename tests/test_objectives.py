@@ -22,7 +22,7 @@ def gaussian(seed: int = 4) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------------- what a perfect network answers, from x_t and t
+# --------------------------------------------------------------- what a perfect network answers, from x_t and t
 def flow(x_t, t, x_0, scheduler):
     sigma = t / scheduler.config.num_train_timesteps
     return (x_t - x_0) / sigma
@@ -108,7 +108,7 @@ def sampled(scheduler, answer, x_0, num_inference_steps=5):
     return pipe(batch_size=len(x_0), generator=generator, **steps).images
 
 
-# ------------------------------------------------------------------------------------------------ training and sampling
+# ---------------------------------------------------------------------------------------- training and sampling
 class TestPerfectPredictor:
     @pytest.mark.parametrize(("name", "answer", "config"), CASES)
     def test_its_samples_are_x_0(self, name, answer, config, tmp_path):
@@ -209,7 +209,7 @@ class TestSchedulersSteps:
             )
 
 
-# ------------------------------------------------------------------------------------------------------ which objective
+# ---------------------------------------------------------------------------------------------- which objective
 class TestFromScheduler:
     @pytest.mark.parametrize(("name", "answer", "config"), CASES)
     def test_family(self, name, answer, config):
@@ -243,7 +243,7 @@ class TestFromScheduler:
             Objective.from_scheduler(diffusers.EDMEulerScheduler(prediction_type="sample"))
 
 
-# ----------------------------------------------------------------------------------------------------------- the losses
+# --------------------------------------------------------------------------------------------------- the losses
 ALL = {
     "flow": FlowMatching(),
     **{kind: DDPM(diffusers.DDPMScheduler().alphas_cumprod, kind) for kind in ("epsilon", "v_prediction", "sample")},
@@ -295,7 +295,7 @@ def test_loss_is_the_weighted_mean_square():
     assert_close(noised.loss(target + 0.3), 0.09 * weight, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------- min-SNR
+# ------------------------------------------------------------------------------------------------------ min-SNR
 class TestMinSNR:
     alphas_cumprod = torch.tensor([0.999, 0.9, 0.5, 0.1, 0.0])  # SNR 999, 9, 1, 1/9, 0
     u = (torch.arange(5) + 0.5) / 5
@@ -332,7 +332,7 @@ class TestMinSNR:
             torch.testing.assert_close(loss, losses["sample"] * factor[kind], rtol=2e-3, atol=1e-7)
 
 
-# -------------------------------------------------------------------------------------------------- when it is trained
+# ------------------------------------------------------------------------------------------- when it is trained
 class TestTimes:
     u = (torch.arange(1000) + 0.5) / 1000
     x_0 = torch.zeros(1000, 1, 1, 1)

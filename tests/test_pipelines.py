@@ -51,7 +51,7 @@ def sample(pipe, **kwargs):
     return quiet(pipe)(**given).images
 
 
-# ----------------------------------------------------------------------------------------------- the testers, a setting
+# --------------------------------------------------------------------------------------- the testers, a setting
 class TestUnconditionalPipeline(PipelineTester):
     pipeline_class = UnconditionalPipeline
     setting = "none"
@@ -219,7 +219,7 @@ class TestCustomAdapterPipeline(PipelineTester):
         assert not np.allclose(plain, sample(pipe, condition=[30.0, 90.0], negative_condition=[0.0, 0.0]), atol=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------------- other VAEs
+# --------------------------------------------------------------------------------------------------- other VAEs
 @pytest.mark.parametrize("kind", ["kl", "tiny", "dc"])
 class TestVAEs:
     @pytest.mark.parametrize("setting", ["none", "class"])
@@ -264,7 +264,7 @@ def test_pixels_are_their_own_latents():
     assert pipe.encode_images(images) is images and pipe.decode(images) is images
 
 
-# ------------------------------------------------------------------------------------------------- swaps of the setting
+# ----------------------------------------------------------------------------------------- swaps of the setting
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory):
     """A pipeline of each setting with a trained adapter, and where it is saved."""
@@ -327,7 +327,7 @@ def test_swap_keeps_half_precision():
     assert child.unet.dtype == child.adapter.dtype == torch.float16
 
 
-# ------------------------------------------------------------------------------------------------- the class of a model
+# ----------------------------------------------------------------------------------------- the class of a model
 @pytest.mark.parametrize("source", PIPELINES)
 @pytest.mark.parametrize("asked", PIPELINES)
 def test_the_wrong_class_names_the_right_one(parents, source, asked):
@@ -369,7 +369,7 @@ def test_help_shows_the_sampling_arguments():
         assert names[0] == "self" and {"num_inference_steps", "generator", "guidance_interval"} <= set(names)
 
 
-# ----------------------------------------------------------------------------------------------------------- schedulers
+# --------------------------------------------------------------------------------------------------- schedulers
 DIFFUSION = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
 FLOW_SWAPS = [
     ("FlowMatchHeunDiscreteScheduler", {}),
@@ -401,7 +401,7 @@ def test_swapped_scheduler(parents, original, name, extra):
     assert torch.equal(latents, again), "a scheduler's state must not leak into the next call"
 
 
-# ------------------------------------------------------------------------------------------------------------- guidance
+# ----------------------------------------------------------------------------------------------------- guidance
 @pytest.mark.parametrize(
     ("setting", "kwargs", "batch_sizes"),
     [
@@ -486,7 +486,7 @@ def test_cross_attention_kwargs_reach_the_unet(parents):
     assert seen == [{"scale": 0.5}] * 2
 
 
-# ---------------------------------------------------------------------------------------------------- images and sizes
+# --------------------------------------------------------------------------------------------- images and sizes
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_output_types_of_gray_rgb_and_rgba(channels, mode):
     pipe = UnconditionalPipeline(**make_components("none", channels=channels))
@@ -509,7 +509,7 @@ def test_a_unet_trained_on_oblong_images_samples_them():
     assert sample(pipe, batch_size=2).shape == (2, 8, 12, 3)
 
 
-# ------------------------------------------------------------------------------------------------------ missing entries
+# ---------------------------------------------------------------------------------------------- missing entries
 def test_none_in_a_list_is_unconditional(parents):
     untold = sample(parents["none"][0], batch_size=2)
     labels = sample(parents["class"][0], class_labels=["star", None])

@@ -64,7 +64,9 @@ def test_python_block_runs(number, folder, monkeypatch):
 def test_launch_command_trains(number, folder):
     if "--conditioning text" in LAUNCH[number]:
         (folder / "captions.jsonl").replace(folder / "my_images/metadata.jsonl")
-    small = "--max_train_steps 2 --unet_size xxs --train_batch_size 2 --default_num_inference_steps 1 --validation_steps 0"
+    small = (
+        "--max_train_steps 2 --unet_size xxs --train_batch_size 2 --default_num_inference_steps 1 --validation_steps 0"
+    )
     output_dir = folder / f"output{number}"
     command = f"{LAUNCH[number]} {small} --output_dir {output_dir}"
     command = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(command)[2:]]

@@ -17,8 +17,8 @@ from cond_pipelines import (
 # From the smallest for a laptop to ADM's and Stable Diffusion's scale.
 MILLIONS_OF_PARAMETERS = {
     "xxs": (0.9, 1.1),
-    "xs": (4, 4.5),
-    "s": (11, 11.5),
+    "xs": (2.7, 3.0),
+    "s": (15.5, 16),
     "m": (73, 75),
     "l": (138, 140),
     "xl": (414, 417),

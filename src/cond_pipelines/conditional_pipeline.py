@@ -58,7 +58,7 @@ class ConditionalPipeline(DiffusionPipeline):
         vae: VAE | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        default_num_inference_steps: int = 50,
+        default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.0,
     ):
         super().__init__()
@@ -89,7 +89,7 @@ class ConditionalPipeline(DiffusionPipeline):
         self.vae_scale_factor = 1 if vae is None else vae_scale_factor(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
-    # ------------------------------------------------------------------ loading
+    # -------------------------------------------------------------------------------------------- loading
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ class ConditionalPipeline(DiffusionPipeline):
         kwargs.setdefault("dtype", pipeline.unet.dtype)
         return super().from_pipe(pipeline, **kwargs)
 
-    # ------------------------------------------------------------------ state of a call, under diffusers' names
+    # ------------------------------------------------------------ state of a call, under diffusers' names
 
     @property
     def guidance_scale(self) -> float:
@@ -159,7 +159,7 @@ class ConditionalPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    # ------------------------------------------------------------------ the steps of a call
+    # -------------------------------------------------------------------------------- the steps of a call
 
     def encode_condition(self, condition: list[Any], negative_condition: list[Any] | None = None) -> tuple[Any, Any]:
         """Raw conditions to (cond, null), the two branches of guidance, each with one row an image."""

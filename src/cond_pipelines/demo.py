@@ -47,7 +47,6 @@ def train_demo(output_dir: Path, speed: float = 1.0) -> dict[str, Path]:
                 unet_size=None if parent else "xs",
                 pretrained_model_name_or_path=str(parent) if parent else None,
                 max_train_minutes=_MINUTES[name] / speed,
-                learning_rate=1e-3,
                 output_dir=str(output_dir / name),
                 default_num_inference_steps=25,
                 default_guidance_scale=3.0,

@@ -34,7 +34,7 @@ class UnconditionalPipeline(ConditionalPipeline):
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
         vae: VAE | None = None,
-        default_num_inference_steps: int = 50,
+        default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.0,
     ):
         DiffusionPipeline.__init__(self)

@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_every_mode_becomes_the_channels_asked_for(image, channels):
     assert array.dtype == np.uint8
 
 
-# ----------------------------------------------------------------------------------------------------------------- alpha
+# -------------------------------------------------------------------------------------------------------- alpha
 @pytest.mark.parametrize("channels", [1, 3])
 def test_alpha_is_composited_on_white(channels):
     """Half-transparent black on white is mid-gray; dropping the alpha would leave it black."""
@@ -92,7 +93,7 @@ def test_opaque_images_are_opaque_with_four_channels():
     assert (to_array(Image.new("RGB", (2, 2), RED), 4, 2) == [*RED, 255]).all()
 
 
-# --------------------------------------------------------------------------------------------------------------- palette
+# ------------------------------------------------------------------------------------------------------ palette
 def palette_image():
     image = Image.new("P", (2, 1), 0)
     image.putpalette([*RED, 0, 0, 255])
@@ -123,7 +124,7 @@ def test_rgb_with_a_transparent_colour():
     assert to_array(image, 3, 1)[0].tolist() == [list(RED), list(WHITE)]
 
 
-# ------------------------------------------------------------------------------------------------------------ bit depths
+# --------------------------------------------------------------------------------------------------- bit depths
 @pytest.mark.parametrize("channels", MODES)
 def test_16_bits_are_scaled_not_cut(channels):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None]
@@ -162,7 +163,7 @@ def test_gray_modes():
     assert not any(is_gray(Image.new(mode, (1, 1))) for mode in ("P", "RGB", "RGBA", "CMYK", "LA"))
 
 
-# ------------------------------------------------------------------------------------------------------------------ EXIF
+# --------------------------------------------------------------------------------------------------------- EXIF
 def test_exif_rotation_is_applied():
     stored = two_pixels("RGB", RED, (0, 0, 255))
     exif = Image.Exif()
@@ -172,7 +173,7 @@ def test_exif_rotation_is_applied():
     assert to_array(image, 3, 1)[:, 0].tolist() == [list(RED), [0, 0, 255]]
 
 
-# ------------------------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------------------------------- bad files
 def photo(side=64):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
@@ -180,7 +181,8 @@ def photo(side=64):
 def bomb():
     """A PNG that claims 60,000 x 60,000 pixels."""
     good = encoded(Image.new("L", (1, 1)))
-    return good[:16] + struct.pack(">II", 60_000, 60_000) + good[24:]
+    header = good[12:16] + struct.pack(">II", 60_000, 60_000) + good[24:29]
+    return good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:]
 
 
 @pytest.mark.parametrize(
@@ -188,15 +190,16 @@ def bomb():
     [
         (encoded(photo(), "JPEG")[:-500], "truncated"),
         (encoded(photo(), "PNG")[:-3000], "truncated"),
-        (encoded(photo(), "PNG")[:30], ""),
-        (encoded(photo(), "JPEG")[:20], ""),
-        (encoded(photo(), "GIF")[:40], ""),
-        (encoded(photo(), "WEBP")[:200], ""),
+        (encoded(photo(), "PNG")[:30], None),
+        (encoded(photo(), "JPEG")[:20], None),
+        (encoded(photo(), "GIF")[:40], None),
+        (encoded(photo(), "WEBP")[:200], None),
         (b"", "empty"),
         (b"this is text", "no format"),
-        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 64, ""),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 64, None),
         (bomb(), "exceeds"),
     ],
+    ids=["jpeg", "png", "png-header", "jpeg-header", "gif", "webp", "empty", "text", "signature", "bomb"],
 )
 def test_a_broken_file_is_an_oserror_with_a_reason(data, reason, tmp_path):
     with pytest.raises(OSError, match=reason) as error:
@@ -221,7 +224,7 @@ def test_decoded_images_bytes_and_arrays_are_taken_too():
         assert (np.asarray(open_image(value)) == np.asarray(image)).all()
 
 
-# ------------------------------------------------------------------------------------------------------- resize and crop
+# ---------------------------------------------------------------------------------------------- resize and crop
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (33, 21), (7, 100), (5, 5), (3, 2)])
 @pytest.mark.parametrize("resolution", [8, 21, 64])
 def test_shorter_side_is_the_resolution(size, resolution):

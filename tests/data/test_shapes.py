@@ -35,7 +35,7 @@ def examples():
     return [make_example(i, seed=1) for i in range(300)]
 
 
-# -------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------------------ drawing
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ink_is_the_area_of_the_shape(shape):
     # Closed forms in a unit box; the ring's hole has half its diameter, the cross is five of nine squares.
@@ -76,7 +76,7 @@ def test_named_colours_are_twice_the_reading_tolerance_apart():
     assert min(np.linalg.norm(np.subtract(a, b, dtype=float)) for a, b in pairs) >= 2 * shapes._MAX_COLOUR_DISTANCE
 
 
-# ------------------------------------------------------------------------------------------------------------- captions
+# ----------------------------------------------------------------------------------------------------- captions
 def test_captions_tell_the_truth_and_vary(examples):
     names = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS}
     for example in examples:
@@ -100,7 +100,7 @@ def test_every_template_is_used_and_names_all_attributes():
     assert caption("ring", "blue", "grey") == "a blue ring on a grey background"
 
 
-# --------------------------------------------------------------------------------------------------------- combinations
+# ------------------------------------------------------------------------------------------------- combinations
 def test_split_holds_out_compositions_of_familiar_pairs():
     assert len(COMBINATIONS) == len(SHAPES) * len(COLOURS) * len(BACKGROUNDS)
     for seed in range(5):
@@ -119,7 +119,7 @@ def test_split_refuses_fractions_it_cannot_keep(fraction):
         split_combinations(fraction)
 
 
-# ------------------------------------------------------------------------------------------------------------- data set
+# ----------------------------------------------------------------------------------------------------- data set
 def test_example_depends_on_seed_and_index_only():
     assert make_example(5, seed=3) == make_example(5, seed=3)
     assert make_example(5, seed=3)["image"] != make_example(6, seed=3)["image"]
@@ -174,7 +174,7 @@ def test_load_shapes_names_what_is_wrong(options, message):
         load_shapes(**options)
 
 
-# --------------------------------------------------------------------------------------------------------------- reader
+# ------------------------------------------------------------------------------------------------------- reader
 @pytest.mark.parametrize(("image_size_px", "num_images"), [(16, 1000), (24, 300), (32, 300), (64, 300)])
 def test_reader_is_exact_on_drawn_images(image_size_px, num_images):
     for i in range(num_images):

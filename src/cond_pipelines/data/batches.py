@@ -94,9 +94,10 @@ class _Stream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[tuple[int, Row]]:
         position, epoch = self.start + self.rank, 0
         while True:
-            self.rows.set_epoch(epoch)
+            rows = split_dataset_by_node(self.rows, self.rank, self.world_size)
+            rows.set_epoch(epoch)  # of the part: it would not follow that of the whole
             before = position
-            for number, values in enumerate(split_dataset_by_node(self.rows, self.rank, self.world_size)):
+            for number, values in enumerate(rows):
                 row = self.reader.read(values, position, f"image {number} of epoch {epoch} of process {self.rank}")
                 if row is not None:
                     yield position, row

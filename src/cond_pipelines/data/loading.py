@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 _NAMES = {
     "image": ("image", "img", "images", "picture", "photo", "jpg", "png", "webp"),
@@ -49,12 +50,13 @@ def load_source(
         raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
     if train_data_dir and not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
+    function = load_object(dataset_name) if dataset_name and ":" in dataset_name else None
     try:
         saved = train_data_dir and any(
             (Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")
         )
-        if saved or (dataset_name and ":" in dataset_name):
-            data = datasets.load_from_disk(train_data_dir) if saved else load_object(dataset_name)()
+        if saved or function:
+            data = datasets.load_from_disk(train_data_dir) if saved else function()
             data = data[_pick_split(data, split)] if isinstance(data, dict) else data
             return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
         found = datasets.load_dataset(
@@ -94,7 +96,7 @@ def _builder(folder: Path) -> str:
     for suffix, builder in ((".parquet", "parquet"), (".arrow", "arrow"), (".tar", "webdataset")):
         if suffix in suffixes:
             return builder
-    if not suffixes - {".jsonl", ".csv", ".txt", ".md", ""}:
+    if not suffixes & {*ImageFolder.EXTENSIONS, ".zip"}:
         raise ValueError("there are no images in it (nor parquet, arrow or tar files)")
     return "imagefolder"
 

@@ -45,7 +45,7 @@ _MAX_SHIFT = 0.15  # of the centre from the middle / side of the image
 _MARGIN = 0.06  # background left around the shape: about one pixel at 16 px
 
 
-# ----------------------------------------------------------------------------------------------------------- attributes
+# --------------------------------------------------------------------------------------------------- attributes
 def draw(
     shape: str,
     colour: str,
@@ -130,7 +130,7 @@ def _pairs(combination: tuple) -> list[tuple]:
     return [(shape, colour), (shape, background), (colour, background)]
 
 
-# ------------------------------------------------------------------------------------------------------------- data set
+# ----------------------------------------------------------------------------------------------------- data set
 def make_example(
     index: int, *, seed: int = 0, image_size_px: int = 16, combinations: Sequence[tuple] = COMBINATIONS
 ) -> dict[str, object]:
@@ -206,7 +206,7 @@ def _row(index: int, **options) -> dict:
     return example | {"image": {"bytes": png.getvalue(), "path": None}}
 
 
-# --------------------------------------------------------------------------------------------------------------- reader
+# ------------------------------------------------------------------------------------------------------- reader
 _READ_SIZE_PX = 16  # larger images are reduced to this: it bounds the time, and averages noise out
 _DECOYS = ("diamond", "blob")  # fitted too, so that what resembles them more than any shape is not called a circle
 _MAX_COLOUR_DISTANCE = 65.0  # Euclidean, RGB 0..255; half the least distance between any two named colours
@@ -297,7 +297,7 @@ def _match_shape(mask: np.ndarray) -> str | None:
     return best if clear and best in SHAPES else None
 
 
-# ------------------------------------------------------------------------------------------------------------- geometry
+# ----------------------------------------------------------------------------------------------------- geometry
 def _coverage(shape, image_size_px, size, x, y) -> np.ndarray:
     """Share of each pixel that the shape covers, (..., H, W) in [0, 1]; size, x, y broadcast as (..., 1, 1).
 

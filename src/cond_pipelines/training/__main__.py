@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from tqdm.auto import tqdm
+
 
 def main(args: list[str] | None = None, **defaults: Any) -> None:
     """Parse the command line and train; bad arguments or data end in one line on stderr and exit code 2."""
@@ -16,7 +18,7 @@ def main(args: list[str] | None = None, **defaults: Any) -> None:
         message = str(error).strip()
         if "Original Traceback" in message:  # from a DataLoader's worker
             message = message.splitlines()[-1].partition(": ")[2]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)  # on a line of its own, above any bar
         raise SystemExit(2) from error
 
 

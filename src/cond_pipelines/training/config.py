@@ -108,7 +108,7 @@ class OutputArguments:
     checkpointing_steps: int | None = _arg(None, "Steps between checkpoints to resume from. Default: none.")
     checkpoints_total_limit: int | None = _arg(None, "Keep only so many checkpoints.")
     resume_from_checkpoint: str | None = _arg(None, "A checkpoint folder, or latest.")
-    default_num_inference_steps: int = _arg(50, "Saved as the pipeline's default.")
+    default_num_inference_steps: int = _arg(30, "Saved as the pipeline's default.")
     default_guidance_scale: float = _arg(2.0, "Saved as the pipeline's default.")
     push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
     hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
@@ -137,6 +137,7 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 raise ValueError(f"--{name} {getattr(self, name)!r} is not of type {wanted}")
         choices = {
             "conditioning": ("none", "class", "text", "custom"),
+            "unet_size": (None, "xxs", "xs", "s", "m", "l", "xl", "xxl"),
             "on_bad_image": ("error", "skip"),
             "mixed_precision": (None, "no", "fp16", "bf16"),
             "prediction_type": (None, "epsilon", "v_prediction", "sample"),

@@ -1,0 +1,259 @@
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cond_pipelines.training.config import TrainingConfig, parse_args, read_recipe
+from cond_pipelines.unet import UNET_SIZES
+
+RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
+
+# A value for every flag, unlike its default.
+VALUES = {
+    "conditioning": "text",
+    "adapter": "my_package:MyAdapter",
+    "adapter_config": '{"num_waves": 3}',
+    "unet_size": "m",
+    "pretrained_model_name_or_path": "parent",
+    "revision": "v1",
+    "variant": "fp16",
+    "text_encoder_name_or_path": "bert",
+    "train_text_encoder": True,
+    "pretrained_vae_model_name_or_path": "vae",
+    "scheduler": "DDPMScheduler",
+    "prediction_type": "v_prediction",
+    "snr_gamma": 5.0,
+    "gradient_checkpointing": True,
+    "train_data_dir": "images",
+    "dataset_name": "somebody/something",
+    "dataset_config_name": "small",
+    "dataset_split": "validation",
+    "cache_dir": "cache",
+    "streaming": True,
+    "image_column": "scan",
+    "label_column": "breed",
+    "caption_column": "said",
+    "condition_column": "angle",
+    "resolution": 48,
+    "channels": 1,
+    "center_crop": False,
+    "random_flip": True,
+    "image_interpolation_mode": "box",
+    "on_bad_image": "skip",
+    "max_train_samples": 7,
+    "validation_fraction": 0.2,
+    "dataloader_num_workers": 3,
+    "train_batch_size": 5,
+    "max_train_steps": 11,
+    "num_train_epochs": 2,
+    "max_train_minutes": 1.5,
+    "gradient_accumulation_steps": 4,
+    "learning_rate": 3e-4,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 0,
+    "lr_decay_fraction": 0.5,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.95,
+    "adam_weight_decay": 0.01,
+    "adam_epsilon": 1e-6,
+    "max_grad_norm": 0.0,
+    "condition_dropout": 0.25,
+    "mixed_precision": "no",
+    "allow_tf32": False,
+    "use_ema": False,
+    "ema_max_decay": 0.99,
+    "ema_inv_gamma": 2.0,
+    "ema_power": 0.5,
+    "seed": 42,
+    "output_dir": "out",
+    "report_to": "none",
+    "logging_dir": "tracks",
+    "tracker_project_name": "mine",
+    "logging_steps": 3,
+    "validation_steps": 0,
+    "validation_prompts": ["a red circle", "7"],
+    "num_validation_images": 2,
+    "checkpointing_steps": 6,
+    "checkpoints_total_limit": 2,
+    "resume_from_checkpoint": "latest",
+    "default_num_inference_steps": 9,
+    "default_guidance_scale": 1.0,
+    "push_to_hub": True,
+    "hub_model_id": "me/mine",
+    "hub_token": "hf_secret",
+}
+# Flags that exclude each other, or need each other.
+WITH = {"condition_column": {"conditioning": "custom", "adapter": "a:B"}}
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def as_flags(name, value):
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no_{name}"]
+    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+
+
+def refused(capsys, args):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(args)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# -------------------------------------------------------------------------------------------------- round trips
+def test_every_flag_has_a_value_here():
+    assert set(VALUES) == {f.name for f in fields(TrainingConfig)}
+    default = TrainingConfig()
+    assert not [name for name, value in VALUES.items() if getattr(default, name) == value]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_flag_round_trips(name, tmp_path):
+    """Command line, then the saved YAML, then YAML as a person would write it."""
+    more = WITH.get(name, {})
+    args = [flag for key, value in (more | {name: VALUES[name]}).items() for flag in as_flags(key, value)]
+    config = parse_args(args)
+    assert config == TrainingConfig(**more | {name: VALUES[name]})
+    if name == "hub_token":
+        return
+    config.save(tmp_path / "saved.yaml")
+    assert parse_args(["--config", str(tmp_path / "saved.yaml")]) == config
+    recipe = write(tmp_path, yaml.safe_dump(more | {name: VALUES[name]}))
+    assert parse_args(["--config", recipe]) == config
+
+
+def test_the_command_line_wins_over_the_recipe_over_the_defaults(tmp_path):
+    recipe = write(tmp_path, "conditioning: text\nresolution: 32\nuse_ema: false\ncenter_crop: true\n")
+    config = parse_args(["--config", recipe, "--resolution", "64"], conditioning="class", seed=9)
+    assert (config.conditioning, config.resolution, config.seed, config.use_ema) == ("text", 64, 9, False)
+    config = parse_args(["--config", recipe, "--use_ema", "--no_center_crop", "--conditioning", "none"])
+    assert (config.conditioning, config.use_ema, config.center_crop) == ("none", True, False)
+    assert parse_args([], conditioning="class").conditioning == "class"
+
+
+def test_booleans():
+    assert parse_args([]).use_ema
+    assert not parse_args(["--no_use_ema"]).use_ema
+    assert not parse_args(["--use_ema", "false"]).use_ema
+    assert parse_args(["--random_flip"]).random_flip
+    assert parse_args([]).train_text_encoder is None
+    assert parse_args(["--train_text_encoder", "--seed", "1"]).train_text_encoder is True
+    assert parse_args(["--train_text_encoder", "false"]).train_text_encoder is False
+
+
+def test_numbers_that_yaml_takes_for_text(tmp_path):
+    """YAML 1.1 reads 1e-4 as a string, and `no` as a boolean."""
+    recipe = write(tmp_path, "learning_rate: 1e-4\nadam_epsilon: 1e-7\nmixed_precision: no\nmax_train_minutes: 2\n")
+    config = parse_args(["--config", recipe])
+    assert (config.learning_rate, config.adam_epsilon, config.mixed_precision) == (1e-4, 1e-7, "no")
+    assert config.max_train_minutes == 2
+
+
+def test_labels_in_a_recipe_may_be_numbers(tmp_path):
+    assert parse_args(["--config", write(tmp_path, "validation_prompts: [0, 1]")]).validation_prompts == ["0", "1"]
+
+
+def test_an_empty_recipe(tmp_path):
+    assert parse_args(["--config", write(tmp_path, "# nothing\n")]) == TrainingConfig()
+
+
+def test_the_token_is_never_saved(tmp_path):
+    TrainingConfig(hub_token="hf_secret").save(tmp_path / "saved.yaml")
+    assert "secret" not in (tmp_path / "saved.yaml").read_text()
+    assert "hub_token" not in (tmp_path / "saved.yaml").read_text()
+
+
+def test_paths_are_saved_as_text(tmp_path):
+    config = TrainingConfig(train_data_dir=tmp_path, output_dir=tmp_path / "out")
+    config.save(tmp_path / "saved.yaml")
+    assert parse_args(["--config", str(tmp_path / "saved.yaml")]) == config
+    assert config.train_data_dir == str(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ bad arguments
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--learning_rat", "1"], "error: unknown argument --learning_rat; did you mean learning_rate?"),
+        (["--train_data_di=x"], "error: unknown argument --train_data_di; did you mean train_data_dir?"),
+        (["--qqq"], "error: unknown argument --qqq"),
+        (["--resolution", "big"], "error: argument --resolution: invalid int value: 'big'"),
+        (["--use_ema", "perhaps"], "error: argument --use_ema/--use-ema: Truthy value expected: got perhaps"),
+        (["--resolution"], "error: argument --resolution: expected one argument"),
+        (["--resolution", "0"], "error: --resolution 0 must be greater than 0"),
+        (["--learning_rate", "nan"], "error: --learning_rate nan must be greater than 0"),
+        (["--lr_warmup_steps", "-1"], "error: --lr_warmup_steps -1 must not be negative"),
+        (["--condition_dropout", "1"], "error: --condition_dropout 1.0 must be at least 0 and less than 1"),
+        (["--conditioning", "label"], "error: --conditioning 'label' is not one of none, class, text, custom"),
+        (["--mixed_precision", "fp64"], "error: --mixed_precision 'fp64' is not one of no, fp16, bf16"),
+        (["--unet_size", "huge"], "error: --unet_size 'huge' is not one of xxs, xs, s, m, l, xl, xxl"),
+        (["--channels", "2"], "error: --channels 2 is not one of 1, 3, 4"),
+        (["--conditioning", "custom"], "error: --conditioning custom needs --adapter module:Class and "),
+        (["--train_data_dir", "a", "--dataset_name", "b"], "error: give either --train_data_dir or --dataset_name"),
+        (["--unet_size", "s", "--pretrained_model_name_or_path", "a"], "error: --unet_size has no meaning with "),
+        (["--config", "nowhere.yaml"], "error: cannot read the recipe nowhere.yaml: "),
+    ],
+)
+def test_bad_arguments_in_one_line(args, message, capsys):
+    assert refused(capsys, args).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "error: unknown key in {}: learning_rat; did you mean learning_rate?"),
+        ("resolution: 3.5", "error: --resolution 3.5 is not of type int | None"),
+        ("resolution: big", "error: argument --resolution: invalid int value: 'big'"),
+        ("resolution: true", "error: --resolution True is not of type int | None"),
+        ("use_ema: null", "error: --use_ema None is not of type bool"),
+        ("use_ema: 3", "error: --use_ema 3 is not of type bool"),
+        ("seed: [1, 2]", "error: --seed [1, 2] is not of type int"),
+        ("validation_prompts: a cat", "error: --validation_prompts 'a cat' is not of type list[str]"),
+        ("resolution: -8", "error: --resolution -8 must be greater than 0"),
+        ("- resolution", "error: the recipe {} must be `key: value` lines, not a list"),
+        ("a: b: c", "error: cannot read the recipe {}: "),
+    ],
+)
+def test_bad_recipes_in_one_line(text, message, tmp_path, capsys):
+    recipe = write(tmp_path, text)
+    assert refused(capsys, ["--config", recipe]).startswith(message.format(recipe))
+
+
+def test_the_constructor_checks_types_too():
+    with pytest.raises(ValueError, match="--learning_rate '1e-4' is not of type float"):
+        TrainingConfig(learning_rate="1e-4")
+    with pytest.raises(ValueError, match="--max_train_minutes 0 must be greater than 0"):
+        replace(TrainingConfig(), max_train_minutes=0)
+
+
+@pytest.mark.parametrize("size", UNET_SIZES)
+def test_every_unet_size_is_known(size):
+    assert TrainingConfig(unet_size=size).unet_size == size
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{f.name}" in shown for f in fields(TrainingConfig))
+
+
+# ------------------------------------------------------------------------------------------------------ recipes
+def test_there_are_recipes():
+    assert {"none", "class", "text"} <= {read_recipe(path).get("conditioning", "none") for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_parse(path):
+    config = parse_args(["--config", str(path)])
+    for name, value in read_recipe(path).items():
+        assert str(getattr(config, name)) == str(value) or float(getattr(config, name)) == float(value)

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.defaults import default_tracker, fast_precision, fill_defaults
+from cond_pipelines.unet import UNET_SIZES
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def fill(num_images=1700, sample_size=32, device=CPU, in_memory=True, **arguments):
+    config = TrainingConfig(**{"mixed_precision": "no"} | arguments)
+    return fill_defaults(config, num_images=num_images, sample_size=sample_size, device=device, in_memory=in_memory)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+@pytest.mark.parametrize("sample_size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("num_images", [1, 50, 1700, 1_000_000])
+def test_everything_is_decided(device, sample_size, num_images):
+    config = fill(num_images, sample_size, device)
+    assert config.unet_size in UNET_SIZES
+    assert 1 <= config.train_batch_size <= min(256, num_images)
+    assert 0 < config.learning_rate <= 1e-2
+    assert config.max_train_steps >= 1
+    assert config.lr_warmup_steps >= 0
+    assert config.dataloader_num_workers >= 0
+    assert config.report_to is not None
+    assert config.train_text_encoder is not None
+
+
+def test_larger_images_get_larger_models_and_smaller_batches():
+    on_gpu = [fill(10**6, size, CUDA) for size in (16, 32, 64, 128)]
+    sizes = [UNET_SIZES.index(config.unet_size) for config in on_gpu]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    rates = [config.learning_rate for config in on_gpu]
+    assert rates == sorted(rates, reverse=True)
+    for device in (CPU, CUDA):
+        batches = [fill(10**6, size, device).train_batch_size for size in (32, 64, 128)]
+        assert batches == sorted(batches, reverse=True)
+    assert UNET_SIZES.index(fill(sample_size=64).unet_size) < UNET_SIZES.index(on_gpu[2].unet_size)
+
+
+GIVEN = {
+    "unet_size": "m",
+    "train_batch_size": 3,
+    "learning_rate": 0.5,
+    "lr_warmup_steps": 0,
+    "dataloader_num_workers": 0,
+    "report_to": "none",
+    "train_text_encoder": True,
+    "max_train_steps": 7,
+}
+
+
+def test_what_is_given_is_kept():
+    config = fill(in_memory=False, **GIVEN)
+    assert {name: getattr(config, name) for name in GIVEN} == GIVEN
+
+
+def test_number_of_steps():
+    assert fill(num_images=640, train_batch_size=64, num_train_epochs=7).max_train_steps == 70
+    accumulated = {"train_batch_size": 32, "gradient_accumulation_steps": 2, "num_train_epochs": 7}
+    assert fill(num_images=640, **accumulated).max_train_steps == 70
+    assert fill(num_images=10, train_batch_size=64, num_train_epochs=1).max_train_steps == 1
+    assert fill(num_images=64, num_train_epochs=5, max_train_steps=3).max_train_steps == 3
+    assert fill(num_images=50).max_train_steps >= 1000  # few images still need many steps
+    assert fill(num_images=10**8).max_train_steps <= 10**6
+
+
+def test_steps_are_those_of_all_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert fill(num_images=640, train_batch_size=16, num_train_epochs=7).max_train_steps == 70
+
+
+def test_minutes_set_no_steps_but_epochs_still_count():
+    assert fill(max_train_minutes=3.0).max_train_steps is None
+    config = fill(num_images=640, train_batch_size=64, max_train_minutes=3.0, num_train_epochs=2)
+    assert config.max_train_steps == 20
+
+
+def test_a_stream_needs_a_length():
+    with pytest.raises(ValueError, match=r"no length: give --max_train_steps"):
+        fill(num_images=None)
+    assert fill(num_images=None, max_train_minutes=1.0).max_train_steps is None
+    assert fill(num_images=None, max_train_steps=5).max_train_steps == 5
+
+
+def test_workers_only_where_images_are_read_from_disk():
+    assert fill().dataloader_num_workers == 0
+    assert fill(in_memory=False).dataloader_num_workers >= 1
+
+
+def test_fine_tuning_keeps_the_size_and_lowers_the_rate():
+    config = fill(pretrained_model_name_or_path="parent")
+    assert config.unet_size is None
+    assert config.learning_rate < fill().learning_rate
+
+
+def test_text_encoder_is_trained_when_it_is_new():
+    assert fill(conditioning="text").train_text_encoder
+    assert not fill(conditioning="text", text_encoder_name_or_path="bert").train_text_encoder
+    assert not fill(conditioning="class").train_text_encoder
+
+
+def test_precision_and_tracker():
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert fast_precision(CPU) == ("bf16" if has_bf16 else "no")
+    assert fast_precision(torch.device("meta")) == "no"
+    assert default_tracker() == "tensorboard"  # the tests install it

@@ -1,0 +1,66 @@
+"""What the training tests share: tiny data sets, served as "training_common:<function>", and a tiny run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.loop import train
+
+
+def shapes() -> datasets.Dataset:
+    return load_shapes(96)
+
+
+def few_shapes() -> datasets.Dataset:
+    return load_shapes(8)
+
+
+def angles() -> datasets.Dataset:
+    """With a continuous condition, and None where it is not known."""
+    rows = load_shapes(16)
+    return rows.add_column("angle", [None if i == 3 else 22.5 * i for i in range(16)])
+
+
+TINY: dict[str, Any] = {
+    "dataset_name": "training_common:shapes",
+    "resolution": 8,
+    "unet_size": "xxs",
+    "train_batch_size": 8,
+    "max_train_steps": 4,
+    "lr_warmup_steps": 0,
+    "mixed_precision": "no",
+    "report_to": "none",
+    "logging_steps": 1,
+    "validation_steps": 0,
+    "num_validation_images": 2,
+    "default_num_inference_steps": 1,
+    "default_guidance_scale": 1.0,
+}
+
+
+def run(folder: Path, **arguments: Any) -> Path:
+    """A tiny run, in float32; None takes an argument of TINY away."""
+    given = {k: v for k, v in (TINY | arguments).items() if v is not None}
+    return train(TrainingConfig(output_dir=str(folder), **given))
+
+
+def flags(**arguments: Any) -> list[str]:
+    """The same as command-line arguments."""
+    return [f for k, v in (TINY | arguments).items() if v is not None for f in (f"--{k}", str(v))]
+
+
+def log_of(folder: Path, key: str = "loss") -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def largest_difference(a: torch.nn.Module | dict, b: torch.nn.Module | dict) -> float:
+    """Of all weights; the keys must be the same."""
+    a, b = (x if isinstance(x, dict) else x.state_dict() for x in (a, b))
+    assert set(a) == set(b)
+    return max((a[k].float() - b[k].float()).abs().max().item() for k in a)
