@@ -154,10 +154,18 @@ def test_skipped_images_are_named_and_the_rest_is_kept(cls):
         seen = {shade(dataset[0, i]) for i in range(len(dataset))}
         assert seen == set(good)
     assert {int(re.match(r"row (\d+): unreadable", line)[1]) for line in dataset.skipped} == set(BAD_IMAGES)
-    assert f"skipped: {len(BAD_IMAGES)}" in dataset.summary()
+    shown = dataset.summary().splitlines()[-len(BAD_IMAGES) - 1 :]
+    assert shown == [f"skipped: {len(BAD_IMAGES)}", *(f"  {line}" for line in dataset.skipped)]
 
 
-def test_a_bad_image_found_later_stops_or_is_replaced():
+def test_a_long_list_of_bad_rows_is_cut():
+    dataset = make([png(i) if i % 2 else b"broken" for i in range(40)], on_bad_image="skip")
+    dataset.check()
+    assert len(dataset.skipped) == 20
+    assert dataset.summary().endswith("\n  and 10 more")
+
+
+def test_a_bad_image_found_later_stops_or_is_replaced(caplog):
     bad = 60  # not among the few that are looked at first
     images = [png(i) if i != bad else b"broken" for i in range(NUM_IMAGES)]
     strict, lenient = make(images, cls=LazyDataset), make(images, cls=LazyDataset, on_bad_image="skip")
@@ -169,6 +177,8 @@ def test_a_bad_image_found_later_stops_or_is_replaced():
         strict[0, bad]
     assert [shade(lenient[p, bad]) for p in range(3)] == [bad + 1] * 3
     assert len(lenient.skipped) == 1
+    (warning,) = caplog.messages
+    assert warning.startswith(f"skipped row {bad}: unreadable image")
 
 
 def test_a_stand_in_comes_from_the_same_split():

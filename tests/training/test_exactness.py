@@ -165,3 +165,11 @@ def test_minutes(tmp_path):
 def test_minutes_and_steps_stop_at_what_comes_first(tmp_path):
     folder = run(tmp_path, max_train_steps=2, max_train_minutes=30.0)
     assert log_of(folder, "step") == [1, 2]
+
+
+def test_a_run_leaves_nothing_behind(batch_of_8, tmp_path):
+    """Another precision and accumulation in between, in the same process, change nothing."""
+    run(tmp_path / "between", mixed_precision="bf16", gradient_accumulation_steps=2, seed=7, conditioning="none")
+    again = run(tmp_path / "again", use_ema=False, **SMOOTH)
+    assert largest_difference(weights(again), weights(batch_of_8)) == 0
+    assert log_of(again) == log_of(batch_of_8)

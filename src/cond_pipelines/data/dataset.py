@@ -1,5 +1,6 @@
 """Rows of a data set to (pixels, raw condition), checked before the first step."""
 
+import logging
 import os
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from tqdm.auto import tqdm
 
 from . import images as im
 from .loading import Columns, as_files
+
+_logger = logging.getLogger(__name__)
 
 
 class BadRow(ValueError):
@@ -114,10 +117,12 @@ class ImageDataset(torch.utils.data.Dataset):
         yield from np.roll(split, -int(np.searchsorted(split, index)))[1:]
 
     def _skip(self, error: BadRow) -> None:
+        """Of a row found bad after the check: say so once (once a worker)."""
         if self.on_bad_image == "error":
             raise error
         if str(error) not in self.skipped:
             self.skipped.append(str(error))
+            _logger.warning("skipped %s", error)
 
     def _augment(self, array: np.ndarray, condition: Any, position: int) -> Row:
         # Philox is counter-based: an independent stream for every position, at no cost of skipping there.
@@ -185,7 +190,9 @@ class ImageDataset(torch.utils.data.Dataset):
             )
 
     def _reject(self, error: BadRow, row: int, bad: list[int]) -> None:
-        self._skip(error)
+        if self.on_bad_image == "error":
+            raise error
+        self.skipped.append(str(error))
         bad.append(row)
 
     def _preload(self, rows: np.ndarray) -> np.ndarray:
@@ -246,7 +253,9 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"median {int(np.median(words))}; for example {texts[0]!r}"
             )
         if self.skipped:
-            lines.append(f"skipped: {len(self.skipped):,}, for example {self.skipped[0]}")
+            lines.append(f"skipped: {len(self.skipped):,}")
+            lines += [f"  {reason}" for reason in self.skipped[:10]]
+            lines += [f"  and {len(self.skipped) - 10:,} more"] if len(self.skipped) > 10 else []
         return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ class ModelArguments:
         None, "A transformers text encoder and tokenizer. None: both are trained from scratch on your captions."
     )
     train_text_encoder: bool | None = _arg(
-        None, "Default: only when it is trained from scratch.", nargs="?", const=True
+        None, "Default: only when it is new, trained from scratch.", nargs="?", const=True
     )
     pretrained_vae_model_name_or_path: str | None = _arg(None, "A VAE, for latent diffusion. None: pixels.")
     scheduler: str | None = _arg(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ def train(config: TrainingConfig) -> Path:
     with accelerator.main_process_first():  # one process prepares what the others read
         data = load_data(config, image_channels(parent, vae))
     decided = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
+    if config.train_text_encoder is None and parent is not None and parent.components.get("text_encoder") is not None:
+        decided["train_text_encoder"] = False  # it is not new
     config = fill_defaults(
         replace(config, mixed_precision=accelerator.mixed_precision, **decided),
         num_images=None if data.train is None else len(data.train),
@@ -182,6 +185,7 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
     precision = config.mixed_precision or (asked if asked != "no" else fast_precision(PartialState().device))
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     tracker = config.report_to or default_tracker()
+    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
