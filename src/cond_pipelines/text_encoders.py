@@ -96,4 +96,7 @@ def new_text_encoder(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return CLIPTextModel(config), tokenizer
+    text_encoder = CLIPTextModel(config)
+    # CLIP's own 0.02 drowns a word's identity in what the untrained attention adds: colours were learned last.
+    torch.nn.init.normal_(text_encoder.get_input_embeddings().weight)
+    return text_encoder, tokenizer

@@ -40,6 +40,10 @@ class ModelArguments:
         None, "Class of diffusers' scheduler to train for and save. Default: FlowMatchEulerDiscreteScheduler."
     )
     prediction_type: str | None = _arg(None, "For DDPM-family and EDM schedulers: epsilon, v_prediction, sample.")
+    logit_mean: float | None = _arg(
+        None, "Of the times of flow matching, logit-normal. Default: 0. Higher: more noise."
+    )
+    logit_std: float | None = _arg(None, "Of the times of flow matching, logit-normal. Default: 1.")
     snr_gamma: float | None = _arg(None, "Min-SNR weighting for DDPM-family schedulers; 5.0 is usual.")
     gradient_checkpointing: bool = _arg(False, "Less memory, more time.")
 
@@ -77,6 +81,7 @@ class OptimizationArguments:
     max_train_minutes: float | None = _arg(None, "Stop after this long; the LR schedule fits the time given.")
     gradient_accumulation_steps: int = _arg(1, "Micro-steps an optimizer step.")
     learning_rate: float | None = _arg(None, "Peak learning rate.")
+    text_encoder_lr: float = _arg(3e-4, "Peak learning rate of a text encoder that is trained.")
     lr_scheduler: str = _arg("warmup_stable_decay", "constant, linear, cosine, or warmup_stable_decay.")
     lr_warmup_steps: int | None = _arg(None, "Optimizer steps of linear warm-up.")
     lr_decay_fraction: float = _arg(0.25, "Of the run, for warmup_stable_decay.")
@@ -154,7 +159,13 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 0 and less than 1")
         for name in (
             *("train_batch_size", "max_train_steps", "num_train_epochs", "max_train_minutes", "resolution"),
-            *("gradient_accumulation_steps", "learning_rate", "checkpointing_steps", "checkpoints_total_limit"),
+            *(
+                "gradient_accumulation_steps",
+                "learning_rate",
+                "text_encoder_lr",
+                "checkpointing_steps",
+                "checkpoints_total_limit",
+            ),
             *("logging_steps", "max_train_samples", "default_num_inference_steps", "num_validation_images"),
         ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:

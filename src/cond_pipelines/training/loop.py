@@ -96,8 +96,12 @@ def train(config: TrainingConfig) -> Path:
     objective = build_objective(config, pipe.scheduler)
 
     parameters = [p for module in trained for p in module.parameters()]
+    groups = [{"params": [p for m in trained[:2] for p in m.parameters()], "initial_lr": config.learning_rate}]
+    if len(trained) > 2:
+        # A new transformer breaks at the rate that suits a small UNet: it learned the commonest word and no other.
+        groups.append({"params": list(trained[2].parameters()), "initial_lr": config.text_encoder_lr})
     optimizer = torch.optim.AdamW(
-        parameters,
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -217,6 +221,8 @@ class _LearningRate:
 
     def __init__(self, config: TrainingConfig, optimizer: torch.optim.Optimizer, resolution: int = 10_000):
         self.config, self.optimizer, self.resolution = config, optimizer, resolution
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", config.learning_rate)
         decay = {"num_decay_steps": round(config.lr_decay_fraction * resolution)}
         shape = get_scheduler(
             config.lr_scheduler,
@@ -230,10 +236,10 @@ class _LearningRate:
     def set(self, step: int, done: float) -> float:
         """Set and return the rate of the step about to be made: `step` were made, `done` of the run is over."""
         warmup = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
-        lr = self.config.learning_rate * warmup * self.shape(int(done * self.resolution))
+        scale = warmup * self.shape(int(done * self.resolution))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+            group["lr"] = group["initial_lr"] * scale
+        return self.config.learning_rate * scale
 
 
 def _fraction_done(config: TrainingConfig, progress: Progress, accelerator: Accelerator) -> float:

@@ -1,5 +1,6 @@
 """From arguments to what is trained: the data set, and a pipeline with new or pretrained components."""
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -188,12 +189,13 @@ def build_scheduler(config: TrainingConfig) -> Any:
 
 
 def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
-    """The scheduler's objective. Raises ValueError where it has none, or none with Min-SNR."""
-    if config.snr_gamma is None:
-        return Objective.from_scheduler(scheduler)
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"--snr_gamma has no meaning for {type(scheduler).__name__}: leave it out")
-    return Objective.from_scheduler(scheduler, snr_gamma=config.snr_gamma)
+    """The scheduler's objective. Raises ValueError where it has none, or none with an argument that was given."""
+    given = {k: getattr(config, k) for k in ("snr_gamma", "logit_mean", "logit_std") if getattr(config, k) is not None}
+    accepted = inspect.signature(type(Objective.from_scheduler(scheduler))).parameters
+    for name in given:
+        if name not in accepted:
+            raise ValueError(f"--{name} has no meaning for {type(scheduler).__name__}: leave it out")
+    return Objective.from_scheduler(scheduler, **given)
 
 
 def build_pipeline(
