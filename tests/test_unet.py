@@ -17,9 +17,9 @@ from cond_pipelines import (
 # From the smallest for a laptop to ADM's and Stable Diffusion's scale.
 MILLIONS_OF_PARAMETERS = {
     "xxs": (0.9, 1.1),
-    "xs": (2.7, 3.0),
-    "s": (15.5, 16),
-    "m": (73, 75),
+    "xs": (2.7, 3.3),
+    "s": (2.7, 3.0),
+    "m": (15.5, 16),
     "l": (138, 140),
     "xl": (414, 417),
     "xxl": (861, 864),
@@ -97,7 +97,7 @@ def test_forward(channels, sample_size):
 def test_28_pixels_through_four_levels():
     """28 / 8 is no whole number."""
     thin = {"block_out_channels": (8, 16, 24, 32), "norm_num_groups": 8, "layers_per_block": 1}
-    unet = build_unet("m", sample_size=28, channels=1, **thin)
+    unet = build_unet("l", sample_size=28, channels=1, **thin)
     told = UnconditionalAdapter.for_unet(unet)({"batch": torch.zeros(1)})
     with torch.no_grad():
         assert unet(torch.zeros(1, 1, 28, 28), 5, **told.unet_kwargs()).sample.shape == (1, 1, 28, 28)
@@ -125,7 +125,7 @@ def test_overrides_reach_the_unet():
     ("args", "line"),
     [
         (("xxxl", 32), "unknown UNet size 'xxxl'; choose one of xxs, xs, s, m, l, xl, xxl"),
-        (("m", 4), "UNet size 'm' halves 3 times: sample_size 4 is too small"),
+        (("l", 4), "UNet size 'l' halves 3 times: sample_size 4 is too small"),
         (("s", (32, 2)), r"UNet size 's' halves 2 times: sample_size \(32, 2\) is too small"),
     ],
 )

@@ -7,11 +7,11 @@ from diffusers import UNet2DConditionModel
 # fmt: off
 #        block_out_channels          attention at level     layers  head_dim  token_dim  pooled_dim
 _SIZES = {
-    "xxs": ((32, 64),                (False, True),              1,       32,        64,         64),
     # Beside those named, every size has attention in its middle. More of it costs a small CPU more than it gives.
-    "xs":  ((32, 64, 128),           (False, False, False),      1,       32,       128,        128),
-    "s":   ((64, 128, 256),          (False, False, True),       1,       32,       256,        256),
-    "m":   ((96, 192, 288, 384),     (False, False, True, True), 2,       32,       384,        384),
+    "xxs": ((32, 64),                (False, True),              1,       32,        64,         64),  # tests
+    "xs":  ((64, 128),               (False, False),             1,       32,       128,        128),  # 16 px
+    "s":   ((32, 64, 128),           (False, False, False),      1,       32,       128,        128),  # 32 px
+    "m":   ((64, 128, 256),          (False, False, True),       1,       32,       256,        256),
     "l":   ((128, 256, 384, 512),    (False, True, True, True),  2,       64,       512,        512),
     "xl":  ((192, 384, 576, 768),    (False, True, True, True),  3,       64,       768,        768),  # ADM
     "xxl": ((320, 640, 1280, 1280),  (True, True, True, False),  2,       64,       768,       1280),  # SD
@@ -38,7 +38,7 @@ def build_unet(
     Example:
         >>> unet = build_unet("s", sample_size=32, channels=3)
         >>> unet.config.cross_attention_dim, unet.config.projection_class_embeddings_input_dim  # the socket
-        (256, 256)
+        (128, 128)
     """
     if size not in _SIZES:
         raise ValueError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
