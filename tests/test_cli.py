@@ -60,7 +60,7 @@ def test_scripts_are_thin_and_of_their_setting(name, monkeypatch, capsys, tmp_pa
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(script), run_name="__main__")
     assert stop.value.code == 2
-    missed = {"none": "UNet size 'xs' halves 2 times", "class": "no label column", "text": "no caption column"}
+    missed = {"none": "UNet size 'xs' halves 1 times", "class": "no label column", "text": "no caption column"}
     assert missed[SCRIPTS[name]] in capsys.readouterr().err
 
 

