@@ -1,4 +1,4 @@
-"""python -m cond_pipelines.demo: the three settings on drawn shapes, on two CPU cores in a few minutes.
+"""python -m cond_pipelines.demo: the three settings on drawn shapes, on two CPU cores in about ten minutes.
 
     unconditional --swap the adapter--> class-conditional
                   --swap the adapter--> text-conditional
