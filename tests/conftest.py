@@ -1,10 +1,21 @@
 """What all tests share. The models are real and tiny: one thread is faster for them than many."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test needs the Hub
+from hub_server import Hub
+
+# The Hub of all tests is a server on this machine; huggingface_hub reads its address when it is imported.
+HUB = Hub().__enter__()
+_HOME = tempfile.mkdtemp(prefix="hf_home_")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": _HOME, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+for name in ("HF_TOKEN", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE"):
+    os.environ.pop(name, None)
 
 import pytest
 import torch
@@ -14,6 +25,14 @@ CAPTIONS = ["a red circle", "a small blue square on a white background", "two st
 
 torch.set_num_threads(1)
 sys.path.insert(0, str(THIRD_PARTY))
+
+
+@pytest.fixture()
+def hub():
+    """An empty Hub that works."""
+    HUB.reset()
+    yield HUB
+    HUB.reset()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+from hub_server import TOKEN
 
 from cond_pipelines import (
     ClassConditionalPipeline,
@@ -55,8 +56,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python_block_runs(number, folder, monkeypatch):
+def test_python_block_runs(number, folder, monkeypatch, hub):
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     exec(compile(PYTHON[number], f"README.md, python block {number}", "exec"), {})
 
 

@@ -17,7 +17,7 @@ from cond_pipelines import (
 # From the smallest for a laptop to ADM's and Stable Diffusion's scale.
 MILLIONS_OF_PARAMETERS = {
     "xxs": (0.9, 1.1),
-    "xs": (2.7, 3.3),
+    "xs": (0.7, 0.9),
     "s": (2.7, 3.0),
     "m": (15.5, 16),
     "l": (138, 140),

@@ -3,19 +3,70 @@
 import argparse
 import sys
 
+_COMMANDS = {
+    "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
+    "demo": "train on shapes",
+    "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
+    "card": "write the model card of a folder again, from what is in it",
+    "push": "upload a folder to the Hub",
+}
+
 
 def main(args: list[str] | None = None) -> None:
-    """`cond-pipelines train ...` or `cond-pipelines demo ...`."""
-    parser = argparse.ArgumentParser(prog="cond-pipelines", description=__doc__, add_help=False)
-    parser.add_argument("command", choices=("train", "demo"), nargs="?")
+    """`cond-pipelines train ...`, `demo ...`, `evaluate MODEL`, `card FOLDER` or `push FOLDER REPO`."""
+    epilog = "\n".join(f"  {name:6} {what}" for name, what in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="cond-pipelines", epilog=epilog, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=_COMMANDS, nargs="?")
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         parser.print_help()
-        print("\n  train  as `accelerate launch -m cond_pipelines.training`, on one process\n  demo   train on shapes")
         return
     command = parser.parse_args(args[:1]).command
     if command == "train":
         from .training.__main__ import main as run
-    else:
+    elif command == "demo":
         from .demo import main as run
+    elif command == "evaluate":
+        from .evaluate import main as run
+    else:
+        run = {"card": card, "push": push}[command]
     run(args[1:])
+
+
+def card(args: list[str]) -> None:
+    """Render README.md of a model's folder."""
+    from .card import write_card
+
+    parser = argparse.ArgumentParser(prog="cond-pipelines card", description="What you say of it stands in card.yaml.")
+    parser.add_argument("folder")
+    parser.add_argument("--repo_id", help="its name on the Hub, for the page's code blocks; default: the folder's name")
+    options = parser.parse_args(args)
+    print(_or_exit(write_card, options.folder, options.repo_id))
+
+
+def push(args: list[str]) -> None:
+    """Upload a model's folder: the model, its code, its card and pictures, nothing else."""
+    from .hub import push_folder
+
+    parser = argparse.ArgumentParser(prog="cond-pipelines push", description=push.__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("repo_id", help='"name" or "user/name"; made where it does not exist')
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--token", help="default: the one you are logged in with")
+    parser.add_argument("--commit_message")
+    parser.add_argument("--revision", help="the branch to commit to; made where it does not exist")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
+    options = vars(parser.parse_args(args))
+    commit = _or_exit(push_folder, options.pop("folder"), options.pop("repo_id"), **options)
+    print(commit.pr_url or commit.commit_url)
+
+
+def _or_exit(function, *args, **kwargs):
+    """What `function` returns; its error as one line and exit code 2."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -5,7 +5,6 @@
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +21,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .portable import _INSTALLED, PortablePipeline, _subclasses
+
 Generators = torch.Generator | list[torch.Generator] | None
 VAE = AutoencoderKL | AutoencoderTiny | AutoencoderDC
 
 
-class ConditionalPipeline(DiffusionPipeline):
+class ConditionalPipeline(PortablePipeline):
     """Image generation under any conditioning adapter; the three settings are its subclasses.
 
     `ConditionalPipeline.from_pretrained(path)` returns the subclass that was saved. Called itself it takes raw
@@ -92,27 +93,18 @@ class ConditionalPipeline(DiffusionPipeline):
     # -------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        # diffusers finds a component of another library only when that module is already imported.
-        if __name__.startswith("cond_pipelines."):
-            importlib.import_module("cond_pipelines.adapters")
-            importlib.import_module("cond_pipelines.pipelines")
-        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-
-    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "ConditionalPipeline":
         """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
 
+        Installed code only: no code of a repository is run, and no weights but safetensors are read.
+
         Raises:
-            ValueError: the model is of another setting; the message names its class.
+            ValueError: the model is of another setting (the message names its class), holds pickled weights, or has
+                a component of a package that is not imported.
         """
-        hub_kwargs = {k: kwargs[k] for k in inspect.signature(cls.load_config).parameters if k in kwargs} | {
-            k: kwargs[k]
-            for k in ("cache_dir", "force_download", "local_files_only", "token", "revision")
-            if k in kwargs
-        }
-        name = cls.load_config(pretrained_model_name_or_path, **hub_kwargs)["_class_name"]
-        known = {c.__name__: c for c in _subclasses(ConditionalPipeline)}
+        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
+        config = cls.load_config(pretrained_model_name_or_path, **{k: kwargs[k] for k in hub if k in kwargs})
+        name, known = config["_class_name"], {c.__name__: c for c in _subclasses(ConditionalPipeline)}
         if name not in known:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a {name}, which is none of {', '.join(known)}: if it is of "
@@ -120,7 +112,20 @@ class ConditionalPipeline(DiffusionPipeline):
             )
         if not issubclass(known[name], cls):
             raise ValueError(f"{pretrained_model_name_or_path} holds a {name}: use {name}.from_pretrained")
-        return super(ConditionalPipeline, known[name]).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("use_safetensors=False would read pickled weights, which can run code: leave it out")
+        kwargs["use_safetensors"] = True
+        if _INSTALLED:  # there is nothing to trust
+            kwargs.pop("trust_remote_code", None)
+        try:
+            return super(ConditionalPipeline, known[name]).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks weights as safetensors (pickled ones can run code when they "
+                f"are read, and are refused): {' '.join(str(error).split())}"
+            ) from error
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "ConditionalPipeline":
@@ -365,10 +370,6 @@ class ConditionalPipeline(DiffusionPipeline):
 
 
 _ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [cls] + [d for c in cls.__subclasses__() for d in _subclasses(c)]
 
 
 def rescale_guided(noise_pred: Tensor, noise_pred_cond: Tensor, guidance_rescale: float) -> Tensor:

@@ -9,8 +9,8 @@ from diffusers import UNet2DConditionModel
 _SIZES = {
     # Beside those named, every size has attention in its middle. More of it costs a small CPU more than it gives.
     "xxs": ((32, 64),                (False, True),              1,       32,        64,         64),  # tests
-    "xs":  ((64, 128),               (False, False),             1,       32,       128,        128),  # 16 px
-    "s":   ((32, 64, 128),           (False, False, False),      1,       32,       128,        128),  # 32 px
+    "xs":  ((32, 64),                (False, False),             1,       32,        64,         64),  # 8 px
+    "s":   ((32, 64, 128),           (False, False, False),      1,       32,       128,        128),  # 16 to 32 px
     "m":   ((64, 128, 256),          (False, False, True),       1,       32,       256,        256),
     "l":   ((128, 256, 384, 512),    (False, True, True, True),  2,       64,       512,        512),
     "xl":  ((192, 384, 576, 768),    (False, True, True, True),  3,       64,       768,        768),  # ADM
@@ -58,6 +58,9 @@ def build_unet(
             "layers_per_block": layers_per_block,
             # diffusers reads this argument as the NUMBER of heads (its issue 2011).
             "attention_head_dim": tuple(max(1, c // head_dim) for c in block_out_channels),
+            # With the usual 32, a layer of 32 channels forgets the mean of each of them, so its colours: on the drawn
+            # shapes, in equal time, a class-conditional model had 32 % of its shapes right with 32 groups, 58 % with 8.
+            "norm_num_groups": min(32, block_out_channels[0] // 4),
             "cross_attention_dim": token_dim,
             "class_embed_type": "projection",
             "projection_class_embeddings_input_dim": pooled_dim,

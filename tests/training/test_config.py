@@ -60,6 +60,7 @@ VALUES = {
     "adam_beta2": 0.95,
     "adam_weight_decay": 0.01,
     "adam_epsilon": 1e-6,
+    "max_skipped_steps": 7,
     "max_grad_norm": 0.0,
     "condition_dropout": 0.25,
     "mixed_precision": "no",
@@ -85,6 +86,8 @@ VALUES = {
     "push_to_hub": True,
     "hub_model_id": "me/mine",
     "hub_token": "hf_secret",
+    "hub_private_repo": True,
+    "hub_strategy": "every_save",
 }
 # Flags that exclude each other, or need each other.
 WITH = {"condition_column": {"conditioning": "custom", "adapter": "a:B"}}

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -129,7 +130,7 @@ def test_the_unconditional_adapter_learns_nothing(models):
 def test_the_loss_goes_down(tmp_path, objective):
     few = {"dataset_name": "training_common:few_shapes", "max_train_steps": 60, "learning_rate": 2e-3}
     loss = log_of(run(tmp_path, conditioning="class", **few, **objective))
-    assert np.mean(loss[-5:]) < 0.5 * np.mean(loss[:5])
+    assert np.mean(loss[-5:]) < 0.6 * np.mean(loss[:5])
     pipe = load(tmp_path)
     assert type(pipe.scheduler).__name__ == objective.get("scheduler", "FlowMatchEulerDiscreteScheduler")
     assert pipe.scheduler.config.get("prediction_type") == objective.get(
@@ -331,7 +332,7 @@ def test_a_bad_image_in_the_middle_of_training(tmp_path, on_bad_image, monkeypat
         return
     with pytest.raises(SystemExit) as stop:
         main(args)
-    assert stop.value.code == 2
+    assert stop.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert line.startswith(f"error: row {bad} ({tmp_path / f'{bad:02}.png'}): unreadable image: ")
-    assert line.endswith("mend it, or --on_bad_image skip")
+    assert re.match(rf"error: step \d+: row {bad} \({tmp_path / f'{bad:02}.png'}\): unreadable image: ", line)
+    assert "mend it, or --on_bad_image skip; nothing was saved yet" in line

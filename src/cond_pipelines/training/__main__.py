@@ -7,19 +7,36 @@ from tqdm.auto import tqdm
 
 
 def main(args: list[str] | None = None, **defaults: Any) -> None:
-    """Parse the command line and train; bad arguments or data end in one line on stderr and exit code 2."""
+    """Parse the command line and train.
+
+    Each ends in one line on stderr: bad arguments or data (exit code 2), a failure in the middle of the run (1), a
+    signal (0, for the run is saved and can go on).
+    """
     from .config import parse_args
+    from .interruptions import Interrupted, TrainingFailure
     from .loop import train
 
     config = parse_args(args, **defaults)
     try:
         train(config)
     except ValueError as error:
-        message = str(error).strip()
-        if "Original Traceback" in message:  # from a DataLoader's worker
-            message = message.splitlines()[-1].partition(": ")[2]
-        tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)  # on a line of its own, above any bar
-        raise SystemExit(2) from error
+        _end(f"error: {_last_line(error)}", 2, error)
+    except TrainingFailure as error:
+        _end(f"error: {_last_line(error)}", 1, error)
+    except Interrupted as error:
+        _end(f"{error}; go on with the same command and --resume_from_checkpoint latest", 0, error)
+
+
+def _end(line: str, code: int, error: Exception) -> None:
+    tqdm.write(" ".join(line.split()), file=sys.stderr)  # on a line of its own, above any bar
+    raise SystemExit(code) from error
+
+
+def _last_line(error: Exception) -> str:
+    message = str(error).strip()
+    if "Original Traceback" in message:  # from a DataLoader's worker
+        message = message.splitlines()[-1].partition(": ")[2]
+    return message
 
 
 if __name__ == "__main__":

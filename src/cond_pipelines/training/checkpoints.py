@@ -1,13 +1,18 @@
 """Checkpoints to resume from: written beside, then renamed, so that one that is there is whole."""
 
+import hashlib
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
 
-_PREFIX = "checkpoint-"
+_PREFIX, _MANIFEST = "checkpoint-", "manifest.json"
 
 
 @dataclass
@@ -18,51 +23,136 @@ class Progress:
         step: optimizer steps done.
         position: images seen, over all processes.
         elapsed_sec: of training, over all its parts.
+        losses: for each process [sum, count] of the losses since the last line of the log.
+        batch: images of an optimizer step, over all processes; num_processes: their number.
     """
 
     step: int = 0
     position: int = 0
     elapsed_sec: float = 0.0
+    losses: list[list[float]] = field(default_factory=list)
+    batch: int = 0
+    num_processes: int = 1
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int | None = None) -> Path:
-    """Write `checkpoint-<step>` under `folder`, then delete the oldest beyond `keep`."""
+def save_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    progress: Progress,
+    keep: int | None = None,
+    identity: dict[str, Any] | None = None,
+) -> Path:
+    """Write `checkpoint-<step>` under `folder`, then delete the oldest beyond `keep`.
+
+    Args:
+        identity: what must be the same when the run is resumed; see `load_checkpoint`.
+
+    Raises:
+        OSError: it cannot be written; what was written of it is deleted, older checkpoints stay.
+    """
     path = folder / f"{_PREFIX}{progress.step}"
     unfinished = folder / f"unfinished-{path.name}"
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished), safe_serialization=True)
-    accelerator.wait_for_everyone()  # save_state ends without a barrier
     if accelerator.is_main_process:
-        (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
+        for left in folder.glob(f"unfinished-{_PREFIX}*"):  # by a run that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(unfinished), safe_serialization=True)
+        accelerator.wait_for_everyone()  # save_state ends without a barrier
+        if accelerator.is_main_process:
+            (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
+            _write_manifest(unfinished, identity or {})
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.rename(path)
+    except (OSError, RuntimeError):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    if accelerator.is_main_process:
         for old in all_checkpoints(folder)[: -keep if keep else 0]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return path
 
 
+def _write_manifest(folder: Path, identity: dict[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())  # on the disk before the name says that it is whole
+        files[str(path.relative_to(folder))] = _sha256(path)
+    (folder / _MANIFEST).write_text(json.dumps({"files": files, "identity": identity}, indent=2))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [p for p in folder.glob(f"{_PREFIX}*") if (p / "progress.json").is_file()]
+    """Those whose name says that they are complete, oldest first."""
+    found = [p for p in folder.glob(f"{_PREFIX}*") if (p / _MANIFEST).is_file()]
     return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, which: str) -> Progress:
+def broken(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by its checksums; None where nothing is."""
+    try:
+        files = json.loads((path / _MANIFEST).read_text())["files"]
+        for name, checksum in files.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _sha256(path / name) != checksum:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{_MANIFEST} cannot be read: {error}"
+    return None
+
+
+def load_checkpoint(
+    accelerator: Accelerator, folder: Path, which: str, identity: dict[str, Any] | None = None
+) -> Progress:
     """Restore all that was prepared or registered; `latest` of an empty folder starts fresh.
 
+    `latest` is the newest that verifies; damaged ones are passed over with a warning.
+
+    Args:
+        identity: what the run is: its data set, resolution, adapter, network.
+
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, it is damaged, or it is of another run; the message says how.
     """
-    if which == "latest":
-        found = all_checkpoints(folder)
-        if not found:
-            return Progress()
-        path = found[-1]
-    else:
-        path = next((p for p in (Path(which), folder / which) if (p / "progress.json").is_file()), None)
+    chosen: list[Any] = [None]
+    if accelerator.is_main_process:
+        chosen = [_choose(folder, which)]
+    path, problem = broadcast_object_list(chosen)[0]
+    if problem:
+        raise ValueError(f"--resume_from_checkpoint {which}: {problem}")
+    if path is None:
+        return Progress()
+    before = json.loads((Path(path) / _MANIFEST).read_text())["identity"]
+    for name, value in (identity or {}).items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f"--resume_from_checkpoint {which}: {path} was made with another {name} ({before[name]}, now {value}): "
+                "give what it had, or start with --pretrained_model_name_or_path in another --output_dir"
+            )
+    accelerator.load_state(str(path))
+    return Progress(**json.loads((Path(path) / "progress.json").read_text()))
+
+
+def _choose(folder: Path, which: str) -> tuple[str | None, str | None]:
+    """(path, problem); neither where a fresh start is meant."""
+    if which != "latest":
+        path = next((p for p in (Path(which), folder / which) if (p / _MANIFEST).is_file()), None)
         if path is None:
             there = ", ".join(p.name for p in all_checkpoints(folder)) or "none"
-            raise ValueError(f"--resume_from_checkpoint {which}: no complete checkpoint there (in {folder}: {there})")
-    accelerator.load_state(str(path))
-    return Progress(**json.loads((path / "progress.json").read_text()))
+            return None, f"no complete checkpoint there (in {folder}: {there})"
+        problem = broken(path)
+        return str(path), problem and f"{path}: {problem}"
+    for path in reversed(all_checkpoints(folder)):
+        problem = broken(path)
+        if problem is None:
+            return str(path), None
+        tqdm.write(f"warning: {path} is passed over: {problem}")
+    return None, None

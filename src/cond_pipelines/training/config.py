@@ -89,6 +89,7 @@ class OptimizationArguments:
     adam_beta2: float = _arg(0.99, "AdamW.")
     adam_weight_decay: float = _arg(0.0, "AdamW.")
     adam_epsilon: float = _arg(1e-8, "AdamW.")
+    max_skipped_steps: int = _arg(20, "Stop after so many steps in a row with a gradient that is not finite.")
     max_grad_norm: float = _arg(1.0, "Gradient clipping; 0: none.")
     condition_dropout: float = _arg(0.1, "Probability, per example and step, that the model is told nothing.")
     mixed_precision: str | None = _arg(None, "no, fp16 or bf16. Default: what the device is fast at.")
@@ -118,6 +119,8 @@ class OutputArguments:
     push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
     hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
     hub_token: str | None = _arg(None, "Default: the one you are logged in with.")
+    hub_private_repo: bool = _arg(False, "Make a new repository private.")
+    hub_strategy: str = _arg("end", "Push at the end, or at every_save: at each checkpoint too, in the background.")
 
 
 @dataclass
@@ -149,6 +152,7 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             "lr_scheduler": ("constant", "linear", "cosine", "warmup_stable_decay"),
             "image_interpolation_mode": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
             "channels": (None, 1, 3, 4),
+            "hub_strategy": ("end", "every_save"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -166,7 +170,13 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 "checkpointing_steps",
                 "checkpoints_total_limit",
             ),
-            *("logging_steps", "max_train_samples", "default_num_inference_steps", "num_validation_images"),
+            *(
+                "max_skipped_steps",
+                "logging_steps",
+                "max_train_samples",
+                "default_num_inference_steps",
+                "num_validation_images",
+            ),
         ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0")

@@ -70,13 +70,15 @@ def fast_precision(device: torch.device) -> str:
     return "no"
 
 
-_LEARNING_RATES = {"xxs": 2e-3, "xs": 1e-3, "s": 2e-3, "m": 8e-4, "l": 2e-4, "xl": 1e-4, "xxl": 1e-4}
+_LEARNING_RATES = {"xxs": 2e-3, "xs": 2e-3, "s": 2e-3, "m": 8e-4, "l": 2e-4, "xl": 1e-4, "xxl": 1e-4}
 
 
 def _unet_size(sample_size: int, on_cpu: bool) -> str:
+    if sample_size < 12:
+        return "xs"
     if on_cpu:
-        return "xs" if sample_size <= 20 else "s" if sample_size <= 32 else "m"
-    return "xs" if sample_size <= 20 else "m" if sample_size <= 48 else "l" if sample_size <= 96 else "xl"
+        return "s" if sample_size <= 32 else "m"
+    return "s" if sample_size <= 20 else "m" if sample_size <= 48 else "l" if sample_size <= 96 else "xl"
 
 
 def _batch_size(sample_size: int, on_cpu: bool, num_images: int | None) -> int:

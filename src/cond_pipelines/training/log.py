@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from ..pictures import loss_plot
 from .checkpoints import Progress
 from .config import TrainingConfig
+from .interruptions import TrainingFailure, how_to_go_on
 from .setup import TrainingData
 
 
@@ -29,8 +31,15 @@ class TrainingLog:
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, output_dir: Path, progress: Progress):
         self.accelerator, self.config, self.output_dir = accelerator, config, output_dir
         self.path = output_dir / "log.jsonl"
-        self.sum = torch.zeros((), device=accelerator.device)  # read once a line: no synchronisation at each step
-        self.count, self.last = 0, (time.perf_counter(), progress.position)
+        # Read once a line, so that a GPU need not wait for the CPU at each step: sum and count of the losses since
+        # the last line, steps left out because of a gradient that is not finite: all of them, and in a row.
+        self.losses, self.left_out = (torch.zeros(2, device=accelerator.device) for _ in range(2))
+        if progress.losses:
+            rank, known = accelerator.process_index, torch.tensor(progress.losses)  # (processes, 2)
+            # With another number of processes than before, each goes on with their mean.
+            mine = known[rank] if len(known) == accelerator.num_processes else known.mean(dim=0)
+            self.losses = mine.to(accelerator.device)
+        self.last = (time.perf_counter(), progress.position)
         if accelerator.is_main_process:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [line for line in self._lines() if line["step"] <= progress.step] if progress.step else []
@@ -46,8 +55,8 @@ class TrainingLog:
             dynamic_ncols=True,
         )
 
-    def opening(self, data: TrainingData, num_parameters: int) -> None:
-        """Print what was found and what was chosen."""
+    def opening(self, data: TrainingData, num_parameters: int, resumed: Progress) -> None:
+        """Print what was found, what was chosen, and where the run goes on."""
         config = self.config
         if data.train is None:
             found = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
@@ -64,29 +73,63 @@ class TrainingLog:
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
             f"{config.dataloader_num_workers} workers, on {self.accelerator.device}"
         )
+        if resumed.step:
+            batch = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+            changed = [
+                f"{name} {before} -> {now}"
+                for name, before, now in (
+                    ("images a step", resumed.batch, batch),
+                    ("processes", resumed.num_processes, self.accelerator.num_processes),
+                )
+                if before != now
+            ]
+            self.print(
+                f"resumed after step {resumed.step:,}, {resumed.position:,} images seen"
+                + (f"; changed: {', '.join(changed)}" if changed else "")
+            )
 
     def print(self, text: str) -> None:
         """On the main process, above the progress bar."""
         if self.accelerator.is_main_process:
             self.bar.write(text)
 
-    def step(self, progress: Progress, loss: Tensor, lr: float, done: float) -> None:
-        """Note one optimizer step; write a line when it is time."""
-        self.sum += loss
-        self.count += 1
+    def step(self, progress: Progress, loss: Tensor, left_out: Tensor, lr: float, done: float) -> None:
+        """Note one optimizer step; write a line when it is time.
+
+        Args:
+            left_out: 1 where the optimizer left the step out because its gradient was not finite, otherwise 0.
+
+        Raises:
+            TrainingFailure: `max_skipped_steps` in a row were left out.
+        """
+        finite = loss.isfinite()
+        self.losses += torch.stack([torch.where(finite, loss, 0.0), finite.float()])
+        self.left_out = torch.stack([self.left_out[0] + left_out, (self.left_out[1] + 1) * left_out])
         self.bar.update()
         if progress.step % self.config.logging_steps and done < 1:
             return
-        loss_mean = self.accelerator.reduce(self.sum / self.count, "mean").item()
+        total, count = self.accelerator.reduce(self.losses, "sum").tolist()
+        left_out, in_a_row = (int(n) for n in self.left_out.tolist())
+        loss_mean = total / count if count else float("nan")
         sec, images = time.perf_counter() - self.last[0], progress.position - self.last[1]
-        self.sum.zero_()
-        self.count, self.last = 0, (time.perf_counter(), progress.position)
+        self.losses.zero_()
+        self.last = (time.perf_counter(), progress.position)
         line = {"step": progress.step, "images": progress.position, "loss": loss_mean, "lr": lr}
         line |= {"images_per_sec": round(images / sec, 1), "elapsed_sec": round(progress.elapsed_sec, 4)}
+        line |= {"skipped_steps": left_out} if left_out else {}
         self._write(line)
+        if in_a_row >= self.config.max_skipped_steps:
+            raise TrainingFailure(
+                f"step {progress.step:,}: the last {in_a_row} gradients were not finite and their steps were left out; "
+                f"try a smaller --learning_rate, or --mixed_precision no; {how_to_go_on(self.output_dir)}"
+            )
         self.bar.set_postfix(loss=f"{loss_mean:.4f}", images_per_s=f"{images / sec:.0f}")
         if self.config.max_train_minutes:  # the bar's end is an estimate, of the time given
             self.bar.total = max(progress.step, round(progress.step / min(max(done, 1e-9), 1.0)))
+
+    def unwritten(self) -> list[list[float]]:
+        """The losses since the last line, of each process: a resumed run writes the line that this one would have."""
+        return self.accelerator.gather(self.losses[None]).tolist()
 
     def validation(self, progress: Progress, loss: float | None, grid: Image.Image | None) -> None:
         """Note a validation: the loss of held-out images, and a grid of samples."""
@@ -104,20 +147,30 @@ class TrainingLog:
                 tracker.log_images({"samples": pixels}, step=progress.step)
 
     def close(self) -> None:
-        """Write loss.png and say where everything is."""
+        """Write loss.png."""
         self.bar.close()
-        if not self.accelerator.is_main_process:
-            return
         lines = self._lines()
         loss_plot(
             self.output_dir / "loss.png",
             [(line["step"], line["loss"]) for line in lines if "loss" in line],
             [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line],
         )
-        print(f"saved to {self.output_dir}: load with ConditionalPipeline.from_pretrained({str(self.output_dir)!r})")
+
+    def last_losses(self) -> dict[str, float | None]:
+        """The last training loss and the last held-out one."""
+        lines = self._lines()
+        return {
+            key: next((line[key] for line in reversed(lines) if key in line), None) for key in ("loss", "held_out_loss")
+        }
 
     def _lines(self) -> list[dict]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        if not self.path.is_file():
+            return []
+        found = []
+        for line in self.path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # the last one of a run that was killed
+                found.append(json.loads(line))
+        return found
 
     def _write(self, line: dict) -> None:
         if self.accelerator.is_main_process:

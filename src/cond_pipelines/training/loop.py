@@ -5,6 +5,7 @@ dataset -> image -> (vae) -> x_0 -> objective.sample -> Noised -----------------
 """
 
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
@@ -23,7 +25,9 @@ from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
+from .interruptions import Interrupted, StopSignal, leave_out_if_not_finite, one_line_failures, writable_folder
 from .log import TrainingLog
+from .pushing import HubPush
 from .setup import (
     TrainingData,
     build_objective,
@@ -33,8 +37,10 @@ from .setup import (
     load_parent,
     load_vae,
     make_trainable,
+    run_identity,
 )
-from .validation import ema_weights, grid_conditions, held_out_loss, sample_grid
+from .summary import write_summary
+from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
 
 
 class _Told(nn.Module):
@@ -69,7 +75,7 @@ def train(config: TrainingConfig) -> Path:
         >>> folder = train(TrainingConfig(conditioning="class", train_data_dir="flowers", resolution=32))
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
-    output_dir = Path(config.output_dir)
+    output_dir = writable_folder(config.output_dir)
     accelerator = _accelerator(config, output_dir)
     set_seed(config.seed)
     parent = load_parent(config)
@@ -113,12 +119,16 @@ def train(config: TrainingConfig) -> Path:
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
     progress = Progress()
+    identity = run_identity(config, data, pipe)
     if config.resume_from_checkpoint:
-        progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint)
+        progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint, identity)
         if ema is not None:
             ema.to(accelerator.device)
 
     world_size, batch_size = accelerator.num_processes, config.train_batch_size
+    resumed = replace(progress)
+    progress.batch = batch_size * world_size * config.gradient_accumulation_steps
+    progress.num_processes = world_size
     conditions = ConditionEncoder(pipe, trainable=len(trained) > 2)
     grid_of = grid_conditions(config, data, config.num_validation_images)
     conditions.preprocess(grid_of)  # a bad one of --validation_prompts is an error before the first step
@@ -134,54 +144,69 @@ def train(config: TrainingConfig) -> Path:
         start=progress.position,
         pin_memory=accelerator.device.type == "cuda",
     )
+    hub = HubPush(config)
     log = TrainingLog(accelerator, config, output_dir, progress)
-    log.opening(data, sum(p.numel() for p in parameters))
+    log.opening(data, sum(p.numel() for p in parameters), resumed)
     learning_rate = _LearningRate(config, optimizer)
     start = time.perf_counter() - progress.elapsed_sec
 
-    done = _fraction_done(config, progress, accelerator)
-    batches = iter(loader)
-    while done < 1:
-        lr = learning_rate.set(progress.step, done)
-        step_loss = torch.zeros((), device=accelerator.device)
-        for _ in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(model):
-                batch = next(batches)
-                with torch.no_grad():
-                    generators = None
-                    if vae is not None:
-                        generators = draw_generators(config.seed, batch.positions, accelerator.device)
-                    x_0 = pipe.encode_images(batch.images(accelerator.device), generators)  # (B, C, h, w)
-                    features = conditions.features(batch.inputs_on(accelerator.device))
-                noise, u, coin = draw_noise(config.seed, batch.positions, x_0.shape[1:], accelerator.device)
-                noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
-                with accelerator.autocast():
-                    prediction = model(noised.x_t, noised.t, features, coin >= config.condition_dropout)
-                loss = noised.loss(prediction).mean()
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.max_grad_norm:
-                    accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            step_loss += loss.detach() / config.gradient_accumulation_steps
-            progress.position += batch_size * world_size
-        if ema is not None:
-            ema.step(parameters)
+    def save() -> Path:
+        progress.losses = log.unwritten()
+        return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity)
 
-        progress.step += 1
-        progress.elapsed_sec = time.perf_counter() - start
-        before, done = done, _fraction_done(config, progress, accelerator)
-        log.step(progress, step_loss, lr, done)
-        if _validate_now(config, progress.step, before, done):
-            with ema_weights(ema, trained):
-                loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
-                grid = sample_grid(pipe, grid_of, accelerator, data.id2label) if accelerator.is_main_process else None
-            log.validation(progress, loss_held_out, grid)
-            accelerator.wait_for_everyone()
-        if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
-            save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit)
-    with ema_weights(ema, trained, restore=False):
-        return _finish(accelerator, config, pipe, data, log)
+    done = _fraction_done(config, progress, accelerator)
+    with StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
+        batches = iter(loader)
+        while done < 1:
+            lr = learning_rate.set(progress.step, done)
+            step_loss = torch.zeros((), device=accelerator.device)
+            left_out = torch.zeros((), device=accelerator.device)
+            for _ in range(config.gradient_accumulation_steps):
+                with accelerator.accumulate(model):
+                    batch = next(batches)
+                    with torch.no_grad():
+                        generators = None
+                        if vae is not None:
+                            generators = draw_generators(config.seed, batch.positions, accelerator.device)
+                        x_0 = pipe.encode_images(batch.images(accelerator.device), generators)  # (B, C, h, w)
+                        features = conditions.features(batch.inputs_on(accelerator.device))
+                    noise, u, coin = draw_noise(config.seed, batch.positions, x_0.shape[1:], accelerator.device)
+                    noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
+                    with accelerator.autocast():
+                        prediction = model(noised.x_t, noised.t, features, coin >= config.condition_dropout)
+                    loss = noised.loss(prediction).mean()
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or float("inf"))
+                        left_out = leave_out_if_not_finite(optimizer, norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                step_loss += loss.detach() / config.gradient_accumulation_steps
+                progress.position += batch_size * world_size
+            if ema is not None:
+                ema.step(parameters)
+
+            progress.step += 1
+            progress.elapsed_sec = time.perf_counter() - start
+            before, done = done, _fraction_done(config, progress, accelerator)
+            log.step(progress, step_loss, left_out, lr, done)
+            if _validate_now(config, progress.step, before, done):
+                with ema_weights(ema, trained):
+                    loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
+                    grid = None
+                    if accelerator.is_main_process:
+                        grid = labelled_grid(sample_images(pipe, grid_of, accelerator), grid_of, data.id2label)
+                log.validation(progress, loss_held_out, grid)
+                accelerator.wait_for_everyone()
+            if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
+                save()
+                if accelerator.is_main_process:
+                    with ema_weights(ema, trained):
+                        hub.checkpoint(pipe, progress.step)
+            if done < 1 and stop.asked(progress.step):
+                raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
+    with ema_weights(ema, trained, restore=False), one_line_failures(progress, output_dir):
+        return _finish(accelerator, config, pipe, data, progress, log, hub)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
@@ -260,19 +285,23 @@ def _validate_now(config: TrainingConfig, step: int, before: float, done: float)
 
 
 def _finish(
-    accelerator: Accelerator, config: TrainingConfig, pipe: ConditionalPipeline, data: TrainingData, log: TrainingLog
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    pipe: ConditionalPipeline,
+    data: TrainingData,
+    progress: Progress,
+    log: TrainingLog,
+    hub: HubPush,
 ) -> Path:
     output_dir = Path(config.output_dir)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         config.save(output_dir / "training_config.yaml")
         pipe.save_pretrained(output_dir)
-        samples = grid_conditions(config, data, 64)
-        sample_grid(pipe, samples, accelerator, data.id2label, num_inference_steps=None).save(
-            output_dir / "samples.png"
-        )
-        if config.push_to_hub:
-            pipe.push_to_hub(config.hub_model_id or output_dir.name, token=config.hub_token)
-    log.close()
+        log.close()
+        write_summary(config, pipe, data, accelerator, progress, log.last_losses())
+        for line in hub.finish():
+            tqdm.write(line, file=sys.stderr)
+        print(f"saved to {output_dir}: load with ConditionalPipeline.from_pretrained({str(output_dir)!r})")
     accelerator.end_training()
     return output_dir

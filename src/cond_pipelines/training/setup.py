@@ -1,5 +1,6 @@
 """From arguments to what is trained: the data set, and a pipeline with new or pretrained components."""
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -196,6 +197,23 @@ def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
         if name not in accepted:
             raise ValueError(f"--{name} has no meaning for {type(scheduler).__name__}: leave it out")
     return Objective.from_scheduler(scheduler, **given)
+
+
+def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPipeline) -> dict[str, Any]:
+    """What must not change when a run is resumed, as JSON takes it."""
+    adapter = {k: v for k, v in pipe.adapter.config.items() if not k.startswith("_")}
+    identity = {
+        "conditioning": config.conditioning,
+        "resolution": data.dataset.resolution,
+        "channels": data.dataset.channels,
+        "data set": data.dataset.fingerprint(),
+        "adapter": f"{type(pipe.adapter).__name__} {adapter}",
+        "network": hashlib.sha256(pipe.unet.to_json_string().encode()).hexdigest()[:12],
+        "scheduler": type(pipe.scheduler).__name__,
+        "seed": config.seed,
+        "use_ema": config.use_ema,
+    }
+    return json.loads(json.dumps(identity))
 
 
 def build_pipeline(

@@ -82,14 +82,13 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int) -> l
 
 
 @torch.no_grad()
-def sample_grid(
+def sample_images(
     pipe: ConditionalPipeline,
     conditions: list[Any],
     accelerator: Accelerator,
-    id2label: dict[int, str] | None = None,
     num_inference_steps: int | None = _NUM_STEPS,
     seed: int = 0,
-) -> Image.Image:
+) -> list[Image.Image]:
     """One sample for each condition, from noise that never changes; None as the number of steps: the pipeline's own."""
     images = []
     pipe.set_progress_bar_config(disable=True)
@@ -102,5 +101,12 @@ def sample_grid(
                 pipe, some, generator=generators, num_inference_steps=num_inference_steps
             ).images
     pipe.set_progress_bar_config(disable=False)
+    return images
+
+
+def labelled_grid(
+    images: list[Image.Image], conditions: list[Any], id2label: dict[int, str] | None = None
+) -> Image.Image:
+    """The images, each with the name of what it was told."""
     names = [str((id2label or {}).get(c, c)) for c in conditions]
     return image_grid(images, captions=names if any(c is not None for c in conditions) else None)

@@ -1,0 +1,120 @@
+"""Images to features, by any transformers vision model or a function of one's own."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data.loading import load_object
+
+# (N images as RGB PIL) -> (N, D) float32
+Extractor = Callable[[list[Image.Image]], np.ndarray]
+
+
+class VisionModel:
+    """The pooled output of a transformers vision model: DINOv2, CLIP, ViT, ConvNeXt, ...
+
+    Its own preprocessing is read from preprocessor_config.json and done with Pillow, so that torchvision is not needed.
+
+    Args:
+        name_or_path: of the model, such as "facebook/dinov2-base".
+
+    Example:
+        >>> VisionModel("facebook/dinov2-base")([image]).shape
+        (1, 768)
+    """
+
+    def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
+        from transformers import AutoModel, CLIPVisionModelWithProjection
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+        size = config.get("crop_size") or config.get("size") or 224
+        if isinstance(size, dict):
+            size = size.get("height") or size.get("shortest_edge")
+        self.side_px, self.device = int(size), device
+        mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
+        self.mean, self.std = (torch.tensor(x).reshape(1, 3, 1, 1).to(device) for x in (mean, std))
+        model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        if hasattr(model, "vision_model") and hasattr(model, "text_model"):  # CLIP's image half, projected
+            model = CLIPVisionModelWithProjection.from_pretrained(name_or_path, dtype=torch.float32)
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> np.ndarray:
+        pixels = [im.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC) for im in images]
+        x = torch.from_numpy(np.stack([np.asarray(im, dtype=np.uint8) for im in pixels])).to(self.device)
+        x = (x.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, S, S)
+        out = self.model(pixel_values=x)
+        if (found := getattr(out, "image_embeds", None)) is None:
+            found = getattr(out, "pooler_output", None)
+        if found is None:
+            found = out.last_hidden_state[:, 0]  # (N, D): the class token
+        return found.flatten(1).float().cpu().numpy()
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    """The image itself, reduced to 16 x 16 px: (N, 768). Needs no model; good for tiny images and nothing else."""
+    small = [im.convert("RGB").resize((16, 16), Image.Resampling.BOX) for im in images]
+    return np.stack([np.asarray(im, dtype=np.float32).reshape(-1) / 255 for im in small])
+
+
+def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
+    """A vision model by name or path, or `module:callable`.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    if name == "pixels":
+        return pixels
+    try:
+        return load_object(name) if ":" in name else VisionModel(name, device)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"--feature_extractor {name}: {' '.join(str(error).split())}") from error
+
+
+def extract(
+    extractor: Extractor, images: Iterable[Image.Image], total: int, batch_size: int = 64, what: str = ""
+) -> np.ndarray:
+    """Features of `total` images, (N, D) float32, with a progress bar."""
+    parts, some = [], []
+    with tqdm(total=total, desc=f"Features of {what}") as bar:
+        for image in images:
+            some.append(image.convert("RGB"))
+            if len(some) == batch_size:
+                parts.append(_checked(extractor(some), len(some)))
+                bar.update(len(some))
+                some = []
+        if some:
+            parts.append(_checked(extractor(some), len(some)))
+            bar.update(len(some))
+    return np.concatenate(parts)
+
+
+def _checked(features: np.ndarray, count: int) -> np.ndarray:
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or len(features) != count:
+        raise ValueError(f"the feature extractor gave {features.shape} for {count} images: it must be ({count}, D)")
+    if not np.isfinite(features).all():
+        raise ValueError("the feature extractor gave values that are not finite")
+    return features
+
+
+def cached(folder: Path, key: dict, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives, kept in `folder` under a hash of `key`."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"features-{name}.npy"
+    if path.is_file():
+        return np.load(path)
+    features = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.save(file, features)
+    unfinished.rename(path)
+    return features

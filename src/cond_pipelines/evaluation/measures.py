@@ -1,0 +1,240 @@
+"""What is measured, as functions of features: (N, D) float32 arrays, one row an image.
+
+    alike?      frechet_distance, kernel_distance, precision, density
+    all of it?  recall, coverage
+    new?        nearest
+    obeys?      Probe (labels), retrieval (captions)
+
+No matrix of all pairs is ever in memory: distances are made in blocks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 2048  # rows of a block of distances
+
+
+@dataclass
+class Gaussian:
+    """Count, sum and sum of outer products of features: additive, so that parts can be put together.
+
+    Args:
+        n: rows; total: (D,) float64; outer: (D, D) float64.
+    """
+
+    n: int
+    total: Tensor
+    outer: Tensor
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Gaussian":
+        """Of (N, D) features, in blocks."""
+        dim = features.shape[1]
+        found = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        for start in range(0, len(features), _BLOCK):
+            x = torch.from_numpy(np.ascontiguousarray(features[start : start + _BLOCK])).double()  # (b, D)
+            found = found + cls(len(x), x.sum(dim=0), x.T @ x)
+        return found
+
+    def __add__(self, other: "Gaussian") -> "Gaussian":
+        return Gaussian(self.n + other.n, self.total + other.total, self.outer + other.outer)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.n
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased."""
+        return (self.outer - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Distance of two Gaussians (Dowson and Landau 1982, Eq. 16); FID's when the features are Inception's.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if min(a.n, b.n) < 2:
+        raise ValueError(f"a Frechet distance needs two images at least, and there are {min(a.n, b.n)}")
+    # Tr (A B)^(1/2) through A^(1/2) B A^(1/2), which is symmetric: exact zeros stay zeros.
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return distance.item()
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, size: int = 1000, seed: int = 0) -> np.ndarray:
+    """Unbiased MMD^2, kernel (x y / D + 1)^3, of random subsets (KID; Binkowski et al. 2018, Eq. 4): (subsets,)."""
+    rng, size = np.random.default_rng(seed), min(size, len(a), len(b))
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    found = []
+    for _ in range(subsets):
+        x, y = (torch.from_numpy(f[rng.choice(len(f), size, replace=False)]).double() for f in (a, b))
+        xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+        found.append((within - 2 * xy.mean()).item())
+    return np.array(found)
+
+
+def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, Tensor]]:
+    """Distances of blocks of rows: (start in a, start in b, (rows, rows))."""
+    for i in range(0, len(a), _BLOCK):
+        x = torch.from_numpy(np.ascontiguousarray(a[i : i + _BLOCK]))
+        for j in range(0, len(b), _BLOCK):
+            yield i, j, torch.cdist(x, torch.from_numpy(np.ascontiguousarray(b[j : j + _BLOCK])))
+
+
+def nearest(a: np.ndarray, b: np.ndarray, k: int = 1, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and indices of the `k` nearest rows of `b` for each of `a`: (N, k) each, nearest first.
+
+    Args:
+        same: `a` is `b`: a row is no neighbour of itself.
+    """
+    distances, indices = torch.full((len(a), k), float("inf")), torch.zeros((len(a), k), dtype=torch.int64)
+    for i, j, block in _blocks(a, b):
+        if same:
+            rows = torch.arange(i, i + block.shape[0])[:, None] == torch.arange(j, j + block.shape[1])[None]
+            block = block.masked_fill(rows, float("inf"))
+        here = slice(i, i + block.shape[0])
+        values = torch.cat([distances[here], block], dim=1)
+        places = torch.cat([indices[here], torch.arange(j, j + block.shape[1]).expand(block.shape[0], -1)], dim=1)
+        best = values.topk(k, dim=1, largest=False)
+        distances[here], indices[here] = best.values, places.gather(1, best.indices)
+    return distances.numpy(), indices.numpy()
+
+
+def manifolds(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, np.ndarray]:
+    """Precision and recall (Kynkaanniemi et al. 2019, Eq. 1), density and coverage (Naeem et al. 2020, Eq. 3 and 4).
+
+    Returns:
+        For each name one value an image: of `fake` for precision and density, of `real` for recall and coverage. Their
+        means are the measures.
+
+    Raises:
+        ValueError: no more than `k` images in one of the sets.
+    """
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"precision and recall need more than {k} images, and there are {min(len(real), len(fake))}")
+    real_radius = torch.from_numpy(nearest(real, real, k, same=True)[0][:, -1])  # (R,)
+    fake_radius = torch.from_numpy(nearest(fake, fake, k, same=True)[0][:, -1])  # (F,)
+    inside = torch.zeros(len(fake))  # balls of real images that a fake one lies in
+    recall, coverage = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    for i, j, block in _blocks(real, fake):
+        rows, columns = slice(i, i + block.shape[0]), slice(j, j + block.shape[1])
+        in_real = block <= real_radius[rows, None]
+        inside[columns] += in_real.sum(dim=0)
+        coverage[rows] |= in_real.any(dim=1)
+        recall[rows] |= (block <= fake_radius[None, columns]).any(dim=1)
+    found = {"precision": inside > 0, "density": inside / k, "recall": recall, "coverage": coverage}
+    return {name: value.double().numpy() for name, value in found.items()}
+
+
+def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Which samples lie closer to a training image than 99 % of held-out images do.
+
+    Returns:
+        flags (F,) bool, the nearest training image of each (F,), and the distance below which a sample is flagged. Of
+        new images about one in a hundred is flagged.
+    """
+    threshold = float(np.quantile(nearest(held_out, train)[0][:, 0], 0.01))
+    distances, indices = nearest(fake, train)
+    return distances[:, 0] < threshold, indices[:, 0], threshold
+
+
+class Probe:
+    """A linear classifier on features: logistic regression by scikit-learn.
+
+    Example:
+        >>> probe = Probe(train_features, train_labels)
+        >>> probe(fake_features) == asked_labels
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray, most: int = 20_000, seed: int = 0):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        some = np.random.default_rng(seed).permutation(len(features))[:most]
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        self.model.fit(features[some], labels[some])
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Labels (N,)."""
+        return self.model.predict(features)
+
+
+class Retrieval:
+    """How well images go with their captions, through a ridge map from image features to text embeddings.
+
+    Args:
+        images, texts: (N, D) and (N, E) features of real pairs.
+
+    Example:
+        >>> retrieval = Retrieval(train_images, train_texts)
+        >>> retrieval(fake_images, asked_texts)["r_at_1"]
+    """
+
+    def __init__(self, images: np.ndarray, texts: np.ndarray):
+        from sklearn.linear_model import RidgeCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        self.centre = texts.mean(axis=0)
+        self.model = make_pipeline(StandardScaler(), RidgeCV(alphas=(1e-1, 1e1, 1e3)))
+        self.model.fit(images, texts - self.centre)
+
+    def __call__(
+        self, images: np.ndarray, texts: np.ndarray, choices: int = 100, seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """One value an image: r_at_1, r_at_5 among `choices` different captions; auc, matched against shuffled."""
+        mapped = _unit(self.model.predict(images))  # (N, E)
+        asked = _unit(texts - self.centre)  # (N, E)
+        known, which = np.unique(asked.round(5), axis=0, return_inverse=True)  # (K, E), (N,)
+        which, rng = which.reshape(-1), np.random.default_rng(seed)
+        own = (mapped * asked).sum(axis=1)  # (N,)
+        ranks, wins = np.zeros(len(images)), np.zeros(len(images))
+        for i in range(len(images)):
+            others = np.flatnonzero(np.arange(len(known)) != which[i])
+            others = rng.permutation(others)[: choices - 1]
+            similar = known[others] @ mapped[i]  # (choices - 1,)
+            ranks[i] = (similar > own[i] + 1e-6).sum()
+            wins[i] = (similar < own[i] - 1e-6).mean() if len(others) else 0.5
+        return {"r_at_1": (ranks < 1).astype(float), "r_at_5": (ranks < 5).astype(float), "auc": wins}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8)
+
+
+# ----------------------------------------------------------------------------------------------------- how sure
+def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of one value an image (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    return tuple(float(q) for q in np.quantile(means, [0.025, 0.975]))
+
+
+def interval_of_frechet(
+    fake: np.ndarray, real: Gaussian, groups: int = 20, resamples: int = 40, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a Frechet distance, by resampling groups of samples, whose statistics add up."""
+    rng = np.random.default_rng(seed)
+    groups = min(groups, len(fake))
+    parts = [Gaussian.of(part) for part in np.array_split(fake[rng.permutation(len(fake))], groups)]
+    found = []
+    for _ in range(resamples):
+        drawn = [parts[i] for i in rng.integers(groups, size=groups)]
+        found.append(frechet_distance(sum(drawn[1:], drawn[0]), real))
+    # Fewer different images give a larger distance: keep the spread, centre it on the distance itself.
+    centre = frechet_distance(sum(parts[1:], parts[0]), real)
+    low, high = (float(q) for q in np.quantile(np.array(found) - np.mean(found) + centre, [0.025, 0.975]))
+    return low, high

@@ -1,0 +1,31 @@
+"""What an evaluation shows."""
+
+from typing import Any
+
+from PIL import Image
+
+from ..pictures import image_grid
+
+
+def samples_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
+    """The first 64 samples, with what they were told."""
+    return image_grid(images[:64], columns=8, captions=names[:64] if names else None)
+
+
+def nearest_sheet(images: list[Image.Image], neighbours: list[Image.Image]) -> Image.Image:
+    """Pairs: a sample, and the training image nearest to it."""
+    pairs = [image for pair in zip(images, neighbours, strict=True) for image in pair][:64]
+    return image_grid(pairs, columns=8, captions=["sample", "nearest"] * (len(pairs) // 2))
+
+
+def per_class_sheet(
+    images: list[Image.Image], labels: list[Any], id2label: dict[int, str], each: int = 10
+) -> Image.Image:
+    """A row for each class, of the samples that there are of it."""
+    blank = Image.new(images[0].mode, images[0].size)
+    shown, names = [], []
+    for i, name in list(id2label.items())[:40]:
+        row = [image for image, label in zip(images, labels, strict=False) if label == i][:each]
+        shown += row + [blank] * (each - len(row))
+        names += [name] * each
+    return image_grid(shown, columns=each, captions=names)

@@ -1,0 +1,88 @@
+"""Samples to measure: one seed an image, in parts that a killed run keeps and that processes share."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..conditional_pipeline import ConditionalPipeline
+
+_PART = 64  # images of a file
+
+
+def draw_samples(
+    pipe: ConditionalPipeline,
+    conditions: list[Any],
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Write an image for each condition into `folder`, as parts of 64; parts that are there are kept.
+
+    Image i comes from the seed `seed * 10**9 + i` and its own condition, so neither the number of processes nor where a
+    run was cut off changes it.
+
+    Args:
+        settings: of the call: guidance_scale, num_inference_steps, height, ...
+
+    Raises:
+        ValueError: `folder` holds samples of another model, seed, settings or conditions.
+    """
+    settings = settings or {}
+    key = {"seed": seed, "settings": settings, "count": len(conditions), "conditions": str(conditions[:1000])}
+    if accelerator.is_main_process:
+        _check_key(folder, key | {"model": weights_of(pipe)})
+    accelerator.wait_for_everyone()
+    missing = [i for i in range(-(-len(conditions) // _PART)) if not (folder / f"{i:05d}.npy").is_file()]
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    pipe.set_progress_bar_config(disable=True)
+    for part in tqdm(mine, desc=f"Sampling, {_PART} images each", disable=not accelerator.is_local_main_process):
+        first = part * _PART
+        some = conditions[first : first + _PART]
+        generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(some))]
+        with torch.no_grad():
+            images = ConditionalPipeline.__call__(
+                pipe, some, generator=generators, output_type="np", **settings
+            ).images  # (64, H, W, C) in [0, 1]
+        unfinished = folder / f"{part:05d}.unfinished"
+        with unfinished.open("wb") as file:
+            np.save(file, (images * 255).round().astype(np.uint8))
+        unfinished.rename(folder / f"{part:05d}.npy")
+    accelerator.wait_for_everyone()
+
+
+def _check_key(folder: Path, key: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "key.json"
+    before = json.loads(path.read_text()) if path.is_file() else json.loads(json.dumps(key))
+    for name, value in json.loads(json.dumps(key)).items():
+        if before.get(name) != value:
+            raise ValueError(f"{folder} holds samples of another {name}: delete it, or name another --output_dir")
+    path.write_text(json.dumps(key))
+
+
+def weights_of(pipe: ConditionalPipeline) -> str:
+    """A number that any change of the weights changes."""
+    total = sum(float(p.double().abs().sum()) for m in (pipe.unet, pipe.adapter) for p in m.parameters())
+    return f"{total:.9e}"
+
+
+def read_samples(folder: Path) -> Iterator[Image.Image]:
+    """The images, in order."""
+    for path in sorted(folder.glob("[0-9]*.npy")):
+        for array in np.load(path):
+            yield to_image(array)
+
+
+def to_image(array: np.ndarray) -> Image.Image:
+    """(H, W, C) uint8 to an image."""
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)

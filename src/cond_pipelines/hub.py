@@ -1,0 +1,232 @@
+"""Pushing a model to the Hub: what belongs to it and nothing else, in one commit."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from .card import write_card
+
+_PAGE = (
+    "README.md",
+    "LICENSE",
+    "card.yaml",
+    "training_config.yaml",
+    "training_summary.json",
+    "samples.png",
+    "loss.png",
+)
+_PAGE_FOLDERS = {"images": ("*.png",), "evaluation": ("*.json", "*.md", "*.png"), ".eval_results": ("*.yaml",)}
+_PICKLED = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"}
+_NUM_TRIES = 3
+
+
+def push_pipeline(
+    pipe: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    safe_serialization: bool = True,
+) -> CommitInfo:
+    """Save `pipe` with its code, add the page of the folder it was loaded from, and push; see `push_folder`."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipe.save_pretrained(folder, variant=variant, safe_serialization=safe_serialization)
+        source = Path(str(getattr(pipe.config, "_name_or_path", None) or folder))
+        if source.is_dir():
+            _copy_page(source, Path(folder))
+        message = commit_message or f"Upload {type(pipe).__name__}"
+        return push_folder(
+            folder,
+            repo_id,
+            private=private,
+            token=token,
+            commit_message=message,
+            create_pr=create_pr,
+            revision=revision,
+        )
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+) -> CommitInfo:
+    """Push a saved model: its components, code, card and pictures, in one commit.
+
+    Optimizer state, checkpoints, logs, pickled weights, tokens and the machine's paths stay behind.
+
+    Args:
+        folder: what `save_pretrained` or a training run wrote.
+        repo_id: "name" or "user/name"; made where it does not exist.
+        private: for a new repository.
+        revision: the branch to commit to; made where it does not exist.
+        create_pr: open a pull request instead of committing to the branch.
+
+    Returns:
+        The commit, which is also a string: its address.
+
+    Raises:
+        ValueError: `folder` is no model of this library.
+        RuntimeError: the Hub did not take it, in one line. The repository is as it was, and so is the folder.
+
+    Example:
+        >>> push_folder("flowers", "me/flowers", private=True)
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    with tempfile.TemporaryDirectory() as stage:
+        _copy_model(folder, Path(stage))
+        _copy_page(folder, Path(stage))
+        try:
+            repo_id = _try(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+            if revision is not None and not create_pr:
+                _try(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+            write_card(stage, repo_id)
+            return _try(
+                lambda: api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=stage,
+                    commit_message=commit_message or "Upload model",
+                    create_pr=create_pr,
+                    revision=revision,
+                    # an earlier version's code, under its own name
+                    delete_patterns=["pipeline_cond_*.py", "adapter/modeling_cond_*.py"],
+                )
+            )
+        except Exception as error:  # of huggingface_hub, of the HTTP library below it, of the file system
+            raise RuntimeError(f"not pushed to {repo_id}: {_explain(error)}. Nothing was changed there") from error
+
+
+def _copy_model(folder: Path, stage: Path) -> None:
+    """The components that model_index.json names, and the code."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        code, components = index["_class_name"], {k: v for k, v in index.items() if isinstance(v, list) and k[0] != "_"}
+        if not isinstance(code, list) or "adapter" not in components:
+            raise KeyError("code")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder} is no model to push (its model_index.json lacks an adapter, or code): load it with "
+            "ConditionalPipeline.from_pretrained and save it again"
+        ) from error
+    kept = {f"{code[0]}.py", f"{components['adapter'][0]}.py"}
+    for name in ["model_index.json", f"{code[0]}.py"]:
+        _copy(folder / name, stage / name)
+    for component, (_, class_name) in components.items():
+        if class_name is None:
+            continue
+        for path in sorted((folder / component).rglob("*")):
+            if path.suffix in _PICKLED or (path.suffix == ".py" and path.name not in kept) or not path.is_file():
+                continue
+            _copy(path, stage / path.relative_to(folder))
+
+
+def _copy_page(folder: Path, stage: Path) -> None:
+    """The card and what it shows."""
+    paths = [folder / name for name in _PAGE]
+    paths += [
+        p for sub, patterns in _PAGE_FOLDERS.items() for pattern in patterns for p in folder.glob(f"{sub}/{pattern}")
+    ]
+    for path in paths:
+        target = stage / path.relative_to(folder)
+        if path.is_file() and not target.exists():
+            _copy(path, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A hard link where that is possible; a clean copy of what may hold the machine's paths."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.name == "training_config.yaml":
+        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        values = {k: _without_path(v) for k, v in values.items() if k != "hub_token"}
+        target.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    elif source.suffix == ".json" and source.name.endswith(("config.json", "model_index.json")):
+        values = json.loads(source.read_text(encoding="utf-8"))
+        for key in ("_name_or_path", "name_or_path"):
+            if key in values:
+                values[key] = _without_path(values[key])
+        target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    elif source.name == "README.md":  # which is rendered again
+        shutil.copyfile(source, target)
+    else:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+
+def _without_path(value: Any) -> Any:
+    """Only the last part of a path of this machine."""
+    if isinstance(value, list):
+        return [_without_path(v) for v in value]
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")) or os.path.exists(value)):
+        return Path(value).name
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------ failures
+def _try(call: Any) -> Any:
+    """Call, again after a pause where the Hub or the line was to blame."""
+    for attempt in range(_NUM_TRIES):
+        try:
+            return call()
+        except Exception as error:
+            status = _status(error)
+            passing = status is None and not isinstance(error, ValueError | LocalTokenNotFoundError)
+            if attempt == _NUM_TRIES - 1 or not (passing or status == 429 or (status or 0) >= 500):
+                raise
+            print(f"the Hub: {_explain(error)}; trying again", file=sys.stderr)
+            time.sleep(_pause_sec(error, attempt))
+
+
+def _response(error: BaseException | None) -> Any:
+    """What the Hub answered, to this error or to the one behind it; None where it did not."""
+    while error is not None:
+        if (response := getattr(error, "response", None)) is not None:
+            return response
+        error = error.__cause__
+    return None
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(_response(error), "status_code", None)
+
+
+def _pause_sec(error: BaseException, attempt: int) -> float:
+    asked = getattr(_response(error), "headers", {}).get("Retry-After", "")
+    return min(60.0, float(asked)) if asked.isdigit() else 2.0**attempt
+
+
+def _explain(error: BaseException) -> str:
+    """One line: what happened, and what to do."""
+    known = {
+        401: "no valid token: run `hf auth login`, or pass token=",
+        403: "the token may not write there: use one with write access",
+        404: "there is no such repository or branch, or the token may not see it",
+        409: "it is in the way of something that exists already",
+        412: "somebody else committed at the same moment: try again",
+        429: "too many requests: try again later",
+    }
+    text = " ".join(str(error).split()).rstrip(".")
+    status = _status(error)
+    if status is None:
+        behind = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
+        return f"{type(error).__name__}: {text}{behind}"
+    return f"{known.get(status, 'the Hub failed' if status >= 500 else 'refused')} (HTTP {status})"

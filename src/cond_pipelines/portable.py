@@ -1,0 +1,239 @@
+"""Saving with the code that others need; loading without running theirs.
+
+What is saved here holds its own code beside what diffusers writes:
+
+    model_index.json                    "_class_name": ["pipeline_cond_1a2b3c4d5e", "TextToImagePipeline"], ...
+    pipeline_cond_1a2b3c4d5e.py         the pipelines in one file
+    adapter/modeling_cond_6f7a8b9c0d.py the adapter
+
+diffusers alone runs that code where it is told to trust it. The installed package never does: it reads the names as
+those of its own classes. The file names hold a hash of their text, since diffusers keeps the code of all repositories
+in one folder.
+
+This file is self-contained on purpose: it travels with a checkpoint.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+_PACKAGE = "cond_pipelines"
+_INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
+_PIPELINE_MODULES = ("portable", "conditional_pipeline", "pipelines")  # in the order in which they import one another
+_CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
+_EVERYWHERE = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "transformers"}
+
+
+class PortablePipeline(DiffusionPipeline):
+    """A DiffusionPipeline of this package that loads wherever diffusers is."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As diffusers' own, and the code beside it. Weights are saved as safetensors only.
+
+        Raises:
+            ValueError: safe_serialization=False, which would write pickled weights.
+        """
+        if (args and not args[0]) or not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "safe_serialization=False writes weights that can run code when they are read: leave it out"
+            )
+        pushing = ("repo_id", "private", "token", "commit_message", "create_pr", "revision")
+        push_kwargs = {name: kwargs.pop(name) for name in pushing if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        add_code(self, Path(save_directory))
+        if push_to_hub:
+            repo_id = push_kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **push_kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Save this pipeline with its code and a model card, and upload it in one commit.
+
+        Args:
+            repo_id: "name" or "user/name"; made where it does not exist.
+            private, token, commit_message, create_pr, variant: as diffusers' own.
+            revision: the branch to commit to; it must exist.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RuntimeError: the Hub did not take it, in one line; the repository is then as it was.
+
+        Example:
+            >>> pipe.push_to_hub("me/flowers", private=True)
+        """
+        if _INSTALLED:
+            return importlib.import_module(f"{_PACKAGE}.hub").push_pipeline(self, repo_id, **kwargs)
+        kwargs.pop("revision", None)  # diffusers' own has no such argument
+        return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        config = super()._dict_from_json_file(json_file)
+        name = config.get("_class_name")
+        if isinstance(name, list):  # [file, class]: the class is ours, the file is not needed
+            config["_class_name"] = name[1]
+        return config
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        if _INSTALLED:
+            _use_installed(config[0] if isinstance(config, tuple) else config, pretrained_model_name_or_path)
+        return config
+
+
+def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
+    """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
+    adapters = importlib.import_module(f"{_PACKAGE}.adapters")
+    importlib.import_module(f"{_PACKAGE}.pipelines")
+    for component, value in config.items():
+        if not isinstance(value, list) or component.startswith("_") or len(value) != 2 or value[1] is None:
+            continue
+        module, name = value
+        if component == "adapter":
+            home = config.get("_adapter_from", None if _CODE_FILE.fullmatch(str(module)) else module)
+            found = [c for c in _subclasses(adapters.ConditioningAdapter) if c.__name__ == name]
+            found = [c for c in found if home in (None, c.__module__)] or found
+            if not found:
+                package = str(home).split(".")[0]
+                raise ValueError(
+                    f"{name_or_path} has an adapter {name} of the package {package!r}, which is not imported: "
+                    f"install it, `import {package}`, then load again"
+                )
+            config[component] = [found[0].__module__, name]
+        elif module not in ("diffusers", "transformers"):
+            raise ValueError(
+                f"{name_or_path} has a component {component!r} of {module!r}, which is not loaded without trust: only "
+                "diffusers and transformers are. Pass the component to from_pretrained, or, if you have read the "
+                "repository's code, use diffusers.DiffusionPipeline.from_pretrained(..., trust_remote_code=True)"
+            )
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [cls] + [d for c in cls.__subclasses__() for d in _subclasses(c)]
+
+
+# ------------------------------------------------------------------------------------------------------ saving
+
+
+def add_code(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Write the code of the pipeline and its adapter into `folder`, and name it in model_index.json."""
+    index_file = folder / "model_index.json"
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    file_name = _write(folder, "pipeline", pipeline_code(type(pipe)))
+    index["_class_name"] = [file_name, type(pipe).__name__]
+    adapter = type(pipe.adapter)
+    file_name = _write(folder / "adapter", "modeling", adapter_code(adapter))
+    index["adapter"] = [file_name, adapter.__name__]
+    index["_adapter_from"] = getattr(sys.modules[adapter.__module__], "_ADAPTER_FROM", adapter.__module__)
+    index.pop("_name_or_path", None)  # a path of this machine
+    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write(folder: Path, kind: str, text: str) -> str:
+    name = f"{kind}_cond_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    for old in folder.glob(f"{kind}_cond_*.py"):
+        if _CODE_FILE.fullmatch(old.stem):
+            old.unlink()
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return name
+
+
+def _is_copy(cls: type) -> bool:
+    """True for a class that was itself loaded from a checkpoint's code."""
+    return cls.__module__.startswith("diffusers_modules.")
+
+
+def pipeline_code(cls: type) -> str:
+    """The text of one file that defines the pipeline class `cls` with no more than diffusers and transformers."""
+    if _is_copy(cls):
+        return _source(cls.__module__)
+    modules = [f"{_PACKAGE}.{name}" for name in _PIPELINE_MODULES]
+    if cls.__module__ not in modules:  # somebody's own subclass
+        modules.append(cls.__module__)
+    return join_code(*modules)
+
+
+def adapter_code(cls: type) -> str:
+    """The text of one file that defines the adapter class `cls`, or that imports it and says what to install."""
+    if _is_copy(cls):
+        return _source(cls.__module__)
+    ours, home = f"{_PACKAGE}.adapters", f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
+    if cls.__module__ == ours:
+        return join_code(ours) + home
+    if _stands_alone(cls.__module__, sys.modules[ours]):
+        return join_code(ours, cls.__module__) + home
+    package = cls.__module__.split(".")[0]
+    return (
+        f'"""The adapter of this model is a part of the package {package}."""\n\n'
+        "from diffusers.models.modeling_utils import ModelMixin  # noqa: F401: diffusers looks for it here\n\n"
+        "try:\n"
+        f"    from {cls.__module__} import {cls.__name__}  # noqa: F401\n"
+        "except ImportError as error:\n"
+        f"    raise ImportError(\n"
+        f'        "this model\'s adapter {cls.__name__} is a part of the package {package}: install it (and "\n'
+        f'        "{_PACKAGE}), then load the model again"\n'
+        "    ) from error\n"
+    )
+
+
+def join_code(*modules: str) -> str:
+    """The sources of some modules as one, without their imports of each other and of this package."""
+    future, texts = set(), []
+    for name in modules:
+        text = _source(name)
+        lines = text.splitlines(keepends=True)
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if node.module == "__future__":
+                future.update(alias.name for alias in node.names)
+                new = ""
+            elif node.level or (node.module or "").split(".")[0] == _PACKAGE:
+                new = "".join(f"{a.asname} = {a.name}\n" for a in node.names if a.asname and a.asname != a.name)
+            else:
+                continue
+            lines[node.lineno - 1 : node.end_lineno] = [new] + [""] * (node.end_lineno - node.lineno)
+        texts.append("".join(lines))
+    head = "".join(f"from __future__ import {name}\n" for name in sorted(future))
+    title = f"# The code of {', '.join(modules)}, gathered so that this model loads with diffusers alone.\n"
+    return title + head + "\n\n".join(texts)
+
+
+def _stands_alone(module: str, base: Any) -> bool:
+    """True where a module needs nothing but its own file, what everybody has, and names defined in `base`."""
+    try:
+        tree = ast.parse(_source(module))
+    except (OSError, SyntaxError):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            roots = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots = {(node.module or "").split(".")[0]}
+            if node.level:
+                return False
+            if roots == {_PACKAGE} and node in tree.body and all(hasattr(base, alias.name) for alias in node.names):
+                continue
+        else:
+            continue
+        if roots - _EVERYWHERE - sys.stdlib_module_names:
+            return False
+    return True
+
+
+def _source(module: str) -> str:
+    return Path(inspect.getsourcefile(sys.modules[module])).read_text(encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What ends a run before its time: a signal, or a failure. Neither loses more than the steps since the last save."""
+
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from ..data.dataset import BadRow
+from .checkpoints import Progress, all_checkpoints
+
+_CHECK_EVERY = 8  # steps, where several processes must agree
+
+
+class TrainingFailure(RuntimeError):
+    """A run that cannot go on, in one line that says at which step, why, and what to do."""
+
+
+class Interrupted(Exception):
+    """A run that a signal ended; it is saved, and the message says how to go on."""
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a wish, to be granted after the step; a second SIGINT stops at once.
+
+    Example:
+        >>> with StopSignal(accelerator) as stop:
+        ...     while not stop.asked(step): ...
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.signal, self.before = accelerator, None, {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # Python's own rule for signal handlers
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self.before.items():
+            signal.signal(which, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    @property
+    def name(self) -> str:
+        """Of the signal."""
+        return "a signal to another process" if self.signal is None else self.signal.name
+
+    def asked(self, step: int) -> bool:
+        """After `step`: True in all processes as soon as one has had a signal."""
+        if self.accelerator.num_processes == 1:
+            return self.signal is not None
+        if step % _CHECK_EVERY:
+            return False
+        wish = torch.tensor(float(self.signal is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wish, "sum").item())
+
+
+def leave_out_if_not_finite(optimizer: AcceleratedOptimizer, norm: torch.Tensor) -> torch.Tensor:
+    """Tell the optimizer to leave this step out where the gradient's norm is not finite; 1 if so, otherwise 0.
+
+    Through the tensor that fused optimizers take from a loss scaler: a GPU does not wait for the CPU to look.
+    """
+    left_out = 1 - norm.isfinite().float()
+    if optimizer.scaler is None:  # which otherwise does the same
+        optimizer.optimizer.found_inf = left_out
+    return left_out
+
+
+@contextmanager
+def one_line_failures(progress: Progress, output_dir: Path) -> Iterator[None]:
+    """Turn what can go wrong in the middle of a run into a TrainingFailure."""
+    try:
+        yield
+    except (TrainingFailure, Interrupted):
+        raise
+    except (BadRow, OSError, RuntimeError, MemoryError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise TrainingFailure(f"step {progress.step + 1:,}: {reason}; {how_to_go_on(output_dir)}") from error
+
+
+def writable_folder(path: str) -> Path:
+    """Make `path`, and look whether it can be written to, before hours are spent. Raises ValueError."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(f"--output_dir {path} cannot be written to: {error.strerror}: name another") from error
+
+
+def how_to_go_on(output_dir: Path) -> str:
+    """What is safe, and how to start from it."""
+    found = all_checkpoints(output_dir)
+    if not found:
+        return "nothing was saved yet (--checkpointing_steps saves now and then)"
+    return f"{found[-1]} is whole: go on with the same command and --resume_from_checkpoint latest"
+
+
+def _reason(error: BaseException) -> str | None:
+    text = " ".join(str(error).split())
+    if isinstance(error, BadRow):
+        return text
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return (
+            "out of memory; a smaller --train_batch_size with more --gradient_accumulation_steps trains the same, "
+            "--gradient_checkpointing takes less"
+        )
+    if isinstance(error, OSError):
+        return f"{text} (make room, or mend the path)"
+    if "No space left" in text or "PytorchStreamWriter" in text or "inline_container" in text:
+        return f"the disk is full, or cannot be written to ({text[:120]})"
+    return None

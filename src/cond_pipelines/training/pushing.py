@@ -1,0 +1,68 @@
+"""Pushing to the Hub from a training run, which no failure of the Hub may stop."""
+
+import shlex
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ..conditional_pipeline import ConditionalPipeline
+from ..hub import push_folder
+from .config import TrainingConfig
+
+
+class HubPush:
+    """Pushes checkpoints in the background, and the finished model at the end.
+
+    Args:
+        config: push_to_hub, hub_model_id, hub_token, hub_private_repo, hub_strategy.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
+        self.pool = ThreadPoolExecutor(1)
+        self.running: Future | None = None
+        self.failures: list[str] = []
+
+    def checkpoint(self, pipe: ConditionalPipeline, step: int) -> None:
+        """Save `pipe` as it is now and upload it while training goes on; left out while one is still under way."""
+        if not self.config.push_to_hub or self.config.hub_strategy != "every_save":
+            return
+        if self.running is not None and not self.running.done():
+            return
+        folder = tempfile.TemporaryDirectory()
+        pipe.save_pretrained(folder.name)
+        self.running = self.pool.submit(self._push, folder.name, f"Training, step {step}", folder)
+
+    def finish(self) -> list[str]:
+        """Push the finished model; returns what to tell the user, nothing where all went well."""
+        if not self.config.push_to_hub:
+            return []
+        if self.running is not None:
+            self.running.result()
+        before = len(self.failures)
+        self._push(self.config.output_dir, "Training finished")
+        self.pool.shutdown()
+        if len(self.failures) == before:
+            return []
+        command = ["cond-pipelines", "push", self.config.output_dir, self.repo_id]
+        command += ["--private"] if self.config.hub_private_repo else []
+        return [
+            self.failures[-1],
+            f"the model is safe in {self.config.output_dir}; push it later: {shlex.join(command)}",
+        ]
+
+    def _push(self, folder: str, message: str, temporary: tempfile.TemporaryDirectory | None = None) -> None:
+        try:
+            push_folder(
+                folder,
+                self.repo_id,
+                private=self.config.hub_private_repo,
+                token=self.config.hub_token,
+                commit_message=message,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            self.failures.append(str(error))
+        finally:
+            if temporary is not None:
+                temporary.cleanup()

@@ -1,0 +1,111 @@
+"""What a finished run leaves beside its pipeline: pictures and training_summary.json, of which the card is made."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ..card import TrainingFacts, training_versions, write_card
+from ..conditional_pipeline import ConditionalPipeline
+from ..data.dataset import Choices
+from .checkpoints import Progress
+from .config import TrainingConfig
+from .setup import TrainingData
+from .validation import grid_conditions, labelled_grid, sample_images
+
+_NUM_SAMPLES, _NUM_PICTURES, _PICTURE_SIDE_PX = 64, 8, 256
+
+
+def write_summary(
+    config: TrainingConfig,
+    pipe: ConditionalPipeline,
+    data: TrainingData,
+    accelerator: Accelerator,
+    progress: Progress,
+    losses: dict[str, float | None],
+) -> None:
+    """Write samples.png, images/, training_summary.json and README.md into `config.output_dir`.
+
+    Args:
+        pipe: finished, and saved there already.
+        losses: the last "loss" and "held_out_loss", None where there was none.
+    """
+    folder = Path(config.output_dir)
+    conditions = grid_conditions(config, data, _NUM_SAMPLES)
+    images = sample_images(pipe, conditions, accelerator, num_inference_steps=None)
+    labelled_grid(images, conditions, data.id2label).save(folder / "samples.png")
+    first = {str(c): i for i, c in reversed(list(enumerate(conditions)))} if conditions[0] is not None else None
+    shown = sorted(first.values()) if first else list(range(len(conditions)))  # one of each condition
+    (folder / "images").mkdir(exist_ok=True)
+    for number, i in enumerate(shown[:_NUM_PICTURES]):
+        scale = max(1, -(-_PICTURE_SIDE_PX // max(images[i].size)))
+        side = [scale * px for px in images[i].size]
+        images[i].resize(side, Image.Resampling.NEAREST).save(folder / "images" / f"{number:02d}.png")
+
+    facts = TrainingFacts(
+        num_images=None if data.train is None else len(data.train),
+        num_held_out=len(data.held_out),
+        resolution_px=data.dataset.resolution,
+        example_conditions=[_plain(conditions[i], data.id2label) for i in shown[:_NUM_PICTURES] if first],
+        dataset=_hub_id(config.dataset_name),
+        base_model=_hub_id(config.pretrained_model_name_or_path),
+        num_parameters=sum(p.numel() for p in pipe.unet.parameters())
+        + sum(p.numel() for p in pipe.adapter.parameters()),
+        objective=_objective(pipe),
+        steps=progress.step,
+        images_seen=progress.position,
+        minutes=round(progress.elapsed_sec / 60, 2),
+        learning_rate=config.learning_rate,
+        batch_size=config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes,
+        ema=config.use_ema,
+        condition_dropout=config.condition_dropout,
+        mixed_precision=config.mixed_precision,
+        device=_device_name(accelerator.device),
+        num_processes=accelerator.num_processes,
+        versions=training_versions(),
+        **_counts(data),
+        **losses,
+    )
+    (folder / "training_summary.json").write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False) + "\n")
+    write_card(folder, config.hub_model_id)
+
+
+def _counts(data: TrainingData) -> dict:
+    """How many images each class has, how many captions there are."""
+    if data.train is None:  # streamed: not counted
+        return {}
+    found = data.dataset.conditions()
+    if data.id2label:
+        counts = Counter(found)
+        return {"class_counts": {name: counts[i] for i, name in data.id2label.items()}}
+    texts = [t for c in found for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
+    return {"num_captions": len(texts), "num_different_captions": len(set(texts))}
+
+
+def _plain(condition: object, id2label: dict[int, str] | None) -> object:
+    """As JSON takes it."""
+    condition = (id2label or {}).get(condition, condition)
+    return condition if isinstance(condition, str | int | float | list) else str(condition)
+
+
+def _hub_id(name: str | None) -> str | None:
+    """An id of the Hub, rather than a folder or a function."""
+    return name if name and name.count("/") == 1 and ":" not in name and not os.path.exists(name) else None
+
+
+def _objective(pipe: ConditionalPipeline) -> str:
+    name, config = type(pipe.scheduler).__name__, pipe.scheduler.config
+    if name.startswith("FlowMatch"):
+        return "flow matching"
+    return f"{name}, {config.get('prediction_type', 'epsilon')} prediction"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores" if device.type == "cpu" else device.type

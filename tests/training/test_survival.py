@@ -1,0 +1,392 @@
+"""Runs that are killed, told to stop, or fail, each for real: what they say, and what they lose (nothing)."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_common import flags, largest_difference, log_of, run
+
+from cond_pipelines import ConditionalPipeline, TrainingConfig
+from cond_pipelines.training import checkpoints
+from cond_pipelines.training.checkpoints import all_checkpoints, broken
+from cond_pipelines.training.interruptions import TrainingFailure
+from cond_pipelines.training.loop import train
+
+STEPS = {
+    "max_train_steps": 12,
+    "checkpointing_steps": 3,
+    "logging_steps": 2,
+    "gradient_accumulation_steps": 2,
+    "train_batch_size": 4,
+    "random_flip": True,
+}
+
+
+def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", more=()):
+    """A run in processes of its own, that resumes what is there."""
+    settings = dict(settings)
+    flip = ["--random_flip"] if settings.pop("random_flip", False) else []
+    args = flags(output_dir=folder, conditioning=conditioning, resume_from_checkpoint="latest", **settings)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])
+    env = env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
+    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "cond_pipelines.training"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen([*command, *args, *flip, *more], env=env, **pipes)
+
+
+def wait_for(condition, process, sec=120.0):
+    end = time.monotonic() + sec
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.002)
+
+
+def result(folder):
+    """Weights and loss log."""
+    found = {}
+    for part in ("unet", "adapter"):
+        found |= {f"{part}.{k}": v for k, v in load_file(folder / part / "diffusion_pytorch_model.safetensors").items()}
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = [{k: v for k, v in line.items() if k not in ("images_per_sec", "elapsed_sec")} for line in lines]
+    return found, log
+
+
+def assert_same(a, b):
+    assert largest_difference(a[0], b[0]) == 0
+    assert a[1] == b[1]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def whole(request, tmp_path_factory, subprocess_env):
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder, subprocess_env, request.param)
+    assert process.wait(300) == 0, process.communicate()[1][-2000:]
+    return request.param, result(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- killed
+@pytest.mark.parametrize("moment", ["after a step", "during a save"])
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env, moment):
+    """SIGKILL of all processes; log, weights and EMA are the same bit by bit, and nothing is left lying about."""
+    num_processes, expected = whole
+    process = start(tmp_path, subprocess_env, num_processes)
+    if moment == "after a step":
+        wait_for(lambda: (tmp_path / "checkpoint-3").is_dir() and len(log_steps(tmp_path)) >= 2, process)
+    else:
+        wait_for(lambda: (tmp_path / "unfinished-checkpoint-6").is_dir(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "model_index.json").exists()
+    process = start(tmp_path, subprocess_env, num_processes)
+    output = process.communicate()
+    assert process.returncode == 0, output[1][-2000:]
+    assert "resumed after step" in output[0] + output[1]
+    assert_same(result(tmp_path), expected)
+    assert not list(tmp_path.glob("unfinished*"))
+
+
+def log_steps(folder):
+    path = folder / "log.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()[:-1]] if path.is_file() else []
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
+    settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400}
+    process = start(tmp_path, subprocess_env, settings=settings)
+    wait_for(lambda: len(log_steps(tmp_path)) >= 2, process)
+    process.send_signal(which)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0
+    (saved,) = all_checkpoints(tmp_path)
+    step = int(saved.name.split("-")[1])
+    assert broken(saved) is None and step < 400
+    assert f"{which.name}: step {step} is done and saved in {saved}; go on with the same command" in told
+    assert "Traceback" not in told
+    # Gone on with, to a few steps more: as if nothing had been.
+    settings = settings | {"max_train_steps": step + 2, "lr_scheduler": "constant"}
+    process = start(tmp_path, subprocess_env, settings=settings)
+    assert process.wait(300) == 0
+    assert log_of(tmp_path, "step") == list(range(2, step + 3, 2))[: len(log_of(tmp_path, "step")) - 1] + [step + 2]
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path, subprocess_env):
+    settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400, "gradient_accumulation_steps": 400}
+    process = start(tmp_path, subprocess_env, settings=settings)  # a step takes a minute
+    wait_for(lambda: (tmp_path / "log.jsonl").is_file(), process)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert not all_checkpoints(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- damaged
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("saved"), conditioning="class", **STEPS)
+
+
+def resume(saved, tmp_path, steps=12, which="latest", **changed):
+    for path in saved.glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) < 12 and not (tmp_path / path.name).exists():
+            shutil.copytree(path, tmp_path / path.name)
+    if not (tmp_path / "log.jsonl").exists():
+        shutil.copy(saved / "log.jsonl", tmp_path)
+    settings = STEPS | {"conditioning": "class", "max_train_steps": steps} | changed
+    return run(tmp_path, resume_from_checkpoint=which, **settings)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "missing file", "no manifest", "broken manifest"])
+def test_a_damaged_checkpoint_is_passed_over(saved, tmp_path, damage, capsys):
+    shutil.copytree(saved / "checkpoint-9", tmp_path / "checkpoint-9")
+    path = tmp_path / "checkpoint-9/model.safetensors"
+    if damage == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "flipped bit":
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+    elif damage == "missing file":
+        path.unlink()
+    elif damage == "no manifest":
+        (tmp_path / "checkpoint-9/manifest.json").unlink()
+    else:
+        (tmp_path / "checkpoint-9/manifest.json").write_text('{"files":')
+    assert (broken(tmp_path / "checkpoint-9") is None) is False
+    folder = resume(saved, tmp_path)
+    told = "".join(capsys.readouterr())
+    assert "resumed after step 6" in told
+    if damage != "no manifest":
+        assert "warning: " in told and "checkpoint-9 is passed over: " in told
+    assert_same(result(folder), result(saved))
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(saved, tmp_path):
+    shutil.copytree(saved / "checkpoint-9", tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9/optimizer.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint-9: optimizer\.bin is damaged"):
+        resume(saved, tmp_path, which="checkpoint-9")
+
+
+def test_a_log_that_was_cut_off(saved, tmp_path):
+    """In the middle of a line, which was being written when the power went."""
+    lines = (saved / "log.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= 9]
+    (tmp_path / "log.jsonl").write_text("".join(kept) + lines[len(kept)][:20])
+    assert_same(result(resume(saved, tmp_path)), result(saved))
+
+
+# ------------------------------------------------------------------------------------------------------- changed
+def test_another_batch_size_goes_on_with_the_images_not_yet_seen(saved, tmp_path, capsys):
+    folder = resume(saved, tmp_path, train_batch_size=8, gradient_accumulation_steps=2, max_train_steps=12)
+    assert "changed: images a step 8 -> 16" in "".join(capsys.readouterr())
+    assert log_of(folder, "images")[-1] == 9 * 8 + 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"resolution": 16}, "another resolution (8, now 16)"),
+        ({"dataset_name": "training_common:few_shapes"}, "another data set ("),
+        ({"conditioning": "none"}, "another conditioning (class, now none)"),
+        ({"seed": 3}, "another seed (0, now 3)"),
+        ({"scheduler": "DDPMScheduler"}, "another scheduler ("),
+    ],
+)
+def test_another_run_is_refused_and_the_difference_named(saved, tmp_path, changed, words):
+    with pytest.raises(ValueError) as error:
+        resume(saved, tmp_path, **changed)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------- failing
+def test_a_full_disk(tmp_path, subprocess_env):
+    """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
+    script = (
+        f"mount -t tmpfs -o size=40m tmpfs {tmp_path} && "
+        f'{{ "$@" 2> {tmp_path}.err; code=$?; cp -r {tmp_path} {tmp_path}.after; exit $code; }}'
+    )
+    settings = STEPS | {"max_train_steps": 100, "checkpointing_steps": 1}
+    settings.pop("random_flip")
+    args = flags(output_dir=tmp_path, conditioning="class", **settings)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
+    env = subprocess_env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    told = Path(f"{tmp_path}.err").read_text()
+    assert done.returncode == 1, told[-2000:] + done.stderr
+    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in told
+    after = all_checkpoints(Path(f"{tmp_path}.after"))
+    assert after and all(broken(path) is None for path in after)
+    step = int(after[-1].name.split("-")[1])
+    assert line.startswith(f"error: step {step + 2}: ") or line.startswith(f"error: step {step + 1}: ")
+    assert "No space left" in line or "disk is full" in line
+    assert f"{after[-1].name} is whole: go on with the same command and --resume_from_checkpoint latest" in line
+    assert not list(Path(f"{tmp_path}.after").glob("unfinished*"))
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"--output_dir .*/file cannot be written to: "):
+        run(tmp_path / "file")
+
+
+def test_a_read_only_folder(tmp_path, subprocess_env):
+    script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && "$@"'
+    args = flags(output_dir=tmp_path, max_train_steps=1)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
+    done = subprocess.run(command, env=subprocess_env | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
+
+
+def test_a_data_set_that_vanishes(tmp_path, monkeypatch):
+    """In the middle of the run, read by a worker process."""
+    from PIL import Image
+
+    from cond_pipelines.data.dataset import ImageDataset
+
+    monkeypatch.setattr(ImageDataset, "most_in_memory_bytes", 0)
+    (tmp_path / "images").mkdir()
+    for i in range(64):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/{i:02}.png")
+    settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
+
+    class Vanishing(TrainingConfig):
+        pass
+
+    import threading
+
+    def remove():
+        while not (tmp_path / "out/checkpoint-2").is_dir():
+            time.sleep(0.01)
+        shutil.rmtree(tmp_path / "images")
+
+    threading.Thread(target=remove, daemon=True).start()
+    with pytest.raises(TrainingFailure) as error:
+        run(tmp_path / "out", checkpointing_steps=1, checkpoints_total_limit=2, max_train_steps=5000, **settings)
+    text = str(error.value)
+    assert text.startswith("step ") and "\n" not in text and "No such file" in text
+    assert all_checkpoints(tmp_path / "out")[-1].name in text
+
+
+@pytest.fixture()
+def bursting(monkeypatch):
+    """A parameter that turns infinite after some steps: its gradients are not finite from then on."""
+
+    def from_step(step, steps=10**6):
+        forward = torch.nn.Conv2d.forward
+        seen = {"calls": 0}
+
+        def burst(self, x):
+            y = forward(self, x)
+            if self.out_channels == 3 and self.training:
+                seen["calls"] += 1
+                if step <= seen["calls"] - 1 < step + steps:
+                    y = y * float("inf")
+            return y
+
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", burst)
+
+    return from_step
+
+
+def test_gradients_that_are_not_finite_are_left_out(tmp_path, bursting):
+    """One such step: the weights stay as they were in it, it is counted, and training goes on."""
+    bursting(2, steps=1)
+    folder = run(tmp_path, conditioning="none", max_train_steps=5, checkpointing_steps=1, use_ema=False)
+    states = [load_file(path / "model.safetensors") for path in all_checkpoints(folder)]
+    moved = [largest_difference(a, b) > 0 for a, b in itertools.pairwise(states)]
+    assert moved == [True, False, True, True]
+    assert log_of(folder, "skipped_steps")[-1] == 1
+    assert all(torch.isfinite(x).all() for x in states[-1].values())
+    ConditionalPipeline.from_pretrained(folder)
+
+
+def test_gradients_that_stay_infinite_stop_the_run(tmp_path, bursting):
+    bursting(3)
+    with pytest.raises(
+        TrainingFailure, match=r"step 7: the last 4 gradients were not finite.*--learning_rate"
+    ) as error:
+        run(tmp_path, conditioning="none", max_train_steps=50, checkpointing_steps=2, max_skipped_steps=4)
+    assert "checkpoint-6 is whole" in str(error.value)
+    assert all(torch.isfinite(x).all() for x in load_file(tmp_path / "checkpoint-6/model.safetensors").values())
+
+
+def test_out_of_memory(tmp_path, subprocess_env):
+    """Under a real limit on the process's memory."""
+    args = flags(output_dir=tmp_path, conditioning="none", max_train_steps=5, checkpointing_steps=1)
+    code = (
+        "import resource, sys; from cond_pipelines.training.__main__ import main\n"
+        "import cond_pipelines.training.log as log\n"
+        "step = log.TrainingLog.step\n"
+        "def limit(self, progress, *args):\n"
+        "    step(self, progress, *args)\n"
+        "    if progress.step == 2:\n"
+        "        used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))\n"
+        "log.TrainingLog.step = limit\n"
+        "main(sys.argv[1:])"
+    )
+    args = [*args, "--dataset_name", "training_common:shapes", "--train_batch_size", "4096"]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
+    env = subprocess_env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "out of memory; a smaller --train_batch_size" in line
+    assert "checkpoint-" in line and "is whole" in line
+
+
+def test_rotation_deletes_only_after_the_new_one_is_complete(saved, tmp_path, monkeypatch):
+    """A save that fails in the middle leaves what was there."""
+    shutil.copytree(saved / "checkpoint-9", tmp_path / "checkpoint-9")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_write_manifest", fail)
+    with pytest.raises(TrainingFailure, match="No space left"):
+        resume(saved, tmp_path, checkpoints_total_limit=1, checkpointing_steps=1)
+    assert broken(tmp_path / "checkpoint-9") is None
+    assert not list(tmp_path.glob("unfinished*"))
+
+
+def test_the_same_command_for_ever(tmp_path):
+    """As a scheduler would restart it: on nothing, in the middle, at the end."""
+    for steps, expected in ((4, [2, 4]), (8, [2, 4, 6, 8]), (8, [2, 4, 6, 8])):
+        settings = TrainingConfig(
+            dataset_name="training_common:shapes",
+            resolution=8,
+            unet_size="xxs",
+            train_batch_size=4,
+            max_train_steps=steps,
+            mixed_precision="no",
+            report_to="none",
+            logging_steps=2,
+            checkpointing_steps=2,
+            validation_steps=0,
+            default_num_inference_steps=1,
+            resume_from_checkpoint="latest",
+            output_dir=str(tmp_path),
+        )
+        train(settings)
+        assert log_of(tmp_path, "step") == expected
+        ConditionalPipeline.from_pretrained(tmp_path)
