@@ -8,16 +8,17 @@ bit-identical. The model is tiny: a step takes milliseconds, so that saves are a
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from safetensors.torch import load_file
 
 STEPS, SAVE_EVERY = 240, 6
@@ -50,6 +51,16 @@ def start(folder: Path, num_processes: int) -> subprocess.Popen:
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     return subprocess.Popen(command, env=env, **quiet)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL, also of the workers, which torchrun gives sessions of their own."""
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone, timeout=30)
+    process.wait()
 
 
 def saved_step(folder: Path) -> int:
@@ -95,8 +106,7 @@ def main() -> None:
                     break
             if process.poll() is None:
                 during_save += bool(list(killed.glob("unfinished-*")))
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                kill_all(process)
                 kills += 1
                 lost = max(lost, logged_step(killed) - saved_step(killed))
                 print(

@@ -24,7 +24,7 @@ from .training.config import TrainingConfig
 from .training.loop import train
 
 _ATTRIBUTES = ("shape", "colour", "background")
-_MINUTES = {"unconditional": 3.5, "class_conditional": 1.0, "text_to_image": 3.0}
+_MINUTES = {"unconditional": 5.75, "class_conditional": 0.9, "text_to_image": 1.85}
 
 
 def demo_shapes() -> datasets.Dataset:
@@ -44,15 +44,15 @@ def train_demo(output_dir: Path, speed: float = 1.0) -> dict[str, Path]:
                 dataset_name="cond_pipelines.demo:demo_shapes",
                 caption_column="caption" if conditioning == "text" else None,
                 resolution=16,
-                unet_size=None if parent else "xs",
                 pretrained_model_name_or_path=str(parent) if parent else None,
                 max_train_minutes=_MINUTES[name] / speed,
-                logit_mean=0.2,  # colour and background are decided at high noise
+                learning_rate=2e-3,
+                logit_mean=0.5,  # shape, colour and background are decided at high noise
                 logit_std=1.2,
                 validation_fraction=0.005,
                 output_dir=str(output_dir / name),
                 default_num_inference_steps=16,
-                default_guidance_scale=3.0,
+                default_guidance_scale=2.0,
             )
         )
     return folders

@@ -132,7 +132,7 @@ SHAPES = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - done,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "warmup_stable_decay": lambda done: 0.5 * (1 - math.cos(math.pi * min(1.0, (1 - done) / 0.25))),
+    "warmup_stable_decay": lambda done: 0.5 * (1 - math.cos(math.pi * min(1.0, (1 - done) / 0.7))),
 }
 
 

@@ -1,5 +1,6 @@
 """Runs that are killed, told to stop, or fail, each for real: what they say, and what they lose (nothing)."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -42,6 +44,16 @@ def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", mo
     command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "cond_pipelines.training"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen([*command, *args, *flip, *more], env=env, **pipes)
+
+
+def kill_all(process):
+    """SIGKILL, also of the workers, which torchrun gives sessions of their own."""
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone, timeout=30)
+    process.communicate()
 
 
 def wait_for(condition, process, sec=120.0):
@@ -85,8 +97,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
         wait_for(lambda: (tmp_path / "checkpoint-3").is_dir() and len(log_steps(tmp_path)) >= 2, process)
     else:
         wait_for(lambda: (tmp_path / "unfinished-checkpoint-6").is_dir(), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_all(process)
     assert not (tmp_path / "model_index.json").exists()
     process = start(tmp_path, subprocess_env, num_processes)
     output = process.communicate()

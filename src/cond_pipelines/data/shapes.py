@@ -39,9 +39,9 @@ CAPTION_TEMPLATES = (
     "one {size}{colour} {shape}, {background} background",
 )
 
-SIZE_RANGE = (0.6, 0.8)  # side of the shape's bounding box / side of the image
-SMALL_BELOW, LARGE_ABOVE = 0.65, 0.75  # the captions' size words
-_MAX_SHIFT = 0.12  # of the centre from the middle / side of the image
+SIZE_RANGE = (0.64, 0.82)  # side of the shape's bounding box / side of the image
+SMALL_BELOW, LARGE_ABOVE = 0.69, 0.77  # the captions' size words
+_MAX_SHIFT = 0.08  # of the centre from the middle / side of the image
 _MARGIN = 0.06  # background left around the shape: about one pixel at 16 px
 
 
@@ -212,8 +212,8 @@ _DECOYS = ("diamond", "blob")  # fitted too, so that what resembles them more th
 _MAX_COLOUR_DISTANCE = 65.0  # Euclidean, RGB 0..255; half the least distance between any two named colours
 _MIN_CONTRAST = 60.0
 _MAX_OFF_SEGMENT, _MAX_OFF_SHARE = 0.3, 0.08  # of the contrast; of the ink's area
-_MAX_ERROR = 0.10  # squared error per pixel of ink
-_MIN_ERROR_RATIO = 1.4  # the second best shape must fit this much worse
+_MAX_ERROR = 0.07  # squared error per pixel of ink
+_MIN_ERROR_RATIO = 1.5  # the second best shape must fit this much worse
 
 
 def read_attributes(image: Image.Image | np.ndarray) -> dict[str, str | None]:

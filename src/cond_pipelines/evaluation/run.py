@@ -247,9 +247,9 @@ def _write(report: dict[str, Any], folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     lines = [
         f"# Evaluation of {report['model']}\n",
-        f"{report['num_samples']:,} samples against {report['num_train']:,} training and "
-        f"{report['num_held_out']:,} held-out images, features of {report['feature_extractor']}, {report['num_inference_steps']} steps, guidance scale "
-        f"{report['guidance_scale']}.\n",
+        f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
+        f"{report['num_held_out']:,} held-out ones, features of {report['feature_extractor']}, "
+        f"{report['num_inference_steps']} steps, guidance scale {report['guidance_scale']}.\n",
         "| question | measure | samples | 95 % interval | held-out real images | better |",
         "|---|---|---|---|---|---|",
     ]

@@ -72,7 +72,7 @@ def _check_key(folder: Path, key: dict[str, Any]) -> None:
 
 def weights_of(pipe: ConditionalPipeline) -> str:
     """A number that any change of the weights changes."""
-    total = sum(float(p.double().abs().sum()) for m in (pipe.unet, pipe.adapter) for p in m.parameters())
+    total = sum(p.detach().double().abs().sum().item() for m in (pipe.unet, pipe.adapter) for p in m.parameters())
     return f"{total:.9e}"
 
 

@@ -84,7 +84,7 @@ class OptimizationArguments:
     text_encoder_lr: float = _arg(3e-4, "Peak learning rate of a text encoder that is trained.")
     lr_scheduler: str = _arg("warmup_stable_decay", "constant, linear, cosine, or warmup_stable_decay.")
     lr_warmup_steps: int | None = _arg(None, "Optimizer steps of linear warm-up.")
-    lr_decay_fraction: float = _arg(0.25, "Of the run, for warmup_stable_decay.")
+    lr_decay_fraction: float = _arg(0.7, "Of the run, at its end, for warmup_stable_decay.")
     adam_beta1: float = _arg(0.9, "AdamW.")
     adam_beta2: float = _arg(0.99, "AdamW.")
     adam_weight_decay: float = _arg(0.0, "AdamW.")

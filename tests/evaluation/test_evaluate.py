@@ -1,0 +1,139 @@
+"""The command, on tiny models of the three settings."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_common import run
+
+from cond_pipelines import ConditionalPipeline
+from cond_pipelines.cli import main
+from cond_pipelines.evaluation.config import EvaluationConfig
+from cond_pipelines.evaluation.features import extract, load_extractor
+from cond_pipelines.evaluation.run import evaluate
+from cond_pipelines.evaluation.sampling import draw_samples, read_samples
+
+SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "shapes"
+    more = SETTINGS[request.param]
+    run(folder, conditioning=request.param, validation_fraction=0.3, resolution=16, **more)
+    return request.param, folder
+
+
+def config(folder, **more):
+    return EvaluationConfig(**{"model": str(folder), "num_samples": 70, "feature_extractor": "pixels"} | more)
+
+
+def test_the_report(model):
+    setting, folder = model
+    report = evaluate(config(folder))
+    assert json.loads((folder / "evaluation/report.json").read_text()) == report
+    by_question = {}
+    for row in report["measures"]:
+        by_question.setdefault(row["question"], []).append(row["name"])
+        assert np.isfinite(row["value"]) and row["better"] in ("higher", "lower")
+        assert row["interval"] is None or row["interval"][0] <= row["interval"][1]
+    obeys = {"none": set(), "class": {"obeys y?"}, "text": {"obeys the text?"}}[setting]
+    assert set(by_question) == {"alike?", "all of it?", "new?"} | obeys
+    pictures = ["samples.png", "nearest.png"] + ["per_class.png"] * (setting == "class")
+    assert all(Image.open(folder / "evaluation" / name).width > 100 for name in pictures)
+    text = (folder / "evaluation/report.md").read_text()
+    assert all(row["name"] in text for row in report["measures"])
+    card = (folder / "README.md").read_text()
+    assert "Frechet distance" in card and "Not evaluated" not in card
+
+
+def test_again_it_samples_nothing_and_says_the_same(model, monkeypatch):
+    _, folder = model
+    first = evaluate(config(folder))
+    monkeypatch.setattr(ConditionalPipeline, "__call__", None)
+    again = evaluate(config(folder))
+    assert again["measures"] == first["measures"]
+
+
+def test_samples_do_not_depend_on_where_they_were_cut_off(model, tmp_path):
+    from accelerate import Accelerator
+
+    _, folder = model
+    pipe = ConditionalPipeline.from_pretrained(folder)
+    data = [None] * 130
+    draw_samples(pipe, data, tmp_path / "whole", Accelerator())
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut/00001.npy").unlink()
+    (tmp_path / "cut/00002.unfinished").write_bytes(b"half")
+    draw_samples(pipe, data, tmp_path / "cut", Accelerator())
+    a, b = ([np.asarray(x) for x in read_samples(tmp_path / name)] for name in ("whole", "cut"))
+    assert len(a) == len(b) == 130
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_samples_of_another_run_are_refused(model, tmp_path):
+    from accelerate import Accelerator
+
+    _, folder = model
+    pipe = ConditionalPipeline.from_pretrained(folder)
+    draw_samples(pipe, [None], tmp_path, Accelerator())
+    with pytest.raises(ValueError, match="samples of another seed"):
+        draw_samples(pipe, [None], tmp_path, Accelerator(), seed=1)
+    pipe.unet.conv_out.bias.data.add_(1)
+    with pytest.raises(ValueError, match="samples of another model"):
+        draw_samples(pipe, [None], tmp_path, Accelerator())
+
+
+def test_the_command(model, capsys):
+    _, folder = model
+    main(["evaluate", str(folder), "--num_samples", "70", "--feature_extractor", "pixels"])
+    assert "Frechet distance: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "name a model"),
+        (["nowhere", "--num_samples", "0"], "--num_samples 0"),
+        (["{folder}", "--feature_extractor", "no_module:f", "--num_samples", "70"], "no_module:f"),
+        (
+            ["{folder}", "--feature_extractor", "nowhere/model", "--num_samples", "70"],
+            "--feature_extractor nowhere/model",
+        ),
+        (["{folder}", "--train_data_dir", "nowhere", "--num_samples", "70"], "--train_data_dir nowhere"),
+    ],
+)
+def test_one_line_for_what_cannot_be(model, args, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *(a.format(folder=model[1]) for a in args)])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and words in last
+
+
+def test_a_real_vision_model(tmp_path):
+    """Of tiny size: its own preprocessing, without torchvision."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    Dinov2Model(
+        Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    ).save_pretrained(tmp_path)
+    preprocessing = {"size": {"shortest_edge": 28}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    extractor = load_extractor(str(tmp_path))
+    images = [Image.new("RGB", (16, 16), (i, 0, 0)) for i in range(5)]
+    features = extract(extractor, images, 5, batch_size=2)
+    assert features.shape == (5, 32) and features.dtype == np.float32
+    assert np.allclose(features[:2], extractor(images[:2]), atol=1e-5)
+    assert "torchvision" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"), [(lambda x: np.zeros(3), r"\(3,\) for 2 images"), (lambda x: np.full((2, 4), np.nan), "finite")]
+)
+def test_a_bad_extractor(bad, words):
+    with pytest.raises(ValueError, match=words):
+        extract(bad, [Image.new("RGB", (4, 4))] * 2, 2)
