@@ -20,7 +20,9 @@ from cond_pipelines.training.defaults import fast_precision
 
 def bare_steps(options: argparse.Namespace, precision: str) -> list[float]:
     """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory."""
+    torch.set_flush_denormal(True)  # as `train` on a CPU, so that the loop alone is compared
     unet = build_unet(options.unet_size, sample_size=options.resolution)
+    unet.set_default_attn_processor()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     batch, size = options.train_batch_size, options.resolution
     x_t, target = torch.randn(2, batch, 3, size, size)  # (B, C, H, W) each

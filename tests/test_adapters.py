@@ -334,8 +334,9 @@ class TestClassLabelAdapter:
 
     def test_each_class_is_told_its_own_vector(self, adapter):
         cond = adapter(adapter.preprocess([0, 1, 2]))
-        assert torch.equal(cond.tokens[:, 0], adapter.token_embedding.weight)
-        assert torch.equal(cond.pooled, adapter.pooled_embedding.weight)
+        assert torch.equal(cond.tokens[:, 0], adapter.token_proj(adapter.embedding.weight))
+        assert torch.equal(cond.pooled, adapter.pooled_proj(adapter.embedding.weight))
+        assert not torch.equal(cond.pooled[0], cond.pooled[1])
 
     @pytest.mark.parametrize(
         ("label", "line"),

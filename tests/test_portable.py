@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import THIRD_PARTY
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.utils.dynamic_modules_utils import check_imports
 from hub_server import READ_TOKEN, TOKEN
 from pipelines_common import generators, make_components, quiet, tiny_unet, tiny_vae, trained
@@ -512,3 +512,15 @@ def test_pickled_weights_are_refused(offer, tmp_path, component, safe, pickled, 
     with pytest.raises(ValueError, match="safetensors"):
         ConditionalPipeline.from_pretrained(put(folder), **asked)
     assert not path.exists()
+
+
+def test_parts_load_by_themselves(model, place):
+    """As any of diffusers' models, from a sub-folder."""
+    setting, _, folder = model
+    names = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}
+    adapter_class = getattr(importlib.import_module("cond_pipelines"), names[setting])
+    adapter = adapter_class.from_pretrained(place, subfolder="adapter")
+    ours = ConditionalPipeline.from_pretrained(folder).adapter.state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in adapter.state_dict().items())
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler")
+    assert scheduler.config.num_train_timesteps == 1000

@@ -205,6 +205,7 @@ class ClassLabelAdapter(ConditioningAdapter):
     Args:
         num_classes: number of classes; from `id2label` where that is given.
         id2label: {0: "cat", 1: "dog"}; saved in the configuration, so that a model knows its classes' names.
+        embedding_dim: of a class's vector.
         token_dim, pooled_dim: the UNet's socket; see `for_unet`.
 
     Raises:
@@ -223,6 +224,7 @@ class ClassLabelAdapter(ConditioningAdapter):
         self,
         num_classes: int | None = None,
         id2label: dict[int, str] | None = None,
+        embedding_dim: int = 128,
         token_dim: int | None = None,
         pooled_dim: int | None = None,
     ):
@@ -237,10 +239,13 @@ class ClassLabelAdapter(ConditioningAdapter):
                 f"id2label must number the classes 0 .. {self.num_classes - 1}, not {sorted(self.id2label)}"
             )
         self.register_to_config(num_classes=self.num_classes)
+        # Standard normal vectors behind a projection that starts at zero. Vectors that start at zero themselves grow by
+        # no more than the learning rate a step: too slow for a small network's first minutes.
+        self.embedding = nn.Embedding(self.num_classes, embedding_dim)
         if token_dim is not None:
-            self.token_embedding = zero_init(nn.Embedding(self.num_classes, token_dim))
+            self.token_proj = zero_init(nn.Linear(embedding_dim, token_dim))
         if pooled_dim is not None:
-            self.pooled_embedding = zero_init(nn.Embedding(self.num_classes, pooled_dim))
+            self.pooled_proj = zero_init(nn.Linear(embedding_dim, pooled_dim))
 
     def label_id(self, label: int | str | None) -> int:
         """The id of a label given by id or by name; -1 for None."""
@@ -265,12 +270,12 @@ class ClassLabelAdapter(ConditioningAdapter):
     def forward(self, features: Features) -> Conditioning:
         label = features["label"]  # (B,) int64, -1: no label
         known = (label >= 0)[:, None]  # (B, 1)
-        label = label.clamp(min=0)
+        vector = self.embedding(label.clamp(min=0))  # (B, embedding_dim)
         tokens = pooled = None
         if self.config.token_dim is not None:
-            tokens = (self.token_embedding(label) * known)[:, None]  # (B, 1, token_dim)
+            tokens = (self.token_proj(vector) * known)[:, None]  # (B, 1, token_dim)
         if self.config.pooled_dim is not None:
-            pooled = self.pooled_embedding(label) * known  # (B, pooled_dim)
+            pooled = self.pooled_proj(vector) * known  # (B, pooled_dim)
         return Conditioning(tokens=tokens, pooled=pooled)
 
 

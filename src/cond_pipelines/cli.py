@@ -7,13 +7,14 @@ _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
     "demo": "train on shapes",
     "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
+    "compare": "two evaluations: A/report.json B/report.json",
     "card": "write the model card of a folder again, from what is in it",
     "push": "upload a folder to the Hub",
 }
 
 
 def main(args: list[str] | None = None) -> None:
-    """`cond-pipelines train ...`, `demo ...`, `evaluate MODEL`, `card FOLDER` or `push FOLDER REPO`."""
+    """`cond-pipelines train ...`, `demo ...`, `evaluate MODEL`, `compare A B`, `card FOLDER` or `push FOLDER REPO`."""
     epilog = "\n".join(f"  {name:6} {what}" for name, what in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="cond-pipelines", epilog=epilog, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,8 +32,20 @@ def main(args: list[str] | None = None) -> None:
     elif command == "evaluate":
         from .evaluate import main as run
     else:
-        run = {"card": card, "push": push}[command]
+        run = {"compare": compare, "card": card, "push": push}[command]
     run(args[1:])
+
+
+def compare(args: list[str]) -> None:
+    """Print two evaluations side by side, and which differences are larger than chance."""
+    from .evaluation.compare import compare as rows_of
+    from .evaluation.compare import read_report, table
+
+    parser = argparse.ArgumentParser(prog="cond-pipelines compare", description=compare.__doc__)
+    parser.add_argument("a", help="a report.json, or a model's folder")
+    parser.add_argument("b")
+    options = parser.parse_args(args)
+    print(table(_or_exit(lambda: rows_of(read_report(options.a), read_report(options.b)))))
 
 
 def card(args: list[str]) -> None:

@@ -114,6 +114,31 @@ def test_one_line_for_what_cannot_be(model, args, words, capsys):
     assert last.startswith("error: ") and words in last
 
 
+def test_compare(model, tmp_path, capsys):
+    """A report with itself: nothing is beyond chance. One made better: it is found. Other features: refused."""
+    _, folder = model
+    report = evaluate(config(folder))
+    (tmp_path / "b").mkdir()
+    better = json.loads(json.dumps(report))
+    for row in better["measures"]:
+        if row["name"] == "Frechet distance":
+            row["value"], row["interval"] = 0.01, [0.009, 0.011]
+    for name, content in (("same", report), ("better", better), ("other", report | {"feature_extractor": "x"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    main(["compare", str(folder), str(tmp_path / "same.json")])
+    told = capsys.readouterr().out
+    assert "within chance" in told and "better" not in told
+    main(["compare", str(folder), str(tmp_path / "better.json")])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Frechet"))
+    assert line.endswith("B is better")
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder), str(tmp_path / "other.json")])
+    assert "differ in feature_extractor (pixels and x)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder), str(tmp_path / "b")])
+    assert "is no evaluation's report.json" in capsys.readouterr().err
+
+
 def test_a_real_vision_model(tmp_path):
     """Of tiny size: its own preprocessing, without torchvision."""
     from transformers import Dinov2Config, Dinov2Model

@@ -141,7 +141,7 @@ def test_the_loss_goes_down(tmp_path, objective):
 
 def test_condition_dropout_is_per_example(models):
     pipe = load(models["class"])
-    torch.nn.init.normal_(pipe.adapter.pooled_embedding.weight)
+    torch.nn.init.normal_(pipe.adapter.pooled_proj.weight)
     features = pipe.adapter.preprocess(["circle", "circle", "ring", "ring"])
     x_t, t, keep = torch.randn(4, 3, 8, 8), torch.full((4,), 500.0), torch.tensor([True, False, False, True])
     told = _Told(pipe, [pipe.unet, pipe.adapter])

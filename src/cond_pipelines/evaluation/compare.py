@@ -1,0 +1,59 @@
+"""Two evaluations side by side: which differences are larger than chance."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_SAME = ("setting", "feature_extractor", "resolution_px", "data", "num_train", "num_samples")
+
+
+def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of {"name", "a", "b", "difference", "verdict"}.
+
+    A difference counts as larger than chance where the two 95 % intervals do not meet, which errs on the side of doubt.
+
+    Raises:
+        ValueError: the reports cannot be compared; the message names the first difference.
+    """
+    for name in _SAME:
+        if a.get(name) != b.get(name):
+            raise ValueError(
+                f"the reports differ in {name} ({a.get(name)} and {b.get(name)}), so their numbers cannot be compared: "
+                "evaluate both in the same way"
+            )
+    rows, theirs = [], {row["name"]: row for row in b["measures"]}
+    for row in a["measures"]:
+        other = theirs.get(row["name"])
+        if other is None:
+            continue
+        difference = other["value"] - row["value"]
+        if row["interval"] is None or other["interval"] is None:
+            verdict = "no interval"
+        elif max(row["interval"][0], other["interval"][0]) <= min(row["interval"][1], other["interval"][1]):
+            verdict = "within chance"
+        else:
+            verdict = "B is better" if (difference > 0) == (row["better"] == "higher") else "A is better"
+        rows.append({"name": row["name"], "a": row, "b": other, "difference": difference, "verdict": verdict})
+    return rows
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report.json, or the one of a model's folder. Raises ValueError where there is none."""
+    path = Path(path)
+    found = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
+    if found is None:
+        raise ValueError(f"{path} is no evaluation's report.json, and holds none")
+    return json.loads(found.read_text(encoding="utf-8"))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """As text, a row a line."""
+
+    def shown(row: dict[str, Any]) -> str:
+        interval = "" if row["interval"] is None else f" [{row['interval'][0]:g}, {row['interval'][1]:g}]"
+        return f"{row['value']:g}{interval}"
+
+    width = max((len(row["name"]) for row in rows), default=10)
+    lines = [f"{'measure':{width}}  {'A':28}  {'B':28}  verdict"]
+    lines += [f"{r['name']:{width}}  {shown(r['a']):28}  {shown(r['b']):28}  {r['verdict']}" for r in rows]
+    return "\n".join(lines)
