@@ -216,9 +216,16 @@ def _call(facts: CardFacts) -> str:
     if facts.setting == "none":
         return "batch_size=4"
     if facts.setting == "class":
-        return f"class_labels=[{', '.join(repr(v) for v in list(facts.id2label.values())[:4])}]"
+        return f"class_labels={_quoted(list(facts.id2label.values())[:4])}"
     examples = _examples(facts)
-    return repr(examples[0] if examples else "a picture") if facts.setting == "text" else f"condition={examples[:4]!r}"
+    if facts.setting == "text":
+        return _quoted(examples[0] if examples else "a picture")
+    return f"condition={_quoted(examples[:4])}"
+
+
+def _quoted(value: Any) -> str:
+    """As Python source, in double quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _examples(facts: CardFacts) -> list[Any]:
