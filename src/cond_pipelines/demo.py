@@ -25,7 +25,7 @@ from .training.defaults import fast_precision
 from .training.loop import train
 
 _ATTRIBUTES = ("shape", "colour", "background")
-_MINUTES = {"unconditional": 5.75, "class_conditional": 0.8, "text_to_image": 1.7}
+_MINUTES = {"unconditional": 5.5, "class_conditional": 0.75, "text_to_image": 2.45}
 
 
 def demo_shapes() -> datasets.Dataset:
