@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 _SIZES = {
     # Beside those named, every size has attention in its middle. More of it costs a small CPU more than it gives.
     "xxs": ((32, 64),                (False, True),              1,       32,        64,         64),  # tests
-    "xs":  ((32, 64),                (False, False),             1,       32,        64,         64),  # 8 px
+    "xs":  ((48, 96),                (False, False),             1,       32,        96,         96),  # 8 px
     "s":   ((32, 64, 128),           (False, False, False),      1,       32,       128,        128),  # 16 to 32 px
     "m":   ((64, 128, 256),          (False, False, True),       1,       32,       256,        256),
     "l":   ((128, 256, 384, 512),    (False, True, True, True),  2,       64,       512,        512),

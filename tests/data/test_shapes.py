@@ -238,7 +238,7 @@ def test_reader_rejects_the_average_of_two_images(examples):
         other = draw(SHAPES[(index + 1) % len(SHAPES)], example["colour"], example["background"], size=example["size"])
         return np.asarray(Image.blend(example["image"], other, 0.5))
 
-    assert spoilt(examples, averaged) <= 0.05
+    assert spoilt(examples, averaged) <= 0.02
 
 
 def test_reader_rejects_halves(examples):

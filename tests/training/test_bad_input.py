@@ -90,7 +90,7 @@ def test_wrong_column(refused, folder):
     captioned(folder, "abcd")
     line = refused(train_data_dir=folder, conditioning="text", caption_column="said")
     assert line == "--caption_column 'said' is not among the columns: image, text"
-    line = refused(train_data_dir=folder, image_column="text", channels=3)
+    line = refused(train_data_dir=folder, image_column="text")
     assert (
         line == "row 0 (a): unreadable image: [Errno 2] No such file or directory: 'a'; mend it, or --on_bad_image skip"
     )

@@ -213,7 +213,7 @@ _MAX_COLOUR_DISTANCE = 65.0  # Euclidean, RGB 0..255; half the least distance be
 _MIN_CONTRAST = 60.0
 _MAX_OFF_SEGMENT, _MAX_OFF_SHARE = 0.3, 0.08  # of the contrast; of the ink's area
 _MAX_ERROR = 0.07  # squared error per pixel of ink
-_MIN_ERROR_RATIO = 1.5  # the second best shape must fit this much worse
+_MIN_ERROR_RATIO = 1.6  # the second best shape must fit this much worse
 
 
 def read_attributes(image: Image.Image | np.ndarray) -> dict[str, str | None]:

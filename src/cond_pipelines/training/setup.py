@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import datasets
 import diffusers
 import numpy as np
 import torch
@@ -110,11 +112,19 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
         on_bad_image=config.on_bad_image,
         parse_condition=parse,
         seed=config.seed,
+        cache_dir=cache_home(config) if config.cache_images else None,
     )
+    if streamed and config.cache_images:
+        raise ValueError("--cache_images needs a data set that is not streamed: leave --streaming out")
     if streamed:
         return TrainingData(dataset, None, np.array([], dtype=int), id2label)
     dataset.check()
     return TrainingData(dataset, *dataset.split(config.validation_fraction), id2label)
+
+
+def cache_home(config: TrainingConfig) -> Path:
+    """Where work is kept between runs: under --cache_dir, or where `datasets` keeps its own."""
+    return Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "cond_pipelines"
 
 
 def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool) -> tuple[int, int]:
@@ -126,7 +136,11 @@ def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool
         try:
             images.append(im.open_image(values[image_column]))
         except OSError as error:  # the check of the whole set comes later
-            bad.append(f"{row_name(f'row {row}', values[image_column])}: {error}")
+            bad.append(
+                f"{row_name(f'row {row}', values[image_column])}: unreadable image: {' '.join(str(error).split())}"
+            )
+    if bad and not images and config.on_bad_image == "error":
+        raise ValueError(f"{bad[0]}; mend it, or --on_bad_image skip")
     if not images:
         raise ValueError(f"none of the first {len(bad)} images can be read; {bad[0]}" if bad else "there are no images")
     side = int(np.median([min(image.size) for image in images]))
@@ -216,6 +230,7 @@ def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPi
         "scheduler": type(pipe.scheduler).__name__,
         "seed": config.seed,
         "use_ema": config.use_ema,
+        "ema_lengths": config.ema_lengths,
     }
     return json.loads(json.dumps(identity))
 
