@@ -33,30 +33,18 @@ def push_pipeline(
     pipe: Any,
     repo_id: str,
     *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    revision: str | None = None,
     variant: str | None = None,
     safe_serialization: bool = True,
+    commit_message: str | None = None,
+    **push: Any,
 ) -> CommitInfo:
-    """Save `pipe` with its code, add the page of the folder it was loaded from, and push; see `push_folder`."""
+    """Save `pipe` with its code, add the page of the folder it was loaded from, and push it as `push_folder` does."""
     with tempfile.TemporaryDirectory() as folder:
         pipe.save_pretrained(folder, variant=variant, safe_serialization=safe_serialization)
         source = Path(str(getattr(pipe.config, "_name_or_path", None) or folder))
         if source.is_dir():
             _copy_page(source, Path(folder))
-        message = commit_message or f"Upload {type(pipe).__name__}"
-        return push_folder(
-            folder,
-            repo_id,
-            private=private,
-            token=token,
-            commit_message=message,
-            create_pr=create_pr,
-            revision=revision,
-        )
+        return push_folder(folder, repo_id, commit_message=commit_message or f"Upload {type(pipe).__name__}", **push)
 
 
 def push_folder(
