@@ -26,6 +26,29 @@ def angles() -> datasets.Dataset:
     return rows.add_column("angle", [None if i == 3 else 22.5 * i for i in range(16)])
 
 
+def some_infinite() -> datasets.Dataset:
+    """One condition of 32 cannot be computed with: so it is with a file of measurements that nobody looked through."""
+    return _infinite(1)
+
+
+def many_infinite() -> datasets.Dataset:
+    return _infinite(8)
+
+
+def _infinite(count: int) -> datasets.Dataset:
+    return load_shapes(32).add_column("angle", [float("inf") if i < count else 10.0 * i for i in range(32)])
+
+
+INFINITE = {
+    "conditioning": "custom",
+    "adapter": "angle_adapter:AngleAdapter",
+    "condition_column": "angle",
+    "condition_dropout": 0.0,
+    "validation_fraction": 0.0,
+    "train_batch_size": 2,
+    "checkpointing_steps": 1,
+}
+
 TINY: dict[str, Any] = {
     "dataset_name": "training_common:shapes",
     "resolution": 8,

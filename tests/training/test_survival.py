@@ -1,6 +1,5 @@
 """Runs that are killed, told to stop, or fail, each for real: what they say, and what they lose (nothing)."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -8,17 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from kill_test import kill_all, result
 from safetensors.torch import load_file
-from training_common import flags, largest_difference, log_of, run
+from training_common import INFINITE, flags, largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline, TrainingConfig
-from cond_pipelines.training import checkpoints
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
 from cond_pipelines.training.interruptions import TrainingFailure
 from cond_pipelines.training.loop import train
@@ -33,27 +32,21 @@ STEPS = {
 }
 
 
+def python_path(env):
+    """That also finds training_common."""
+    return env | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])}
+
+
 def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", more=()):
     """A run in processes of its own, that resumes what is there."""
     settings = dict(settings)
     flip = ["--random_flip"] if settings.pop("random_flip", False) else []
     args = flags(output_dir=folder, conditioning=conditioning, resume_from_checkpoint="latest", **settings)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])
-    env = env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env = python_path(env) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
     command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "cond_pipelines.training"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen([*command, *args, *flip, *more], env=env, **pipes)
-
-
-def kill_all(process):
-    """SIGKILL, also of the workers, which torchrun gives sessions of their own."""
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in everyone:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(everyone, timeout=30)
-    process.communicate()
 
 
 def wait_for(condition, process, sec=120.0):
@@ -62,16 +55,6 @@ def wait_for(condition, process, sec=120.0):
         assert process.poll() is None, process.communicate()[1][-2000:]
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.002)
-
-
-def result(folder):
-    """Weights and loss log."""
-    found = {}
-    for part in ("unet", "adapter"):
-        found |= {f"{part}.{k}": v for k, v in load_file(folder / part / "diffusion_pytorch_model.safetensors").items()}
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    log = [{k: v for k, v in line.items() if k not in ("images_per_sec", "elapsed_sec")} for line in lines]
-    return found, log
 
 
 def assert_same(a, b):
@@ -98,6 +81,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
     else:
         wait_for(lambda: (tmp_path / "unfinished-checkpoint-6").is_dir(), process)
     kill_all(process)
+    process.communicate()
     assert not (tmp_path / "model_index.json").exists()
     process = start(tmp_path, subprocess_env, num_processes)
     output = process.communicate()
@@ -226,30 +210,34 @@ def test_another_run_is_refused_and_the_difference_named(saved, tmp_path, change
 
 
 # ------------------------------------------------------------------------------------------------------- failing
-def test_a_full_disk(tmp_path, subprocess_env):
-    """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
+def run_on_a_small_disk(tmp_path, env, size_mb, **settings):
+    """Its line on stderr, and the checkpoints that are left, of a run that saves at every step until it cannot."""
+    after = Path(f"{tmp_path}.after")
     script = (
-        f"mount -t tmpfs -o size=40m tmpfs {tmp_path} && "
-        f'{{ "$@" 2> {tmp_path}.err; code=$?; cp -r {tmp_path} {tmp_path}.after; exit $code; }}'
+        f"mount -t tmpfs -o size={size_mb}m tmpfs {tmp_path} && "
+        f'{{ "$@" 2> {tmp_path}.err; code=$?; cp -r {tmp_path} {after}; exit $code; }}'
     )
-    settings = STEPS | {"max_train_steps": 100, "checkpointing_steps": 1}
-    settings.pop("random_flip")
-    args = flags(output_dir=tmp_path, conditioning="class", **settings)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
-    env = subprocess_env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1} | settings
+    args = flags(output_dir=tmp_path, **settings)
+    env = python_path(env) | {"OMP_NUM_THREADS": "1"}
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     told = Path(f"{tmp_path}.err").read_text()
     assert done.returncode == 1, told[-2000:] + done.stderr
-    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
     assert "Traceback" not in told
-    after = all_checkpoints(Path(f"{tmp_path}.after"))
+    assert not list(after.glob("unfinished*"))
+    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
+    assert "No space left" in line or "disk is full" in line
+    return line, all_checkpoints(after)
+
+
+def test_a_full_disk(tmp_path, subprocess_env):
+    """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
+    line, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=40)
     assert after and all(broken(path) is None for path in after)
     step = int(after[-1].name.split("-")[1])
     assert line.startswith(f"error: step {step + 2}: ") or line.startswith(f"error: step {step + 1}: ")
-    assert "No space left" in line or "disk is full" in line
     assert f"{after[-1].name} is whole: go on with the same command and --resume_from_checkpoint latest" in line
-    assert not list(Path(f"{tmp_path}.after").glob("unfinished*"))
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
@@ -261,9 +249,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 def test_a_read_only_folder(tmp_path, subprocess_env):
     script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && "$@"'
     args = flags(output_dir=tmp_path, max_train_steps=1)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=subprocess_env | {"PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True)
     assert done.returncode == 2
     assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
 
@@ -280,11 +267,6 @@ def test_a_data_set_that_vanishes(tmp_path, monkeypatch):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/{i:02}.png")
     settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
 
-    class Vanishing(TrainingConfig):
-        pass
-
-    import threading
-
     def remove():
         while not (tmp_path / "out/checkpoint-2").is_dir():
             time.sleep(0.01)
@@ -298,47 +280,27 @@ def test_a_data_set_that_vanishes(tmp_path, monkeypatch):
     assert all_checkpoints(tmp_path / "out")[-1].name in text
 
 
-@pytest.fixture()
-def bursting(monkeypatch):
-    """A parameter that turns infinite after some steps: its gradients are not finite from then on."""
-
-    def from_step(step, steps=10**6):
-        forward = torch.nn.Conv2d.forward
-        seen = {"calls": 0}
-
-        def burst(self, x):
-            y = forward(self, x)
-            if self.out_channels == 3 and self.training:
-                seen["calls"] += 1
-                if step <= seen["calls"] - 1 < step + steps:
-                    y = y * float("inf")
-            return y
-
-        monkeypatch.setattr(torch.nn.Conv2d, "forward", burst)
-
-    return from_step
-
-
-def test_gradients_that_are_not_finite_are_left_out(tmp_path, bursting):
-    """One such step: the weights stay as they were in it, it is counted, and training goes on."""
-    bursting(2, steps=1)
-    folder = run(tmp_path, conditioning="none", max_train_steps=5, checkpointing_steps=1, use_ema=False)
+def test_gradients_that_are_not_finite_are_left_out(tmp_path):
+    """One such step in an epoch: the weights stay as they were in it, it is counted, and training goes on."""
+    folder = run(tmp_path, dataset_name="training_common:some_infinite", max_train_steps=16, use_ema=False, **INFINITE)
     states = [load_file(path / "model.safetensors") for path in all_checkpoints(folder)]
     moved = [largest_difference(a, b) > 0 for a, b in itertools.pairwise(states)]
-    assert moved == [True, False, True, True]
-    assert log_of(folder, "skipped_steps")[-1] == 1
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    counted = [line.get("skipped_steps", 0) for line in lines]
+    assert counted[-1] == 1
+    assert moved == [before == after for before, after in itertools.pairwise(counted)]
     assert all(torch.isfinite(x).all() for x in states[-1].values())
     ConditionalPipeline.from_pretrained(folder)
 
 
-def test_gradients_that_stay_infinite_stop_the_run(tmp_path, bursting):
-    bursting(3)
-    with pytest.raises(
-        TrainingFailure, match=r"step 7: the last 4 gradients were not finite.*--learning_rate"
-    ) as error:
-        run(tmp_path, conditioning="none", max_train_steps=50, checkpointing_steps=2, max_skipped_steps=4)
-    assert "checkpoint-6 is whole" in str(error.value)
-    assert all(torch.isfinite(x).all() for x in load_file(tmp_path / "checkpoint-6/model.safetensors").values())
+def test_gradients_that_stay_infinite_stop_the_run(tmp_path):
+    settings = INFINITE | {"dataset_name": "training_common:many_infinite", "max_skipped_steps": 3}
+    with pytest.raises(TrainingFailure, match=r"step \d+: the last 3 gradients were not finite") as error:
+        run(tmp_path, max_train_steps=500, **settings)
+    assert "--learning_rate" in str(error.value)
+    last = all_checkpoints(tmp_path)[-1]
+    assert f"{last.name} is whole" in str(error.value)
+    assert all(torch.isfinite(x).all() for x in load_file(last / "model.safetensors").values())
 
 
 def test_out_of_memory(tmp_path, subprocess_env):
@@ -357,8 +319,7 @@ def test_out_of_memory(tmp_path, subprocess_env):
         "main(sys.argv[1:])"
     )
     args = [*args, "--dataset_name", "training_common:shapes", "--train_batch_size", "4096"]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
-    env = subprocess_env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    env = python_path(subprocess_env) | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -366,18 +327,11 @@ def test_out_of_memory(tmp_path, subprocess_env):
     assert "checkpoint-" in line and "is whole" in line
 
 
-def test_rotation_deletes_only_after_the_new_one_is_complete(saved, tmp_path, monkeypatch):
-    """A save that fails in the middle leaves what was there."""
-    shutil.copytree(saved / "checkpoint-9", tmp_path / "checkpoint-9")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "_write_manifest", fail)
-    with pytest.raises(TrainingFailure, match="No space left"):
-        resume(saved, tmp_path, checkpoints_total_limit=1, checkpointing_steps=1)
-    assert broken(tmp_path / "checkpoint-9") is None
-    assert not list(tmp_path.glob("unfinished*"))
+def test_rotation_deletes_only_after_the_new_one_is_complete(tmp_path, subprocess_env):
+    """Room for one checkpoint and a half: the second cannot be written, the only one to be kept is still there."""
+    told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=20, checkpoints_total_limit=1)
+    assert [path.name for path in after] == ["checkpoint-1"] and broken(after[0]) is None
+    assert "checkpoint-1 is whole: go on with the same command" in told
 
 
 def test_the_same_command_for_ever(tmp_path):

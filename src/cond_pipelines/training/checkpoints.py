@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 _PREFIX, _MANIFEST = "checkpoint-", "manifest.json"
@@ -24,6 +25,7 @@ class Progress:
         position: images seen, over all processes.
         elapsed_sec: of training, over all its parts.
         losses: for each process [sum, count] of the losses since the last line of the log.
+        skipped: steps left out because their gradient was not finite: all of them, and how many in a row up to now.
         batch: images of an optimizer step, over all processes; num_processes: their number.
     """
 
@@ -31,6 +33,7 @@ class Progress:
     position: int = 0
     elapsed_sec: float = 0.0
     losses: list[list[float]] = field(default_factory=list)
+    skipped: list[float] = field(default_factory=lambda: [0.0, 0.0])
     batch: int = 0
     num_processes: int = 1
 
@@ -65,7 +68,7 @@ def save_checkpoint(
             _write_manifest(unfinished, identity or {})
             shutil.rmtree(path, ignore_errors=True)
             unfinished.rename(path)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, SafetensorError):  # a full disk is any of these
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     if accelerator.is_main_process:

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError
 
 from ..data.dataset import BadRow
 from .checkpoints import Progress, all_checkpoints
@@ -66,11 +67,24 @@ class StopSignal:
         return bool(self.accelerator.reduce(wish, "sum").item())
 
 
-def leave_out_if_not_finite(optimizer: AcceleratedOptimizer, norm: torch.Tensor) -> torch.Tensor:
-    """Tell the optimizer to leave this step out where the gradient's norm is not finite; 1 if so, otherwise 0.
+def clip_gradients(
+    accelerator: Accelerator, optimizer: AcceleratedOptimizer, parameters: list[torch.nn.Parameter], max_norm: float
+) -> torch.Tensor:
+    """Clip the norm of all gradients to `max_norm` (0: no clipping), and leave a step that is not finite out.
 
-    Through the tensor that fused optimizers take from a loss scaler: a GPU does not wait for the CPU to look.
+    Both through the tensors that fused optimizers take from a loss scaler: the gradients need no pass of their own, and
+    a GPU does not wait for the CPU to look.
+
+    Returns:
+        1 where the step is left out, otherwise 0, a scalar on the device.
     """
+    whole = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if optimizer.scaler is None and whole:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if max_norm:
+            optimizer.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)  # what they are divided by
+    else:
+        norm = accelerator.clip_grad_norm_(parameters, max_norm or float("inf"))
     left_out = 1 - norm.isfinite().float()
     if optimizer.scaler is None:  # which otherwise does the same
         optimizer.optimizer.found_inf = left_out
@@ -84,7 +98,7 @@ def one_line_failures(progress: Progress, output_dir: Path) -> Iterator[None]:
         yield
     except (TrainingFailure, Interrupted):
         raise
-    except (BadRow, OSError, RuntimeError, MemoryError) as error:
+    except (BadRow, OSError, RuntimeError, MemoryError, SafetensorError) as error:
         reason = _reason(error)
         if reason is None:
             raise

@@ -33,17 +33,21 @@ class TrainingLog:
         self.path = output_dir / "log.jsonl"
         # Read once a line, so that a GPU need not wait for the CPU at each step: sum and count of the losses since
         # the last line, steps left out because of a gradient that is not finite: all of them, and in a row.
-        self.losses, self.left_out = (torch.zeros(2, device=accelerator.device) for _ in range(2))
+        self.losses = torch.zeros(2, device=accelerator.device)
+        self.left_out = torch.tensor(progress.skipped, device=accelerator.device)
         if progress.losses:
             rank, known = accelerator.process_index, torch.tensor(progress.losses)  # (processes, 2)
             # With another number of processes than before, each goes on with their mean.
             mine = known[rank] if len(known) == accelerator.num_processes else known.mean(dim=0)
             self.losses = mine.to(accelerator.device)
         self.last = (time.perf_counter(), progress.position)
+        self.data_wait_sec = 0.0  # since the last line, of this process
         if accelerator.is_main_process:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [line for line in self._lines() if line["step"] <= progress.step] if progress.step else []
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            beside = output_dir / "log.jsonl.unfinished"
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            beside.replace(self.path)  # at once: a run that is killed here keeps its lines
         values = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str) and k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=values)
         self.bar = tqdm(
@@ -110,12 +114,14 @@ class TrainingLog:
             return
         total, count = self.accelerator.reduce(self.losses, "sum").tolist()
         left_out, in_a_row = (int(n) for n in self.left_out.tolist())
-        loss_mean = total / count if count else float("nan")
+        loss_mean = total / count if count else float("nan")  # all of them were left out
         sec, images = time.perf_counter() - self.last[0], progress.position - self.last[1]
         self.losses.zero_()
         self.last = (time.perf_counter(), progress.position)
-        line = {"step": progress.step, "images": progress.position, "loss": loss_mean, "lr": lr}
+        line = {"step": progress.step, "images": progress.position, "loss": loss_mean if count else None, "lr": lr}
         line |= {"images_per_sec": round(images / sec, 1), "elapsed_sec": round(progress.elapsed_sec, 4)}
+        line |= {"data_wait_sec": round(self.data_wait_sec, 4)}
+        self.data_wait_sec = 0.0
         line |= {"skipped_steps": left_out} if left_out else {}
         self._write(line)
         if in_a_row >= self.config.max_skipped_steps:
@@ -130,6 +136,10 @@ class TrainingLog:
     def unwritten(self) -> list[list[float]]:
         """The losses since the last line, of each process: a resumed run writes the line that this one would have."""
         return self.accelerator.gather(self.losses[None]).tolist()
+
+    def skipped(self) -> list[float]:
+        """The steps left out: all of them, and how many in a row up to now."""
+        return self.left_out.tolist()
 
     def validation(self, progress: Progress, loss: float | None, grid: Image.Image | None) -> None:
         """Note a validation: the loss of held-out images, and a grid of samples."""
@@ -152,7 +162,7 @@ class TrainingLog:
         lines = self._lines()
         loss_plot(
             self.output_dir / "loss.png",
-            [(line["step"], line["loss"]) for line in lines if "loss" in line],
+            [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None],
             [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line],
         )
 
@@ -160,7 +170,8 @@ class TrainingLog:
         """The last training loss and the last held-out one."""
         lines = self._lines()
         return {
-            key: next((line[key] for line in reversed(lines) if key in line), None) for key in ("loss", "held_out_loss")
+            key: next((line[key] for line in reversed(lines) if line.get(key) is not None), None)
+            for key in ("loss", "held_out_loss")
         }
 
     def _lines(self) -> list[dict]:
@@ -176,4 +187,5 @@ class TrainingLog:
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        self.accelerator.log({k: v for k, v in line.items() if k not in ("step", "elapsed_sec")}, step=line["step"])
+        values = {k: v for k, v in line.items() if k not in ("step", "elapsed_sec", "data_wait_sec") and v is not None}
+        self.accelerator.log(values, step=line["step"])
