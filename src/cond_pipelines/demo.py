@@ -25,7 +25,7 @@ from .training.defaults import fast_precision
 from .training.loop import train
 
 _ATTRIBUTES = ("shape", "colour", "background")
-_MINUTES = {"unconditional": 5.8, "class_conditional": 0.85, "text_to_image": 2.35}
+_MINUTES = {"unconditional": 5.6, "class_conditional": 0.9, "text_to_image": 2.2}
 
 
 def demo_shapes() -> datasets.Dataset:
@@ -54,7 +54,7 @@ def train_demo(output_dir: Path, speed: float = 1.0) -> dict[str, Path]:
                 logit_std=1.2,
                 validation_fraction=0.005,
                 output_dir=str(output_dir / name),
-                default_num_inference_steps=16,
+                default_num_inference_steps=24,
                 default_guidance_scale=2.0,
             )
         )
