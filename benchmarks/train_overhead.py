@@ -18,27 +18,30 @@ from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.training.defaults import fast_precision
 
 
-def bare_steps(options: argparse.Namespace, precision: str) -> list[float]:
+def bare_steps(options: argparse.Namespace, precision: str, device: torch.device) -> list[float]:
     """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory."""
     torch.set_flush_denormal(True)  # as `train` on a CPU, so that the loop alone is compared
-    unet = build_unet(options.unet_size, sample_size=options.resolution)
-    unet.set_default_attn_processor()
+    unet = build_unet(options.unet_size, sample_size=options.resolution).to(device)
+    if device.type == "cpu":
+        unet.set_default_attn_processor()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     batch, size = options.train_batch_size, options.resolution
-    x_t, target = torch.randn(2, batch, 3, size, size)  # (B, C, H, W) each
+    x_t, target = torch.randn(2, batch, 3, size, size, device=device)  # (B, C, H, W) each
     told = {
-        "encoder_hidden_states": torch.zeros(batch, 1, unet.config.cross_attention_dim),
-        "class_labels": torch.zeros(batch, unet.config.projection_class_embeddings_input_dim),
+        "encoder_hidden_states": torch.zeros(batch, 1, unet.config.cross_attention_dim, device=device),
+        "class_labels": torch.zeros(batch, unet.config.projection_class_embeddings_input_dim, device=device),
     }
-    t, sec = torch.rand(batch) * 1000, []
+    t, sec = torch.rand(batch, device=device) * 1000, []
     for _ in range(options.steps + options.warmup):
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             prediction = unet(x_t, t, **told).sample
         loss = (prediction.float() - target).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         sec.append(time.perf_counter() - start)
     return sec[options.warmup :]
 
@@ -83,7 +86,7 @@ def main() -> None:
         for number, image in enumerate(load_shapes(1000, image_size_px=max(16, options.resolution))["image"]):
             image.save(data_dir / f"{number:05}.png")
         for _ in range(options.turns):
-            bare += bare_steps(options, precision)
+            bare += bare_steps(options, precision, torch.device("cpu"))
             ours += train_steps(options, precision, data_dir)
     result = {
         **{k: getattr(options, k) for k in ("unet_size", "resolution", "train_batch_size")},

@@ -8,13 +8,14 @@ _COMMANDS = {
     "demo": "train on shapes",
     "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
     "compare": "two evaluations: A/report.json B/report.json",
+    "ema": "a trained model with another length of its weights' moving average",
     "card": "write the model card of a folder again, from what is in it",
     "push": "upload a folder to the Hub",
 }
 
 
 def main(args: list[str] | None = None) -> None:
-    """`cond-pipelines train ...`, `demo ...`, `evaluate MODEL`, `compare A B`, `card FOLDER` or `push FOLDER REPO`."""
+    """`cond-pipelines COMMAND ...`: see `_COMMANDS`."""
     epilog = "\n".join(f"  {name:6} {what}" for name, what in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="cond-pipelines", epilog=epilog, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,7 +33,7 @@ def main(args: list[str] | None = None) -> None:
     elif command == "evaluate":
         from .evaluate import main as run
     else:
-        run = {"compare": compare, "card": card, "push": push}[command]
+        run = {"compare": compare, "ema": ema, "card": card, "push": push}[command]
     run(args[1:])
 
 
@@ -46,6 +47,20 @@ def compare(args: list[str]) -> None:
     parser.add_argument("b")
     options = parser.parse_args(args)
     print(table(_or_exit(lambda: rows_of(read_report(options.a), read_report(options.b)))))
+
+
+def ema(args: list[str]) -> None:
+    """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
+    from .training.ema import pipeline_of_length
+
+    parser = argparse.ArgumentParser(prog="cond-pipelines ema", description=ema.__doc__)
+    parser.add_argument("folder", help="the run's output_dir")
+    parser.add_argument("--length", type=float, required=True, help="sigma_rel: 0.05 is 5 % of the run")
+    parser.add_argument("--output_dir", help="default: FOLDER-ema-LENGTH")
+    options = parser.parse_args(args)
+    folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
+    _or_exit(pipeline_of_length, options.folder, options.length).save_pretrained(folder)
+    print(folder)
 
 
 def card(args: list[str]) -> None:

@@ -157,10 +157,25 @@ def test_stream_in_a_worker():
     assert sorted(number for _, number, _ in found) == sorted([*range(40), *range(40)])
 
 
-def test_resumed_stream_goes_on_at_its_position_in_another_order():
-    resumed = stream(40, start=80)[0]
-    assert [position for position, _, _ in resumed] == list(range(80, 120))
-    assert [n for _, n, _ in resumed] != [n for _, n, _ in stream(40)[0]]
+@pytest.mark.parametrize("num_shards", [1, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_stream_is_a_function_of_the_position(num_shards, world_size):
+    """Resumed anywhere, by any number of processes, it gives what it would have given: image, crop and flip."""
+    whole = stream(120, num_shards=num_shards)[0]
+    for start in (0, 8, 52):
+        parts = [
+            stream(16, num_shards=num_shards, start=start, rank=rank, world_size=world_size)[0]
+            for rank in range(world_size)
+        ]
+        assert sorted(item for part in parts for item in part) == whole[start : start + 16 * world_size]
+
+
+def test_a_resumed_stream_decodes_nothing_that_was_seen():
+    """A broken image before the position is read over, one behind it is found."""
+    order = [number for _, number, _ in stream(40, num_shards=1)[0]]
+    assert len(stream(20, num_shards=1, start=20, bad=order[:20])[0]) == 20
+    with pytest.raises(BadRow):
+        stream(20, num_shards=1, start=20, bad=order[39:])
 
 
 def test_stream_with_bad_images():

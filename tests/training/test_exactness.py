@@ -58,6 +58,7 @@ def test_two_processes_of_4_equal_one_of_8(batch_of_8, tmp_path, subprocess_env)
 
 # -------------------------------------------------------------------------------------------------- checkpoints
 STEPS = {"max_train_steps": 5, "gradient_accumulation_steps": 2, "train_batch_size": 4, "conditioning": "text"}
+STEPS |= {"ema_max_decay": 0.999}
 
 
 @pytest.fixture(scope="module")

@@ -128,9 +128,9 @@ def test_the_unconditional_adapter_learns_nothing(models):
     ids=["flow", "ddpm", "edm"],
 )
 def test_the_loss_goes_down(tmp_path, objective):
-    few = {"dataset_name": "training_common:few_shapes", "max_train_steps": 60, "learning_rate": 2e-3}
+    few = {"dataset_name": "training_common:few_shapes", "max_train_steps": 100, "learning_rate": 2e-3}
     loss = log_of(run(tmp_path, conditioning="class", **few, **objective))
-    assert np.mean(loss[-5:]) < 0.6 * np.mean(loss[:5])
+    assert np.mean(loss[-5:]) < 0.5 * np.mean(loss[:5])
     pipe = load(tmp_path)
     assert type(pipe.scheduler).__name__ == objective.get("scheduler", "FlowMatchEulerDiscreteScheduler")
     assert pipe.scheduler.config.get("prediction_type") == objective.get(
@@ -304,6 +304,12 @@ def test_streaming(tmp_path):
     folder = run(tmp_path / "out", conditioning="class", validation_steps=4, **arguments)
     assert len(log_of(folder)) == 4
     assert list(load(folder).adapter.id2label.values()) == list(SHAPES)
+    # ... resumed, it goes on where it was
+    arguments |= {"conditioning": "class", "lr_scheduler": "constant", "checkpointing_steps": 2, "validation_steps": 0}
+    whole = run(tmp_path / "whole", **arguments)
+    run(tmp_path / "parts", **arguments | {"max_train_steps": 2})
+    parts = run(tmp_path / "parts", **arguments, resume_from_checkpoint="latest")
+    assert largest_difference(load(whole).unet, load(parts).unet) == 0
 
 
 def test_gray_images_give_a_gray_model(tmp_path):

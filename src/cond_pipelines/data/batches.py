@@ -4,18 +4,19 @@ Position p counts the images of the whole run, over all processes. Image p of th
 processes, the batch size, or the number of interruptions; so are its crop, flip, caption, noise, time and dropout.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
 from .dataset import BadRow, ImageDataset, Row
 
 _GOLDEN_RATIO = 0.6180339887498949
+_SHUFFLE_BUFFER, _MOST_LANES, _MOST_BAD_IN_A_ROW = 1000, 32, 1000
 
 
 @dataclass
@@ -26,11 +27,13 @@ class Batch:
         positions: (B,) int64 in the run.
         pixels: (B, C, H, W) uint8.
         inputs: of the adapter's `preprocess`, tensors with B rows.
+        latents: (B, c, h, w) float32 where they were kept.
     """
 
     positions: Tensor
     pixels: Tensor
     inputs: dict[str, Tensor]
+    latents: Tensor | None = None
 
     def images(self, device: torch.device) -> Tensor:
         """(B, C, H, W) float32 in [-1, 1] on the device."""
@@ -41,7 +44,12 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         inputs = {name: x.pin_memory() for name, x in self.inputs.items()}
-        return Batch(self.positions, self.pixels.pin_memory(), inputs)
+        return Batch(
+            self.positions,
+            self.pixels.pin_memory(),
+            inputs,
+            None if self.latents is None else self.latents.pin_memory(),
+        )
 
 
 class PositionSampler(torch.utils.data.Sampler):
@@ -82,29 +90,55 @@ class _Positioned(torch.utils.data.Dataset):
 
 
 class _Stream(torch.utils.data.IterableDataset):
-    """Rows of a streaming set, shuffled in a buffer, over and over, split by process.
+    """Rows of a streaming set, over and over, shuffled in a buffer: image p of the run is a function of (seed, p).
 
-    A stream cannot be wound forward for nothing: a resumed run reads it from the beginning, in another order.
+    The shards are dealt to lanes, and image p is number p // lanes of lane p % lanes, whatever the number of processes;
+    each process reads only the lanes that its images are in. To get to a position, rows are read but not decoded.
+
+    Args:
+        batch_size: of one process; it takes every `world_size`-th batch.
+        start: position of the run's next image.
     """
 
-    def __init__(self, reader: ImageDataset, seed: int, rank: int, world_size: int, start: int):
-        self.rows = reader.rows.shuffle(seed + start, buffer_size=1000)
-        self.reader, self.rank, self.world_size, self.start = reader, rank, world_size, start
+    def __init__(self, reader: ImageDataset, batch_size: int, seed: int, rank: int, world_size: int, start: int):
+        self.reader, self.seed, self.start = reader, seed, start
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.num_lanes = min(reader.rows.num_shards, _MOST_LANES)
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        position, epoch = self.start + self.rank, 0
+        lanes: dict[int, Iterator[tuple[int, dict]]] = {}
+        first = self.start + self.rank * self.batch_size
         while True:
-            rows = split_dataset_by_node(self.rows, self.rank, self.world_size)
-            rows.set_epoch(epoch)  # of the part: it would not follow that of the whole
-            before = position
-            for number, values in enumerate(rows):
-                row = self.reader.read(values, position, f"image {number} of epoch {epoch} of process {self.rank}")
-                if row is not None:
-                    yield position, row
-                    position += self.world_size
-            if position == before:
-                raise BadRow("the streaming data set gave no usable image")
-            epoch += 1
+            for position in range(first, first + self.batch_size):
+                number, lane = divmod(position, self.num_lanes)
+                rows = lanes.setdefault(lane, self._rows(lane))
+                values = next(values for at, values in rows if at == number)
+                row = self.reader.read(values, position, f"image {number} of part {lane} of the stream")
+                row = row or self._stand_in(lane, number, position)
+                yield position, row
+            first += self.batch_size * self.world_size
+
+    def _rows(self, lane: int) -> Iterator[tuple[int, dict]]:
+        """(number, values) of a lane, endless, each epoch in an order of its own."""
+        part = self.reader.rows.shard(self.num_lanes, lane) if self.num_lanes > 1 else self.reader.rows
+        part = part.shuffle(self.seed, buffer_size=max(16, _SHUFFLE_BUFFER // self.num_lanes))
+        number = 0
+        for epoch in itertools.count():
+            part.set_epoch(epoch)
+            before = number
+            for values in part:
+                yield number, values
+                number += 1
+            if number == before:
+                raise BadRow("the streaming data set gave no image")
+
+    def _stand_in(self, lane: int, number: int, position: int) -> Row:
+        """For an image that is skipped: the next one of its lane that can be read."""
+        for at, values in itertools.islice(self._rows(lane), number + 1, number + 1 + _MOST_BAD_IN_A_ROW):
+            row = self.reader.read(values, position, f"image {at} of part {lane} of the stream")
+            if row is not None:
+                return row
+        raise BadRow(f"the streaming data set gave no usable image; {self.reader.skipped[-1]}")
 
 
 def make_loader(
@@ -134,13 +168,14 @@ def make_loader(
             positions=torch.tensor([position for position, _ in items]),
             pixels=torch.from_numpy(np.ascontiguousarray(pixels)),
             inputs=preprocess([row.condition for _, row in items]),
+            latents=None if items[0][1].latents is None else torch.tensor(np.stack([row.latents for _, row in items])),
         )
 
     common = {"collate_fn": collate, "num_workers": num_workers, "pin_memory": pin_memory}
     if num_workers:
         common |= {"persistent_workers": True, "prefetch_factor": 4}
     if indices is None:
-        stream = _Stream(dataset, seed, rank, world_size, start)
+        stream = _Stream(dataset, batch_size, seed, rank, world_size, start)
         return torch.utils.data.DataLoader(
             stream, batch_size=batch_size, **common | {"num_workers": min(1, num_workers)}
         )

@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import images as im
+from .array_file import ArrayFile, stored
 from .loading import Columns, as_files
 
 _logger = logging.getLogger(__name__)
@@ -41,10 +42,13 @@ class Row:
     Args:
         pixels: (H, W, C) uint8.
         condition: what the adapter's `preprocess` takes, or None.
+        latents: (c, h, w) float32, what a VAE made of the pixels, where that was kept.
     """
 
     pixels: np.ndarray
     condition: Any
+    flipped: bool = False
+    latents: np.ndarray | None = None
 
 
 @dataclass
@@ -60,6 +64,7 @@ class ImageDataset(torch.utils.data.Dataset):
         channels, resolution, center_crop, random_flip, interpolation: as the training flags.
         on_bad_image: "error" or "skip".
         parse_condition: value of the condition column to raw condition; raises ValueError for a bad one.
+        cache_dir: keep decoded images in a file there, instead of in memory where they fit.
     """
 
     rows: datasets.Dataset
@@ -72,6 +77,7 @@ class ImageDataset(torch.utils.data.Dataset):
     on_bad_image: str = "error"
     parse_condition: Callable[[Any], Any] = lambda value: value
     seed: int = 0
+    cache_dir: Path | None = None
     skipped: list[str] = field(default_factory=list)
 
     # Decoded images are kept in memory where all of them take less than this.
@@ -85,7 +91,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.splits: list[np.ndarray] = []
         if isinstance(self.rows, datasets.Dataset):
             self.usable = np.arange(len(self.rows))
-        self._arrays: dict[int, np.ndarray] = {}
+        self._arrays: dict[int, np.ndarray] | ArrayFile = {}
+        self.latents: ArrayFile | None = None
         self._conditions: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -96,8 +103,11 @@ class ImageDataset(torch.utils.data.Dataset):
         for stand_in in self._stand_ins(index):
             row = int(self.usable[stand_in])
             try:
-                array = self._arrays[row] if row in self._arrays else self.read_image(row)
-                return self._augment(array, self.read_condition(row), position)
+                found = self._augment(self._array(row), self.read_condition(row), position)
+                if self.latents is not None:  # of the centre, as it is and, where images are flipped, as it is flipped
+                    number = 2 * row + found.flipped if self.random_flip else row
+                    found.latents = self.latents[number]
+                return found
             except BadRow as error:
                 self._skip(error)
         raise BadRow(f"no usable image is left; {self.skipped[-1]}")
@@ -127,14 +137,22 @@ class ImageDataset(torch.utils.data.Dataset):
             _logger.warning("skipped %s", error)
 
     def _augment(self, array: np.ndarray, condition: Any, position: int) -> Row:
+        if self.center_crop and not self.random_flip and not isinstance(condition, Choices):
+            return Row(im.crop(array, self.resolution, None), condition)  # nothing is random
         # Philox is counter-based: an independent stream for every position, at no cost of skipping there.
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, position]))
         pixels = im.crop(array, self.resolution, None if self.center_crop else rng)
-        if self.random_flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
+        flipped = bool(self.random_flip and rng.random() < 0.5)
         if isinstance(condition, Choices):
             condition = condition[rng.integers(len(condition))]
-        return Row(pixels, condition)
+        return Row(pixels[:, ::-1] if flipped else pixels, condition, flipped)
+
+    def _array(self, row: int) -> np.ndarray:
+        return self._arrays[row] if row in self._arrays else self.read_image(row)
+
+    def centre(self, row: int) -> np.ndarray:
+        """(resolution, resolution, C) uint8 of a row of `rows`. Raises BadRow."""
+        return im.crop(self._array(row), self.resolution, None)
 
     def name(self, row: int) -> str:
         """How a user finds this row: its file where there is one."""
@@ -184,8 +202,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 except BadRow as error:
                     self._reject(error, row, bad)
         rows = np.setdiff1d(np.arange(len(self.rows)), bad)
-        rows, bad = self._preload(rows), []
-        self.usable = rows
+        self.usable = self._preload(rows) if self.cache_dir is None else self._from_cache(rows)
         if not len(self):
             raise ValueError(
                 f"no usable image among {len(self.rows)} rows" + "".join(f"; {s}" for s in self.skipped[:3])
@@ -210,18 +227,55 @@ class ImageDataset(torch.utils.data.Dataset):
             self._decode(np.setdiff1d(rows, probe), bad, progress=sec > 2)
         return np.setdiff1d(rows, bad)
 
-    def _decode(self, rows: np.ndarray, bad: list[int], progress: bool = False) -> None:
-        def read(row: int, value: Any) -> np.ndarray | BadRow:
-            try:
-                return self._to_array(value, lambda: self.name(row))
-            except BadRow as error:
-                return error
+    def _from_cache(self, rows: np.ndarray) -> np.ndarray:
+        """All decoded images from a file, which is made where it is not there. Returns the usable rows."""
 
+        def make(notes: dict[int, str]) -> Iterator[np.ndarray | None]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for start in tqdm(range(0, len(self.rows), 256), desc="Decoding images", unit="batch"):
+                    some = list(range(start, min(start + 256, len(self.rows))))
+                    for row, result in zip(some, pool.map(self._read, some, self._values(some)), strict=True):
+                        if isinstance(result, BadRow):
+                            if self.on_bad_image == "error":
+                                raise result
+                            notes[row] = str(result)
+                        yield None if isinstance(result, BadRow) else result
+
+        self._arrays = stored(self.cache_dir / f"images-{self.images_fingerprint()}", make)
+        self.in_memory, bad = True, []
+        for row in rows:
+            if row not in self._arrays:
+                self._reject(BadRow(self._arrays.notes[int(row)]), int(row), bad)
+        return np.setdiff1d(rows, bad)
+
+    def images_fingerprint(self) -> str:
+        """Of every image file, by its content or by path, size and time, and of how it is decoded."""
+        digest = hashlib.sha256(repr((len(self.rows), self.channels, self.resolution, self.interpolation)).encode())
+        for start in range(0, len(self.rows), 256):
+            for value in self._values(list(range(start, min(start + 256, len(self.rows))))):
+                if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
+                    digest.update(repr(value).encode())
+                else:
+                    found = Path(value["path"])
+                    stat = found.stat() if found.exists() else None
+                    digest.update(repr((str(found), stat and (stat.st_size, stat.st_mtime_ns))).encode())
+        return digest.hexdigest()[:16]
+
+    def _values(self, rows: list[int]) -> list[Any]:
+        return self.rows[rows][self.columns.image]
+
+    def _read(self, row: int, value: Any) -> np.ndarray | BadRow:
+        try:
+            return self._to_array(value, lambda: self.name(row))
+        except BadRow as error:
+            return error
+
+    def _decode(self, rows: np.ndarray, bad: list[int], progress: bool = False) -> None:
         bar = tqdm(desc="Decoding images", total=len(rows), disable=not progress)
         with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             for start in range(0, len(rows), 256):  # one row at a time is several times slower to get
                 some = rows[start : start + 256].tolist()
-                for row, result in zip(some, pool.map(read, some, self.rows[some][self.columns.image]), strict=True):
+                for row, result in zip(some, pool.map(self._read, some, self._values(some)), strict=True):
                     if isinstance(result, BadRow):
                         self._reject(result, row, bad)
                     else:

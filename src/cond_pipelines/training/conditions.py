@@ -24,6 +24,7 @@ class ConditionEncoder:
         self.tokenizer = pipe.components.get("tokenizer")
         self.encoder = pipe.components.get("text_encoder")
         self._remembered: dict[bytes, dict[str, Tensor]] = {}
+        self.stored: Any = {}  # by `keys`; see caching.py
         self._bytes = 0
 
     def preprocess(self, raw: list[Any]) -> dict[str, Tensor]:
@@ -37,21 +38,30 @@ class ConditionEncoder:
             return inputs
         if self.encoder is None or "attention_mask" not in inputs:
             return self.adapter.encode(inputs, self.encoder)
-        mask = inputs["attention_mask"].bool()  # (B, L)
-        keys = [ids[m].cpu().numpy().tobytes() for ids, m in zip(inputs["input_ids"], mask, strict=True)]
-        first = {key: row for row, key in enumerate(keys) if key not in self._remembered}
-        found = {key: self._remembered[key] for key in keys if key in self._remembered}
+        keys = self.keys(inputs)
+        found = {key: self.stored[key] for key in keys if key in self.stored}
+        found |= {key: self._remembered[key] for key in keys if key in self._remembered}
+        first = {key: row for row, key in enumerate(keys) if key not in found}
         if first:
-            rows = list(first.values())
-            encoded = self.adapter.encode({name: x[rows] for name, x in inputs.items()}, self.encoder)
-            for number, (key, row) in enumerate(first.items()):
-                length = max(1, int(mask[row].sum()))  # without the padding of this batch
-                found[key] = {name: x[number, :length].clone() for name, x in encoded.items()}
-                self._remember(key, found[key])
+            for key, features in zip(first, self.encode_each(inputs, list(first.values())), strict=True):
+                found[key] = features
+                self._remember(key, features)
         return {
             name: pad_sequence([found[key][name] for key in keys], batch_first=True)  # (B, longest here, ...)
             for name in found[keys[0]]
         }
+
+    def keys(self, inputs: dict[str, Tensor]) -> list[bytes]:
+        """The token ids of each caption, without padding."""
+        mask = inputs["attention_mask"].bool()  # (B, L)
+        return [ids[m].cpu().numpy().tobytes() for ids, m in zip(inputs["input_ids"], mask, strict=True)]
+
+    @torch.no_grad()
+    def encode_each(self, inputs: dict[str, Tensor], rows: list[int]) -> list[dict[str, Tensor]]:
+        """The features of some rows of a batch of captions, each without the padding of the batch."""
+        encoded = self.adapter.encode({name: x[rows] for name, x in inputs.items()}, self.encoder)
+        lengths = inputs["attention_mask"][rows].sum(dim=1).clamp(min=1).tolist()
+        return [{name: x[i, :length].clone() for name, x in encoded.items()} for i, length in enumerate(lengths)]
 
     def _remember(self, key: bytes, features: dict[str, Tensor]) -> None:
         size = sum(x.nbytes for x in features.values())

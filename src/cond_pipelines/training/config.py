@@ -46,6 +46,7 @@ class ModelArguments:
     logit_std: float | None = _arg(None, "Of the times of flow matching, logit-normal. Default: 1.")
     snr_gamma: float | None = _arg(None, "Min-SNR weighting for DDPM-family schedulers; 5.0 is usual.")
     gradient_checkpointing: bool = _arg(False, "Less memory, more time.")
+    compile: bool = _arg(False, "torch.compile the UNet: minutes at the start, faster steps on a GPU.")
 
 
 @dataclass
@@ -70,6 +71,9 @@ class DataArguments:
     on_bad_image: str = _arg("error", "error: stop and name the row. skip: leave it out and count.")
     max_train_samples: int | None = _arg(None, "Use only the first so many rows.")
     validation_fraction: float = _arg(0.03, "Held out for the validation loss (at most 256 images; 0: none).")
+    cache_images: bool = _arg(False, "Keep decoded images in a file under --cache_dir, instead of in memory.")
+    cache_latents: bool = _arg(False, "Encode each image once, with a VAE, and keep that under --cache_dir.")
+    cache_text_embeddings: bool = _arg(False, "Encode each caption once, and keep that under --cache_dir.")
     dataloader_num_workers: int | None = _arg(None, "Default: none when the images fit in memory.")
 
 
@@ -95,9 +99,16 @@ class OptimizationArguments:
     mixed_precision: str | None = _arg(None, "no, fp16 or bf16. Default: what the device is fast at.")
     allow_tf32: bool = _arg(True, "TF32 matrix products on NVIDIA GPUs.")
     use_ema: bool = _arg(True, "Keep and save a moving average of the weights.")
-    ema_max_decay: float = _arg(0.999, "Upper bound of the EMA's decay, 1 - (1 + step / ema_inv_gamma) ** -ema_power.")
+    ema_max_decay: float | None = _arg(
+        None,
+        "Upper bound of the EMA's decay, 1 - (1 + step / ema_inv_gamma) ** -ema_power. Default: instead of all that, "
+        "EDM2's average over a twentieth of the run.",
+    )
     ema_inv_gamma: float = _arg(1.0, "See ema_max_decay.")
     ema_power: float = _arg(0.75, "See ema_max_decay.")
+    ema_lengths: list[float] = _arg(
+        [], "Also keep EDM2's averages of these lengths (such as 0.05 0.10), from which `cond-pipelines ema` makes any."
+    )
     seed: int = _arg(0, "Of weights, data order, noise, times, dropout, crops and flips.")
 
 

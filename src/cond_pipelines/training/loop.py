@@ -14,18 +14,19 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
-from ..data.batches import draw_generators, draw_noise, make_loader
+from ..data.batches import draw_noise, make_loader
+from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
-from .interruptions import Interrupted, StopSignal, leave_out_if_not_finite, one_line_failures, writable_folder
+from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
+from .interruptions import Interrupted, StopSignal, clip_gradients, one_line_failures, writable_folder
 from .log import TrainingLog
 from .pushing import HubPush
 from .setup import (
@@ -39,7 +40,7 @@ from .setup import (
     make_trainable,
     run_identity,
 )
-from .summary import write_summary
+from .summary import NUM_SAMPLES, write_summary
 from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
 
 
@@ -99,9 +100,12 @@ def train(config: TrainingConfig) -> Path:
         # Measured at 32 px, batch 64, two cores: 15 % and 20 % of a step. PyTorch's fused attention is slow there.
         torch.set_flush_denormal(True)
         pipe.unet.set_default_attn_processor()
+    if accelerator.device.type == "cuda":
+        pipe.unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        pipe.unet.compile()  # in place: the names of its weights stay
     objective = build_objective(config, pipe.scheduler)
 
-    parameters = [p for module in trained for p in module.parameters()]
     groups = [{"params": [p for m in trained[:2] for p in m.parameters()], "initial_lr": config.learning_rate}]
     if len(trained) > 2:
         # A new transformer breaks at the rate that suits a small UNet: it learned the commonest word and no other.
@@ -114,22 +118,28 @@ def train(config: TrainingConfig) -> Path:
         eps=config.adam_epsilon,
         fused=True,
     )
-    ema = _ema(config, parameters)
     model, optimizer = accelerator.prepare(_Told(pipe, trained), optimizer)
-    if ema is not None:
-        accelerator.register_for_checkpointing(ema)
+    parameters = [p for module in trained for p in module.parameters()]  # as prepared: they may be sharded
+    ema = None
+    if config.use_ema:
+        ema = WeightAverage(parameters, decay_of(config.ema_max_decay, config.ema_inv_gamma, config.ema_power))
+    of_length = {length: WeightAverage(parameters, power_function(length)) for length in config.ema_lengths}
+    averages = [*([ema] if ema else []), *of_length.values()]
+    accelerator.register_for_checkpointing(*averages)
     progress = Progress()
     identity = run_identity(config, data, pipe)
     if config.resume_from_checkpoint:
         progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint, identity)
-        if ema is not None:
-            ema.to(accelerator.device)
 
     world_size, batch_size = accelerator.num_processes, config.train_batch_size
     resumed = replace(progress)
     progress.batch = batch_size * world_size * config.gradient_accumulation_steps
     progress.num_processes = world_size
     conditions = ConditionEncoder(pipe, trainable=len(trained) > 2)
+    if config.cache_latents:
+        cache_latents(config, data, pipe, accelerator.device)
+    if config.cache_text_embeddings:
+        cache_text(config, data, conditions, accelerator.device)
     grid_of = grid_conditions(config, data, config.num_validation_images)
     conditions.preprocess(grid_of)  # a bad one of --validation_prompts is an error before the first step
     loader = make_loader(
@@ -151,7 +161,7 @@ def train(config: TrainingConfig) -> Path:
     start = time.perf_counter() - progress.elapsed_sec
 
     def save() -> Path:
-        progress.losses = log.unwritten()
+        progress.losses, progress.skipped = log.unwritten(), log.skipped()
         return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity)
 
     done = _fraction_done(config, progress, accelerator)
@@ -163,12 +173,11 @@ def train(config: TrainingConfig) -> Path:
             left_out = torch.zeros((), device=accelerator.device)
             for _ in range(config.gradient_accumulation_steps):
                 with accelerator.accumulate(model):
+                    asked = time.perf_counter()
                     batch = next(batches)
+                    log.data_wait_sec += time.perf_counter() - asked
                     with torch.no_grad():
-                        generators = None
-                        if vae is not None:
-                            generators = draw_generators(config.seed, batch.positions, accelerator.device)
-                        x_0 = pipe.encode_images(batch.images(accelerator.device), generators)  # (B, C, h, w)
+                        x_0 = x_0_of(pipe, batch, config.seed, accelerator.device)  # (B, C, h, w)
                         features = conditions.features(batch.inputs_on(accelerator.device))
                     noise, u, coin = draw_noise(config.seed, batch.positions, x_0.shape[1:], accelerator.device)
                     noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
@@ -177,26 +186,25 @@ def train(config: TrainingConfig) -> Path:
                     loss = noised.loss(prediction).mean()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or float("inf"))
-                        left_out = leave_out_if_not_finite(optimizer, norm)
+                        left_out = clip_gradients(accelerator, optimizer, parameters, config.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
                 step_loss += loss.detach() / config.gradient_accumulation_steps
                 progress.position += batch_size * world_size
-            if ema is not None:
-                ema.step(parameters)
+            for average in averages:
+                average.step(parameters)
 
             progress.step += 1
             progress.elapsed_sec = time.perf_counter() - start
             before, done = done, _fraction_done(config, progress, accelerator)
             log.step(progress, step_loss, left_out, lr, done)
+            if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
+                save_snapshot(output_dir, progress.step, pipe, of_length)
             if _validate_now(config, progress.step, before, done):
                 with ema_weights(ema, trained):
                     loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
-                    grid = None
-                    if accelerator.is_main_process:
-                        grid = labelled_grid(sample_images(pipe, grid_of, accelerator), grid_of, data.id2label)
-                log.validation(progress, loss_held_out, grid)
+                    images = sample_images(pipe, grid_of, accelerator)
+                log.validation(progress, loss_held_out, labelled_grid(images, grid_of, data.id2label))
                 accelerator.wait_for_everyone()
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 save()
@@ -215,7 +223,7 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     tracker = config.report_to or default_tracker()
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if tracker == "none" else tracker,
@@ -223,19 +231,14 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
         # A pretrained text encoder may hold parts, such as BERT's pooler, that we do not use.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.train_text_encoder))],
     )
-
-
-def _ema(config: TrainingConfig, parameters: list[nn.Parameter]) -> EMAModel | None:
-    if not config.use_ema:
-        return None
-    return EMAModel(
-        parameters,
-        decay=config.ema_max_decay,
-        use_ema_warmup=True,
-        inv_gamma=config.ema_inv_gamma,
-        power=config.ema_power,
-        foreach=True,
-    )
+    for asked, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
+        if os.environ.get(asked) == "true" and accelerator.distributed_type != kind:  # without a word of accelerate
+            accelerator.print(
+                f"warning: {kind} was asked for, this run is {accelerator.distributed_type.value}: nothing is sharded, "
+                f"each of {accelerator.num_processes} process(es) on {accelerator.device.type} holds the whole model",
+                file=sys.stderr,
+            )
+    return accelerator
 
 
 class _LearningRate:
@@ -278,9 +281,14 @@ def _fraction_done(config: TrainingConfig, progress: Progress, accelerator: Acce
     return done.item()
 
 
+def _crossed(parts: int, before: float, done: float) -> bool:
+    """Whether one of `parts` equal parts of the run ended with this step."""
+    return int(parts * before) != int(parts * min(done, 1.0))
+
+
 def _validate_now(config: TrainingConfig, step: int, before: float, done: float) -> bool:
     if config.validation_steps is None:
-        return int(4 * before) != int(4 * min(done, 1.0))
+        return _crossed(4, before, done)
     return config.validation_steps > 0 and step % config.validation_steps == 0
 
 
@@ -299,7 +307,10 @@ def _finish(
         config.save(output_dir / "training_config.yaml")
         pipe.save_pretrained(output_dir)
         log.close()
-        write_summary(config, pipe, data, accelerator, progress, log.last_losses())
+    grid_of = grid_conditions(config, data, NUM_SAMPLES)
+    images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+    if accelerator.is_main_process:
+        write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
         for line in hub.finish():
             tqdm.write(line, file=sys.stderr)
         print(f"saved to {output_dir}: load with ConditionalPipeline.from_pretrained({str(output_dir)!r})")

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +17,10 @@ from ..data.dataset import Choices
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .setup import TrainingData
-from .validation import grid_conditions, labelled_grid, sample_images
+from .validation import labelled_grid
 
-_NUM_SAMPLES, _NUM_PICTURES, _PICTURE_SIDE_PX = 64, 8, 256
+NUM_SAMPLES = 64
+_NUM_PICTURES, _PICTURE_SIDE_PX = 8, 256
 
 
 def write_summary(
@@ -28,16 +30,17 @@ def write_summary(
     accelerator: Accelerator,
     progress: Progress,
     losses: dict[str, float | None],
+    conditions: list[Any],
+    images: list[Image.Image],
 ) -> None:
     """Write samples.png, images/, training_summary.json and README.md into `config.output_dir`.
 
     Args:
         pipe: finished, and saved there already.
         losses: the last "loss" and "held_out_loss", None where there was none.
+        conditions, images: samples, and what they were told.
     """
     folder = Path(config.output_dir)
-    conditions = grid_conditions(config, data, _NUM_SAMPLES)
-    images = sample_images(pipe, conditions, accelerator, num_inference_steps=None)
     labelled_grid(images, conditions, data.id2label).save(folder / "samples.png")
     first = {str(c): i for i, c in reversed(list(enumerate(conditions)))} if conditions[0] is not None else None
     shown = sorted(first.values()) if first else list(range(len(conditions)))  # one of each condition

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
@@ -16,28 +16,32 @@ from ..data.batches import draw_noise
 from ..objectives import Objective
 from ..pictures import image_grid
 from .config import TrainingConfig
+from .ema import WeightAverage
 from .setup import TrainingData
 
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | None, modules: list[nn.Module], restore: bool = True) -> Iterator[None]:
+def ema_weights(ema: WeightAverage | None, modules: list[nn.Module], restore: bool = True) -> Iterator[None]:
     """Within (and after, without `restore`), the modules hold the moving average and are in eval mode."""
     parameters = [p for module in modules for p in module.parameters()]
+    # Batches of other sizes come now, for which nothing need be compiled.
+    stance = torch.compiler.set_stance("force_eager")
     training = [module.training for module in modules]
     if ema is not None:
-        if restore:
-            ema.store(parameters)
+        raw = [p.detach().clone() for p in parameters] if restore else []
         ema.copy_to(parameters)
     for module in modules:
         module.eval()
-    yield
+    with stance:
+        yield
     if restore:
         for module, mode in zip(modules, training, strict=True):
             module.train(mode)
         if ema is not None:
-            ema.restore(parameters)
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, raw)
 
 
 @torch.no_grad()
@@ -89,19 +93,28 @@ def sample_images(
     num_inference_steps: int | None = _NUM_STEPS,
     seed: int = 0,
 ) -> list[Image.Image]:
-    """One sample for each condition, from noise that never changes; None as the number of steps: the pipeline's own."""
-    images = []
+    """One sample for each condition, from noise that never changes, made by all processes together.
+
+    Args:
+        num_inference_steps: None: the pipeline's own.
+
+    Returns:
+        All of them, in every process.
+    """
+    mine = list(range(accelerator.process_index, len(conditions), accelerator.num_processes))
+    made: list[tuple[int, Image.Image]] = []
     pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(conditions), 64):
-        some = conditions[start : start + 64]
+    for start in range(0, len(mine), 64):
+        some = mine[start : start + 64]
         # On the CPU, so that a GPU shows the same.
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
+        generators = [torch.Generator().manual_seed(seed + i) for i in some]
         with accelerator.autocast():
-            images += ConditionalPipeline.__call__(
-                pipe, some, generator=generators, num_inference_steps=num_inference_steps
+            images = ConditionalPipeline.__call__(
+                pipe, [conditions[i] for i in some], generator=generators, num_inference_steps=num_inference_steps
             ).images
+        made += zip(some, images, strict=True)
     pipe.set_progress_bar_config(disable=False)
-    return images
+    return [image for _, image in sorted(gather_object(made), key=lambda pair: pair[0])]
 
 
 def labelled_grid(

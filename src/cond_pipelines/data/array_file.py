@@ -1,0 +1,82 @@
+"""Arrays that are made once and read again: in one memory-mapped file, shared by all processes."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+
+class ArrayFile:
+    """Arrays of one dtype, each with a shape of its own; some may be missing. Memory is the page cache's.
+
+    Args:
+        folder: as `stored` wrote it.
+
+    Example:
+        >>> file = stored(folder, lambda notes: (decode(path) for path in paths))
+        >>> file[3]  # a read-only view
+    """
+
+    def __init__(self, folder: Path):
+        facts = json.loads((folder / "facts.json").read_text())
+        self.notes = {int(k): v for k, v in facts["notes"].items()}
+        self.index = np.load(folder / "index.npy")  # (N, 1 + dimensions): offset, shape, -1 for what is not there
+        self.data = np.memmap(folder / "data.bin", dtype=facts["dtype"], mode="r") if facts["dtype"] else None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __contains__(self, number: int) -> bool:
+        return 0 <= number < len(self.index) and self.index[number, 0] >= 0
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if number not in self:
+            raise KeyError(number)
+        offset, *shape = (n for n in self.index[number].tolist() if n >= 0)
+        return self.data[offset : offset + int(np.prod(shape))].reshape(shape)
+
+
+def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | None]]) -> ArrayFile:
+    """The arrays in `folder`, which are made first where they are not there.
+
+    Written beside and renamed when whole, under a lock: a run that is killed leaves nothing that is taken for whole,
+    and of several processes one makes them while the others wait.
+
+    Args:
+        make: gives the arrays in order, None for one that is missing; may note a word on any in the dictionary it gets.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"unfinished-{folder.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                _write(unfinished, make)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+            unfinished.rename(folder)
+    return ArrayFile(folder)
+
+
+def _write(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | None]]) -> None:
+    notes: dict[int, str] = {}
+    index, offset, dtype = [], 0, None
+    with (folder / "data.bin").open("wb") as file:
+        for array in make(notes):
+            if array is None:
+                index.append(None)
+                continue
+            dtype = array.dtype
+            file.write(np.ascontiguousarray(array).tobytes())
+            index.append([offset, *array.shape])
+            offset += array.size
+    width = max((len(entry) for entry in index if entry), default=1)
+    padded = [(entry or []) + [-1] * (width - len(entry or [])) for entry in index]
+    np.save(folder / "index.npy", np.array(padded, np.int64).reshape(-1, width))
+    facts = {"dtype": dtype.str if dtype is not None else None, "notes": notes}
+    (folder / "facts.json").write_text(json.dumps(facts))

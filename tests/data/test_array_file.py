@@ -1,0 +1,78 @@
+"""Arrays on disk: what goes in comes out, whoever asks and whatever is killed."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cond_pipelines.data.array_file import ArrayFile, stored
+
+ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), None, np.ones((1, 4), np.float32), np.zeros((0, 2), np.float32)]
+ARRAYS += [np.array([7.0], np.float32)]
+
+SLOW = """
+import sys, time, numpy as np
+from pathlib import Path
+from cond_pipelines.data.array_file import stored
+
+def make(notes):
+    with open(sys.argv[1] + ".made", "a") as file:
+        file.write("made\\n")
+    for i in range(20):
+        time.sleep(float(sys.argv[2]))
+        yield np.full((2, 2), i, np.uint8)
+
+print(sum(int(stored(Path(sys.argv[1]), make)[i].sum()) for i in range(20)))
+"""
+
+
+def slow(folder, env, sec):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(folder), str(sec)], env=env, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_round_trip(tmp_path):
+    def make(notes):
+        notes[1] = "gone"
+        yield from ARRAYS
+
+    for file in (stored(tmp_path / "a", make), ArrayFile(tmp_path / "a")):
+        assert len(file) == 5 and file.notes == {1: "gone"}
+        assert [i in file for i in range(-1, 6)] == [False, True, False, True, True, True, False]
+        for i in (0, 2, 3, 4):
+            assert np.array_equal(file[i], ARRAYS[i]) and file[i].dtype == np.float32
+        with pytest.raises(KeyError):
+            file[1]
+    with pytest.raises(ValueError, match="read-only"):
+        file[0][0, 0] = 1
+
+
+def test_nothing_is_left_of_what_failed(tmp_path):
+    def fail(notes):
+        yield ARRAYS[0]
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        stored(tmp_path / "a", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
+
+
+def test_a_killed_writer_is_followed_by_another(tmp_path, subprocess_env):
+    process = slow(tmp_path / "a", subprocess_env, sec=30)
+    while not (tmp_path / "unfinished-a").is_dir():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "a").exists()
+    assert slow(tmp_path / "a", subprocess_env, sec=0).communicate()[0] == f"{4 * sum(range(20))}\n"
+    assert not (tmp_path / "unfinished-a").exists()
+
+
+def test_of_two_processes_one_makes_it(tmp_path, subprocess_env):
+    processes = [slow(tmp_path / "a", subprocess_env, sec=0.1) for _ in range(2)]
+    assert [p.communicate()[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
+    assert (tmp_path / "a.made").read_text() == "made\n"

@@ -1,0 +1,151 @@
+"""What is kept between steps and runs: it changes nothing but the time, and it is never stale."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from pipelines_common import tiny_vae
+from training_common import largest_difference, log_of, run
+from transformers import BertConfig, BertModel
+
+from cond_pipelines import ConditionalPipeline
+from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.text_encoders import train_tokenizer
+
+
+@pytest.fixture()
+def images(tmp_path):
+    """A folder with images of several shapes, and captions, several of some."""
+    (tmp_path / "images").mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for i in range(24):
+        shape = (16 + 4 * (i % 3), 20, 3)
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / f"images/{i:02}.png")
+        lines.append({"file_name": f"{i:02}.png", "text": ["a red ring", f"a blue circle, number {i}"][: 1 + i % 2]})
+    (tmp_path / "images/metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return tmp_path / "images"
+
+
+@pytest.fixture()
+def trained(tmp_path, images):
+    """A run on them in a folder of its own: its networks, and the files that it kept."""
+    count = iter(range(10))
+
+    def run_on(**more):
+        settings = {"train_data_dir": str(images), "dataset_name": None, "cache_dir": str(tmp_path / "cache")}
+        settings |= {"resolution": 16, "validation_fraction": 0.0, "random_flip": True}
+        folder = run(tmp_path / f"run-{next(count)}", **settings | more)
+        kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache/cond_pipelines").glob("*/data.bin")}
+        return folder, kept
+
+    return run_on
+
+
+def same(a, b, atol=0.0):
+    a, b = (ConditionalPipeline.from_pretrained(folder) for folder in (a, b))
+    assert largest_difference(a.unet, b.unet) <= atol
+    assert largest_difference(a.adapter, b.adapter) <= atol
+
+
+# ------------------------------------------------------------------------------------------------------- images
+@pytest.mark.parametrize("center_crop", [True, False])
+def test_images(trained, images, center_crop):
+    """The same weights bit by bit; the second run decodes nothing; an image that changed is decoded again."""
+    plain, _ = trained(center_crop=center_crop)
+    first, kept = trained(center_crop=center_crop, cache_images=True)
+    again, kept_again = trained(center_crop=center_crop, cache_images=True)
+    same(plain, first)
+    same(first, again)
+    assert len(kept) == 1 and kept_again == kept
+    Image.new("RGB", (20, 16), "red").save(images / "03.png")
+    changed, kept = trained(center_crop=center_crop, cache_images=True)
+    assert len(kept) == 2
+    assert log_of(changed) != log_of(first)
+
+
+def test_bad_images_are_known_from_the_file_too(trained, images, capsys):
+    (images / "05.png").write_bytes(b"broken")
+    for _ in range(2):
+        trained(cache_images=True, on_bad_image="skip")
+        assert "images: 23 usable of 24" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"row 5 \(.*05.png\): unreadable image"):
+        trained(cache_images=True)
+
+
+# ------------------------------------------------------------------------------------------------------ latents
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+@pytest.mark.parametrize("random_flip", [True, False])
+def test_latents(trained, tmp_path, kind, random_flip):
+    """The same flips and draws from the posterior; another VAE has a file of its own."""
+    tiny_vae(kind).save_pretrained(tmp_path / "vae")
+    settings = {"pretrained_vae_model_name_or_path": str(tmp_path / "vae"), "random_flip": random_flip}
+    plain, _ = trained(**settings)
+    first, kept = trained(**settings, cache_latents=True)
+    again, kept_again = trained(**settings, cache_latents=True)
+    assert np.allclose(log_of(plain), log_of(first), rtol=1e-4)
+    same(first, again)
+    assert len(kept) == 1 and kept_again == kept
+    other = tiny_vae(kind)
+    next(other.parameters()).data.mul_(1.5)
+    other.save_pretrained(tmp_path / "vae")
+    changed, kept = trained(**settings, cache_latents=True)
+    assert len(kept) == 2
+    assert not np.allclose(log_of(changed), log_of(first), rtol=1e-4)
+
+
+def test_latents_that_cannot_be_kept(trained, tmp_path):
+    with pytest.raises(ValueError, match="--cache_latents needs a VAE"):
+        trained(cache_latents=True)
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="the same at every step"):
+        trained(cache_latents=True, center_crop=False, pretrained_vae_model_name_or_path=str(tmp_path / "vae"))
+
+
+# --------------------------------------------------------------------------------------------------------- text
+def bert(folder, seed_scale=1.0):
+    tokenizer = train_tokenizer(["a red ring", "a blue circle, number 1 2 3 4 5 6 7 8 9 0"] * 4)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = BertModel(config)
+    model.embeddings.word_embeddings.weight.data.mul_(seed_scale)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_text(trained, tmp_path):
+    """Captions are drawn at each step as before; another encoder, or another caption, has a file of its own."""
+    settings = {"conditioning": "text", "text_encoder_name_or_path": bert(tmp_path / "bert"), "max_train_steps": 6}
+    plain, _ = trained(**settings)
+    first, kept = trained(**settings, cache_text_embeddings=True)
+    again, kept_again = trained(**settings, cache_text_embeddings=True)
+    assert np.allclose(log_of(plain), log_of(first), rtol=1e-4)
+    same(first, again)
+    assert len(kept) == 1 and kept_again == kept
+    bert(tmp_path / "bert", seed_scale=2.0)
+    assert len(trained(**settings, cache_text_embeddings=True)[1]) == 2
+
+
+def test_text_that_cannot_be_kept(trained):
+    with pytest.raises(ValueError, match="--cache_text_embeddings needs a frozen text encoder"):
+        trained(conditioning="text", cache_text_embeddings=True)
+    with pytest.raises(ValueError, match="--cache_text_embeddings needs a frozen text encoder"):
+        trained(conditioning="none", cache_text_embeddings=True)
+
+
+# ----------------------------------------------------------------------------------------------------- streamed
+@pytest.mark.parametrize("flag", ["cache_images", "cache_latents"])
+def test_streams_are_not_kept(tmp_path, flag):
+    load_shapes(8).save_to_disk(str(tmp_path / "data"))
+    assert isinstance(Dataset.load_from_disk(str(tmp_path / "data")), Dataset)
+    settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "data"), "streaming": True}
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    if flag == "cache_latents":
+        settings["pretrained_vae_model_name_or_path"] = str(tmp_path / "vae")
+    with pytest.raises(ValueError, match=rf"--{flag} needs .*--streaming"):
+        run(tmp_path / "out", resolution=16, **{flag: True}, **settings)
+    assert not os.path.exists(tmp_path / "out/model_index.json")
