@@ -101,6 +101,7 @@ class CardFacts:
     class_name: str
     setting: str
     resolution_px: int
+    width_px: int
     num_channels: int
     latent: bool
     id2label: dict[str, str]
@@ -135,6 +136,7 @@ class CardFacts:
             class_name=class_name,
             setting=settings.get(class_name, "custom"),
             resolution_px=factor * (size[0] if isinstance(size, list) else size),
+            width_px=factor * (size[1] if isinstance(size, list) else size),
             num_channels=(vae or unet).get("in_channels", 3),
             latent=vae is not None,
             id2label={str(k): v for k, v in (adapter.get("id2label") or {}).items()},

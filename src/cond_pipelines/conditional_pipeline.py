@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -23,9 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .portable import _INSTALLED, PortablePipeline, _subclasses
-
-Generators = torch.Generator | list[torch.Generator] | None
-VAE = AutoencoderKL | AutoencoderTiny | AutoencoderDC
+from .vae import VAE, Generators, vae_encode, vae_scale_factor
 
 
 class ConditionalPipeline(PortablePipeline):
@@ -41,6 +38,7 @@ class ConditionalPipeline(PortablePipeline):
         vae: AutoencoderKL, AutoencoderTiny or AutoencoderDC for latent diffusion; None for pixels.
         text_encoder, tokenizer: for adapters over text.
         default_num_inference_steps, default_guidance_scale: what a call uses when it is not told.
+        value_range: {"low", "high"}, what 0 and 1 mean in the files that it learned from; see `to_values`.
 
     Example:
         >>> pipe = ConditionalPipeline.from_pretrained("path/to/model")
@@ -62,11 +60,13 @@ class ConditionalPipeline(PortablePipeline):
         tokenizer: PreTrainedTokenizerBase | None = None,
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.0,
+        value_range: dict[str, float] | None = None,
     ):
         super().__init__()
         self._setup(
             default_num_inference_steps,
             default_guidance_scale,
+            value_range,
             unet=unet,
             scheduler=scheduler,
             adapter=adapter,
@@ -75,7 +75,13 @@ class ConditionalPipeline(PortablePipeline):
             tokenizer=tokenizer,
         )
 
-    def _setup(self, default_num_inference_steps: int, default_guidance_scale: float, **modules: Any) -> None:
+    def _setup(
+        self,
+        default_num_inference_steps: int,
+        default_guidance_scale: float,
+        value_range: dict[str, float] | None,
+        **modules: Any,
+    ) -> None:
         found = getattr(modules["adapter"], "conditioning", None)
         if modules["adapter"] is not None and self.conditioning not in (None, found):
             raise ValueError(
@@ -85,7 +91,9 @@ class ConditionalPipeline(PortablePipeline):
             )
         self.register_modules(**modules)
         self.register_to_config(
-            default_num_inference_steps=default_num_inference_steps, default_guidance_scale=default_guidance_scale
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
+            value_range=value_range,
         )
         vae = modules.get("vae")
         self.vae_scale_factor = 1 if vae is None else vae_scale_factor(vae)
@@ -275,6 +283,11 @@ class ConditionalPipeline(PortablePipeline):
         """Images (B, C, H, W) in [-1, 1] to what the UNet denoises: themselves, or the VAE's scaled latents."""
         return images if self.vae is None else vae_encode(self.vae, images, generator)
 
+    def to_values(self, images: Any) -> Any:
+        """Samples in [0, 1] (output_type "np" or "pt") to the values of the files that the model learned from."""
+        of = self.config.value_range or {"low": 0.0, "high": 255.0}
+        return of["low"] + images * (of["high"] - of["low"])
+
     def decode(self, latents: Tensor) -> Tensor:
         """Samples to images (B, C, H, W), nominally in [-1, 1]."""
         if self.vae is None:
@@ -289,10 +302,14 @@ class ConditionalPipeline(PortablePipeline):
         width: int,
         guidance_interval: tuple[float, float],
         callback_on_step_end_tensor_inputs: list[str] | None,
+        output_type: str = "pil",
     ) -> None:
         """Raise ValueError for arguments that no setting can use."""
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ValueError(f"height {height} and width {width} must be multiples of {self.vae_scale_factor}")
+        channels = self.unet.config.out_channels
+        if output_type == "pil" and self.vae is None and channels not in (1, 3, 4):
+            raise ValueError(f"{channels} channels make no PIL image: pass output_type='np' or 'pt'")
         low, high = guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(
@@ -340,7 +357,7 @@ class ConditionalPipeline(PortablePipeline):
         default_height, default_width = size if isinstance(size, tuple | list) else (size, size)
         height = height or default_height * self.vae_scale_factor
         width = width or default_width * self.vae_scale_factor
-        self.check_inputs(height, width, guidance_interval, callback_on_step_end_tensor_inputs)
+        self.check_inputs(height, width, guidance_interval, callback_on_step_end_tensor_inputs, output_type)
         self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         self._guidance_rescale = guidance_rescale
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -378,29 +395,3 @@ def rescale_guided(noise_pred: Tensor, noise_pred_cond: Tensor, guidance_rescale
     dims = list(range(1, noise_pred.ndim))
     ratio = noise_pred_cond.std(dim=dims, keepdim=True) / noise_pred.std(dim=dims, keepdim=True)  # Eq. 15
     return guidance_rescale * (noise_pred * ratio) + (1 - guidance_rescale) * noise_pred  # Eq. 16
-
-
-def vae_scale_factor(vae: VAE) -> int:
-    """Image pixels per latent pixel along a side."""
-    return getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def vae_encode(vae: VAE, images: Tensor, generator: Generators = None) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] to scaled latents (B, c, H / f, W / f)."""
-    return sample_posterior(vae, vae_posterior(vae, images), generator)
-
-
-def vae_posterior(vae: VAE, images: Tensor) -> Tensor:
-    """What is not random of it: AutoencoderKL's mean and log variance (B, 2c, h, w), others' latents (B, c, h, w)."""
-    encoded = vae.encode(images.to(vae.dtype))
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.parameters
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent  # AutoencoderTiny, AutoencoderDC
-
-
-def sample_posterior(vae: VAE, posterior: Tensor, generator: Generators = None) -> Tensor:
-    """What `vae_posterior` gave to scaled latents (B, c, h, w)."""
-    latents = posterior.to(vae.dtype)
-    if posterior.shape[1] == 2 * vae.config.latent_channels:
-        latents = DiagonalGaussianDistribution(latents).sample(generator)
-    return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 
@@ -41,6 +42,13 @@ def image_grid(
                 text = text[:-1]
             draw.text((left, top + height + 1), text, fill="black")
     return grid
+
+
+def visible(image: np.ndarray) -> Image.Image:
+    """A sample (H, W, C) in [0, 1] as a picture; of two channels the first, of five and more the first three."""
+    channels = image.shape[-1]
+    pixels = (image * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if channels < 3 else pixels if channels < 5 else pixels[..., :3])
 
 
 def loss_plot(path: Path, train: list[tuple[int, float]], held_out: list[tuple[int, float]]) -> None:

@@ -36,11 +36,13 @@ class UnconditionalPipeline(ConditionalPipeline):
         vae: VAE | None = None,
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.0,
+        value_range: dict[str, float] | None = None,
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
             default_num_inference_steps,
             default_guidance_scale,
+            value_range,
             unet=unet,
             scheduler=scheduler,
             adapter=adapter,

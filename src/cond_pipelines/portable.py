@@ -29,7 +29,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 _PACKAGE = "cond_pipelines"
 _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
-_PIPELINE_MODULES = ("portable", "conditional_pipeline", "pipelines")  # in the order in which they import one another
+_PIPELINE_MODULES = (
+    "portable",
+    "vae",
+    "conditional_pipeline",
+    "pipelines",
+)  # in the order in which they import one another
 _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
 _EVERYWHERE = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "transformers"}
 

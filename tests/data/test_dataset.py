@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cond_pipelines.data.dataset import BadRow, Choices, ImageDataset, label_parser, parse_caption
+from cond_pipelines.data.dataset import BadRow, ImageDataset
+from cond_pipelines.data.labels import Choices, label_parser, parse_caption
 from cond_pipelines.data.loading import Columns, load_source
 
 BAD_IMAGES = (3, 70, 99)

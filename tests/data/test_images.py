@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cond_pipelines.data.images import convert, crop, is_gray, open_image, resize, to_array
+from cond_pipelines.data.images import convert, crop, num_channels, open_image, resize, to_array
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -159,8 +159,8 @@ def test_cmyk(channels, expected):
 
 
 def test_gray_modes():
-    assert all(is_gray(Image.new(mode, (1, 1))) for mode in ("1", "L", "I;16", "I", "F"))
-    assert not any(is_gray(Image.new(mode, (1, 1))) for mode in ("P", "RGB", "RGBA", "CMYK", "LA"))
+    assert all(num_channels(Image.new(mode, (1, 1))) == 1 for mode in ("1", "L", "I;16", "I", "F"))
+    assert all(num_channels(Image.new(mode, (1, 1))) == 3 for mode in ("P", "RGB", "RGBA", "CMYK", "LA"))
 
 
 # --------------------------------------------------------------------------------------------------------- EXIF

@@ -194,7 +194,7 @@ def test_nothing_to_load(kwargs, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [[], ["notes.txt"], ["deep/er/notes.md"], ["labels.json"], ["a.npy"]])
+@pytest.mark.parametrize("content", [[], ["notes.txt"], ["deep/er/notes.md"], ["labels.json"], ["a.npz"]])
 def test_folder_without_images(folder, cache, content):
     for name in content:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

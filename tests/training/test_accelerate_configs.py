@@ -38,4 +38,4 @@ def test_sharding_that_is_not_to_be_had(tmp_path, subprocess_env):
     done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: FSDP")]
-    assert line.startswith("warning: FSDP was asked for, this run is NO: nothing is sharded, each process holds")
+    assert line.startswith("warning: FSDP was asked for, this run is NO: nothing is sharded, each of 1 process(es)")

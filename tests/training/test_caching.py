@@ -138,7 +138,7 @@ def test_text_that_cannot_be_kept(trained):
 
 
 # ----------------------------------------------------------------------------------------------------- streamed
-@pytest.mark.parametrize("flag", ["cache_images", "cache_latents"])
+@pytest.mark.parametrize("flag", ["cache_images", "cache_latents", "aspect_buckets"])
 def test_streams_are_not_kept(tmp_path, flag):
     load_shapes(8).save_to_disk(str(tmp_path / "data"))
     assert isinstance(Dataset.load_from_disk(str(tmp_path / "data")), Dataset)

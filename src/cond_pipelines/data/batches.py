@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .buckets import BucketSampler
 from .dataset import BadRow, ImageDataset, Row
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -25,7 +26,7 @@ class Batch:
 
     Args:
         positions: (B,) int64 in the run.
-        pixels: (B, C, H, W) uint8.
+        pixels: (B, C, H, W) uint8, or float32 in [-1, 1].
         inputs: of the adapter's `preprocess`, tensors with B rows.
         latents: (B, c, h, w) float32 where they were kept.
     """
@@ -37,7 +38,7 @@ class Batch:
 
     def images(self, device: torch.device) -> Tensor:
         """(B, C, H, W) float32 in [-1, 1] on the device."""
-        return self.pixels.to(device, non_blocking=True).float() / 127.5 - 1
+        return signed(self.pixels.to(device, non_blocking=True))
 
     def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
         return {name: x.to(device, non_blocking=True) for name, x in self.inputs.items()}
@@ -50,6 +51,11 @@ class Batch:
             inputs,
             None if self.latents is None else self.latents.pin_memory(),
         )
+
+
+def signed(pixels: Tensor) -> Tensor:
+    """uint8, or what is so already, to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
 
 
 class PositionSampler(torch.utils.data.Sampler):
@@ -179,7 +185,11 @@ def make_loader(
         return torch.utils.data.DataLoader(
             stream, batch_size=batch_size, **common | {"num_workers": min(1, num_workers)}
         )
-    sampler = PositionSampler(indices, batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
+    where = {"seed": seed, "rank": rank, "world_size": world_size, "start": start}
+    if dataset.buckets is not None:
+        sampler = BucketSampler(dataset.by_bucket(indices), batch_size, **where)
+    else:
+        sampler = PositionSampler(indices, batch_size, **where)
     return torch.utils.data.DataLoader(_Positioned(dataset), batch_sampler=sampler, **common)
 
 

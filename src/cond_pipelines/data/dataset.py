@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 
 from . import images as im
 from .array_file import ArrayFile, stored
+from .buckets import nearest_size
+from .labels import Choices
 from .loading import Columns, as_files
 
 _logger = logging.getLogger(__name__)
@@ -31,16 +33,12 @@ class BadRow(ValueError):
         super().__init__(message.rsplit("BadRow: ", 1)[-1].strip())
 
 
-class Choices(tuple):
-    """Several conditions of one image, such as captions; one is drawn each time."""
-
-
 @dataclass
 class Row:
     """One training example.
 
     Args:
-        pixels: (H, W, C) uint8.
+        pixels: (H, W, C) uint8, or float32 in [-1, 1].
         condition: what the adapter's `preprocess` takes, or None.
         latents: (c, h, w) float32, what a VAE made of the pixels, where that was kept.
     """
@@ -64,6 +62,8 @@ class ImageDataset(torch.utils.data.Dataset):
         channels, resolution, center_crop, random_flip, interpolation: as the training flags.
         on_bad_image: "error" or "skip".
         parse_condition: value of the condition column to raw condition; raises ValueError for a bad one.
+        value_range: what becomes -1 and 1, for images that are not of 8 bits; see `images.to_array`.
+        buckets: (height, width) of which each image gets the nearest, instead of (resolution, resolution).
         cache_dir: keep decoded images in a file there, instead of in memory where they fit.
     """
 
@@ -77,6 +77,8 @@ class ImageDataset(torch.utils.data.Dataset):
     on_bad_image: str = "error"
     parse_condition: Callable[[Any], Any] = lambda value: value
     seed: int = 0
+    value_range: tuple[float, float] | None = None
+    buckets: list[tuple[int, int]] | None = None
     cache_dir: Path | None = None
     skipped: list[str] = field(default_factory=list)
 
@@ -94,16 +96,20 @@ class ImageDataset(torch.utils.data.Dataset):
         self._arrays: dict[int, np.ndarray] | ArrayFile = {}
         self.latents: ArrayFile | None = None
         self._conditions: dict[int, Any] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self.usable)
 
     def __getitem__(self, key: tuple[int, int]) -> Row:
         position, index = key
+        size = self.size_of(int(self.usable[index]))
         for stand_in in self._stand_ins(index):
             row = int(self.usable[stand_in])
             try:
-                found = self._augment(self._array(row), self.read_condition(row), position)
+                if self.size_of(row) != size:  # a batch is of one size
+                    continue
+                found = self._augment(self._array(row), self.read_condition(row), position, size)
                 if self.latents is not None:  # of the centre, as it is and, where images are flipped, as it is flipped
                     number = 2 * row + found.flipped if self.random_flip else row
                     found.latents = self.latents[number]
@@ -136,12 +142,15 @@ class ImageDataset(torch.utils.data.Dataset):
             self.skipped.append(str(error))
             _logger.warning("skipped %s", error)
 
-    def _augment(self, array: np.ndarray, condition: Any, position: int) -> Row:
+    def _augment(
+        self, array: np.ndarray, condition: Any, position: int, size: int | tuple[int, int] | None = None
+    ) -> Row:
+        size = size or self.resolution
         if self.center_crop and not self.random_flip and not isinstance(condition, Choices):
-            return Row(im.crop(array, self.resolution, None), condition)  # nothing is random
+            return Row(im.crop(array, size, None), condition)  # nothing is random
         # Philox is counter-based: an independent stream for every position, at no cost of skipping there.
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, position]))
-        pixels = im.crop(array, self.resolution, None if self.center_crop else rng)
+        pixels = im.crop(array, size, None if self.center_crop else rng)
         flipped = bool(self.random_flip and rng.random() < 0.5)
         if isinstance(condition, Choices):
             condition = condition[rng.integers(len(condition))]
@@ -151,8 +160,30 @@ class ImageDataset(torch.utils.data.Dataset):
         return self._arrays[row] if row in self._arrays else self.read_image(row)
 
     def centre(self, row: int) -> np.ndarray:
-        """(resolution, resolution, C) uint8 of a row of `rows`. Raises BadRow."""
-        return im.crop(self._array(row), self.resolution, None)
+        """The middle (H, W, C) of a row of `rows`. Raises BadRow."""
+        return im.crop(self._array(row), self.size_of(row), None)
+
+    def size_of(self, row: int) -> int | tuple[int, int]:
+        """The side, or (height, width), that a row of `rows` is cropped to. Raises BadRow."""
+        if self.buckets is None:
+            return self.resolution
+        if row not in self._sizes:
+            try:
+                found = im.size_px(self.rows[row][self.columns.image])
+            except OSError as error:
+                raise self._unreadable(error, self.name(row)) from error
+            self._sizes[row] = nearest_size(*found, self.buckets)
+        return self._sizes[row]
+
+    def by_bucket(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Those of `indices` that are of each bucket."""
+        of_size: dict[Any, list[int]] = {size: [] for size in self.buckets or [self.resolution]}
+        for index in indices:
+            try:
+                of_size[self.size_of(int(self.usable[index]))].append(int(index))
+            except BadRow as error:
+                self._skip(error)
+        return [np.array(found, dtype=int) for found in of_size.values()]
 
     def name(self, row: int) -> str:
         """How a user finds this row: its file where there is one."""
@@ -173,10 +204,16 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _to_array(self, value: Any, name: Callable[[], str]) -> np.ndarray:
         try:
-            return im.to_array(im.open_image(value), self.channels, self.resolution, self.interpolation)
+            image, size = im.open_image(value), self.resolution
+            if self.buckets is not None:
+                size = nearest_size(*im.size_px(image), self.buckets)
+            return im.to_array(image, self.channels, size, self.interpolation, self.value_range)
         except (OSError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise BadRow(f"{name()}: unreadable image: {reason}; mend it, or --on_bad_image skip") from error
+            raise self._unreadable(error, name()) from error
+
+    def _unreadable(self, error: Exception, name: str) -> BadRow:
+        reason = " ".join(str(error).split())
+        return BadRow(f"{name}: unreadable image: {reason}; mend it, or --on_bad_image skip")
 
     def _to_condition(self, value: Any, name: Callable[[], str]) -> Any:
         if self.columns.condition is None:
@@ -250,7 +287,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def images_fingerprint(self) -> str:
         """Of every image file, by its content or by path, size and time, and of how it is decoded."""
-        digest = hashlib.sha256(repr((len(self.rows), self.channels, self.resolution, self.interpolation)).encode())
+        digest = hashlib.sha256(
+            repr(
+                (len(self.rows), self.channels, self.resolution, self.interpolation, self.value_range, self.buckets)
+            ).encode()
+        )
         for start in range(0, len(self.rows), 256):
             for value in self._values(list(range(start, min(start + 256, len(self.rows))))):
                 if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
@@ -334,57 +375,6 @@ class ImageDataset(torch.utils.data.Dataset):
             lines += [f"  {reason}" for reason in self.skipped[:10]]
             lines += [f"  and {len(self.skipped) - 10:,} more"] if len(self.skipped) > 10 else []
         return "\n".join(lines)
-
-
-def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[Any], int | None]]:
-    """Class names and a parser for a column of labels.
-
-    Args:
-        values: all values of the column.
-        feature: its `datasets` feature.
-
-    Returns:
-        id2label, and a function from a value to its id (None: no label) that raises ValueError for a bad one.
-    """
-    if isinstance(feature, datasets.ClassLabel):
-        id2label = dict(enumerate(feature.names))
-    else:
-        values = list(values)
-        if not isinstance(feature, datasets.Value):
-            raise ValueError(f"the label column holds no labels but {feature}: name another with --label_column")
-        known = sorted({v for v in values if v is not None and v != "" and v != -1})
-        if not known:
-            raise ValueError("the label column holds no label")
-        if all(isinstance(v, int) for v in known):
-            if max(known) > 100 * len(known) + 1000:
-                raise ValueError(f"labels up to {max(known)}, only {len(known)} different: number them 0, 1, 2, ...")
-            id2label = {i: str(i) for i in range(max(known) + 1)}
-        else:
-            id2label = dict(enumerate(str(v) for v in known))
-    ids = {name: i for i, name in id2label.items()}
-    numeric = isinstance(feature, datasets.ClassLabel) or all(isinstance(v, int) for v in values if v is not None)
-
-    def parse(value: Any) -> int | None:
-        if value is None or value == "" or value == -1:
-            return None
-        if numeric:
-            if value not in id2label:
-                raise ValueError(f"label {value} is outside of 0 .. {len(id2label) - 1}")
-            return int(value)
-        return ids[str(value)]
-
-    return id2label, parse
-
-
-def parse_caption(value: Any) -> str | Choices:
-    """One caption or several; raises ValueError where nothing is said."""
-    captions = [c for c in (value if isinstance(value, list | tuple) else [value]) if c is not None]
-    if not all(isinstance(c, str) for c in captions):
-        raise ValueError(f"caption {value!r} is not text (another column may be: --caption_column)")
-    captions = [c for c in captions if c.strip()]
-    if not captions:
-        raise ValueError(f"empty caption {value!r}")
-    return Choices(captions) if isinstance(value, list | tuple) else captions[0]
 
 
 def row_name(row: str, image: Any) -> str:

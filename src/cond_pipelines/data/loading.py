@@ -52,6 +52,8 @@ def load_source(
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     function = load_object(dataset_name) if dataset_name and ":" in dataset_name else None
     try:
+        if train_data_dir and next(Path(train_data_dir).rglob("*.npy"), None):
+            return _array_folder(Path(train_data_dir))
         saved = train_data_dir and any(
             (Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")
         )
@@ -70,6 +72,25 @@ def load_source(
     except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
+
+
+def _array_folder(folder: Path) -> datasets.Dataset:
+    """A folder of .npy files as `imagefolder` reads images: metadata.jsonl or .csv, or one sub-folder per class."""
+    metadata = next((p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file()), None)
+    if metadata is not None:
+        kind = "csv" if metadata.suffix == ".csv" else "json"
+        rows = datasets.load_dataset(kind, data_files=str(metadata), split="train")
+        if "file_name" not in rows.column_names:
+            raise ValueError(f"{metadata} has no column file_name")
+        paths, rows = [str(folder / name) for name in rows["file_name"]], rows.remove_columns("file_name")
+    else:
+        paths = sorted(str(p) for p in folder.rglob("*.npy"))
+        names = sorted({Path(p).parent.name for p in paths if Path(p).parent != folder})
+        rows = datasets.Dataset.from_dict({"label": [Path(p).parent.name for p in paths]} if names else {})
+        rows = rows.cast_column("label", datasets.ClassLabel(names=names)) if names else rows
+    images = {"image": [{"bytes": None, "path": path} for path in paths]}
+    found = datasets.Dataset.from_dict(images, datasets.Features(image=datasets.Image(decode=False)))
+    return datasets.concatenate_datasets([found, rows], axis=1) if rows.column_names else found
 
 
 def as_files(rows: Any, image_column: str) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..card import write_card
 from ..conditional_pipeline import ConditionalPipeline
-from ..data.dataset import Choices
+from ..data.labels import Choices
 from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
 from . import measures as m
@@ -209,6 +209,8 @@ def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingD
     if not (known.get("train_data_dir") or known.get("dataset_name")):
         raise ValueError("name the real images: --train_data_dir or --dataset_name")
     size = pipe.unet.config.sample_size
+    if known.get("aspect_buckets") or known.get("value_range"):
+        raise ValueError("models with --aspect_buckets or --value_range cannot be evaluated yet")
     known |= {"conditioning": pipe.adapter.conditioning, "resolution": pipe.vae_scale_factor * size}
     known |= {"on_bad_image": "skip", "streaming": False, "pretrained_model_name_or_path": None, "unet_size": None}
     known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}

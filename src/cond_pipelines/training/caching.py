@@ -5,6 +5,7 @@ posterior is kept, not a draw from it; condition dropout and the choice of a cap
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline, sample_posterior, vae_posterior
+from ..conditional_pipeline import ConditionalPipeline
 from ..data.array_file import ArrayFile, stored
-from ..data.batches import Batch, draw_generators
-from ..data.dataset import Choices
+from ..data.batches import Batch, draw_generators, signed
+from ..data.labels import Choices
+from ..vae import sample_posterior, vae_posterior
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .setup import TrainingData, cache_home
@@ -58,14 +60,15 @@ def cache_latents(config: TrainingConfig, data: TrainingData, pipe: ConditionalP
     def make(_: dict[int, str]) -> Iterator[np.ndarray | None]:
         usable = set(dataset.usable.tolist())
         for rows in tqdm(_batches(list(range(len(dataset.rows)))), desc="Encoding images", unit="batch"):
-            pixels = [dataset.centre(row) for row in rows if row in usable]  # (H, W, C) each
-            found: dict[bool, Iterator[np.ndarray]] = {}
-            for flip in flips if pixels else ():
-                batch = torch.from_numpy(np.stack([p[:, ::-1] if flip else p for p in pixels]))  # (B, H, W, C)
-                batch = batch.permute(0, 3, 1, 2).contiguous().to(device).float() / 127.5 - 1  # (B, C, H, W)
-                found[flip] = iter(vae_posterior(pipe.vae, batch).float().cpu().numpy())
-            for row in rows:
-                yield from (next(found[flip]) if row in usable else None for flip in flips)
+            pixels = {row: dataset.centre(row) for row in rows if row in usable}  # (H, W, C) each
+            found: dict[tuple[int, bool], np.ndarray] = {}
+            for flip, shape in itertools.product(flips, {p.shape for p in pixels.values()}):
+                some = [row for row, p in pixels.items() if p.shape == shape]
+                batch = torch.from_numpy(np.stack([pixels[row][:, ::-1] if flip else pixels[row] for row in some]))
+                batch = signed(batch.permute(0, 3, 1, 2).contiguous().to(device))  # (B, C, H, W)
+                for row, posterior in zip(some, vae_posterior(pipe.vae, batch).float().cpu().numpy(), strict=True):
+                    found[row, flip] = posterior
+            yield from (found.get((row, flip)) for row in rows for flip in flips)
 
     dataset.latents = stored(cache_folder(config, "latents", *depends_on), make)
 

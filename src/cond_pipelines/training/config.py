@@ -64,7 +64,11 @@ class DataArguments:
     caption_column: str | None = _arg(None, "Default: the column named text or caption. A list: one is drawn a step.")
     condition_column: str | None = _arg(None, "For --conditioning custom: the column given to your adapter.")
     resolution: int | None = _arg(None, "Images are resized to this many pixels a side. Default: the images' own size.")
-    channels: int | None = _arg(None, "1 gray, 3 RGB, 4 RGBA. Default: 1 where all images are gray, else 3.")
+    channels: int | None = _arg(None, "1 gray, 3 RGB, 4 RGBA, up to 16. Default: 1 where all images are gray, else 3.")
+    value_range: list[float] = _arg(
+        [], "LOW HIGH: the values that become -1 and 1, for images that are not of 8 bits: 16-bit PNG, TIFF, .npy, ..."
+    )
+    aspect_buckets: bool = _arg(False, "Keep images wide or tall, of about resolution x resolution pixels.")
     center_crop: bool = _arg(True, "Crop the centre; --no_center_crop: a random place.")
     random_flip: bool = _arg(False, "Flip half of the images left to right.")
     image_interpolation_mode: str = _arg("lanczos", "Of the resize: nearest, box, bilinear, hamming, bicubic, lanczos.")
@@ -162,7 +166,7 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             "prediction_type": (None, "epsilon", "v_prediction", "sample"),
             "lr_scheduler": ("constant", "linear", "cosine", "warmup_stable_decay"),
             "image_interpolation_mode": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
-            "channels": (None, 1, 3, 4),
+            "channels": (None, *range(1, 17)),
             "hub_strategy": ("end", "every_save"),
         }
         for name, allowed in choices.items():
@@ -200,6 +204,10 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             raise ValueError("--unet_size has no meaning with --pretrained_model_name_or_path: leave it out")
         if self.pretrained_model_name_or_path and self.pretrained_vae_model_name_or_path:
             raise ValueError("--pretrained_vae_model_name_or_path: the pretrained model keeps its own, leave this out")
+        if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
+            raise ValueError(f"--value_range {self.value_range} must be two numbers, the lower one first")
+        if self.channels not in (None, 1, 3, 4) and not self.value_range:
+            raise ValueError(f"--channels {self.channels} needs --value_range: 8-bit images have 1, 3 or 4")
         if self.train_data_dir and self.dataset_name:
             raise ValueError("give either --train_data_dir or --dataset_name, not both")
 
@@ -264,7 +272,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def _is_a(value: Any, hint: Any) -> bool:
     if get_origin(hint) is list:
-        return isinstance(value, list) and all(isinstance(v, get_args(hint)) for v in value)
+        return isinstance(value, list) and all(_is_a(v, get_args(hint)[0]) for v in value)
     types = get_args(hint) or (hint,)
     if isinstance(value, bool):
         return bool in types

@@ -19,14 +19,17 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..adapters import ClassLabelAdapter, ConditioningAdapter, TextAdapter, UnconditionalAdapter
-from ..conditional_pipeline import VAE, ConditionalPipeline, vae_scale_factor
+from ..conditional_pipeline import ConditionalPipeline
 from ..data import images as im
-from ..data.dataset import Choices, ImageDataset, label_parser, parse_caption, row_name
+from ..data.buckets import bucket_sizes
+from ..data.dataset import ImageDataset, row_name
+from ..data.labels import Choices, label_parser, parse_caption
 from ..data.loading import as_files, find_columns, load_object, load_source
 from ..objectives import Objective
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
+from ..vae import VAE, vae_scale_factor
 from .config import TrainingConfig
 
 # The whole difference between the settings.
@@ -112,10 +115,13 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
         on_bad_image=config.on_bad_image,
         parse_condition=parse,
         seed=config.seed,
+        value_range=tuple(config.value_range) or None,
+        buckets=bucket_sizes(resolution) if config.aspect_buckets else None,
         cache_dir=cache_home(config) if config.cache_images else None,
     )
-    if streamed and config.cache_images:
-        raise ValueError("--cache_images needs a data set that is not streamed: leave --streaming out")
+    for flag in ("cache_images", "aspect_buckets"):
+        if streamed and getattr(config, flag):
+            raise ValueError(f"--{flag} needs a data set that is not streamed: leave --streaming out")
     if streamed:
         return TrainingData(dataset, None, np.array([], dtype=int), id2label)
     dataset.check()
@@ -143,9 +149,9 @@ def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool
         raise ValueError(f"{bad[0]}; mend it, or --on_bad_image skip")
     if not images:
         raise ValueError(f"none of the first {len(bad)} images can be read; {bad[0]}" if bad else "there are no images")
-    side = int(np.median([min(image.size) for image in images]))
+    side = int(np.median([im.shorter_side_px(image) for image in images]))
     resolution = config.resolution or min(256, max(8, side // 8 * 8))
-    return resolution, config.channels or (1 if all(im.is_gray(image) for image in images) else 3)
+    return resolution, config.channels or max(im.num_channels(image) for image in images)
 
 
 def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:
@@ -224,6 +230,8 @@ def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPi
         "conditioning": config.conditioning,
         "resolution": data.dataset.resolution,
         "channels": data.dataset.channels,
+        "value range": config.value_range,
+        "aspect_buckets": config.aspect_buckets,
         "data set": data.dataset.fingerprint(),
         "adapter": f"{type(pipe.adapter).__name__} {adapter}",
         "network": hashlib.sha256(pipe.unet.to_json_string().encode()).hexdigest()[:12],
@@ -244,7 +252,12 @@ def build_pipeline(
     scale = 1 if vae is None else vae_scale_factor(vae)
     if dataset.resolution % scale:
         raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {scale}, the VAE's scale factor")
-    sample_size = dataset.resolution // scale
+    sample_size: int | tuple[int, int] = dataset.resolution // scale
+    if dataset.buckets is not None and data.train is not None:
+        if any(side % scale for size in dataset.buckets for side in size):
+            raise ValueError(f"--aspect_buckets with this VAE needs a --resolution that is a multiple of {8 * scale}")
+        common = dataset.size_of(int(dataset.usable[max(dataset.by_bucket(data.train), key=len)[0]]))
+        sample_size = common[0] // scale, common[1] // scale  # what is drawn when no height and width are given
     if parent is not None:
         unet = parent.unet
         scheduler = build_scheduler(config) if config.scheduler else parent.scheduler
@@ -267,6 +280,7 @@ def build_pipeline(
         **components,
         default_num_inference_steps=config.default_num_inference_steps,
         default_guidance_scale=config.default_guidance_scale,
+        value_range=dict(zip(("low", "high"), config.value_range, strict=False)) or None,
     )
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()

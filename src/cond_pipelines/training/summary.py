@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..card import TrainingFacts, training_versions, write_card
 from ..conditional_pipeline import ConditionalPipeline
-from ..data.dataset import Choices
+from ..data.labels import Choices
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .setup import TrainingData

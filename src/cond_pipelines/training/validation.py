@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from ..conditional_pipeline import ConditionalPipeline
-from ..data.batches import draw_noise
+from ..data.batches import draw_noise, signed
 from ..objectives import Objective
-from ..pictures import image_grid
+from ..pictures import image_grid, visible
 from .config import TrainingConfig
 from .ema import WeightAverage
 from .setup import TrainingData
@@ -52,11 +52,12 @@ def held_out_loss(
     if not len(data.held_out):
         return None
     device, losses = accelerator.device, []
-    for start in range(0, len(data.held_out), batch_size):
-        indices = data.held_out[start : start + batch_size]
+    start = 0
+    parts = [part for part in data.dataset.by_bucket(data.held_out) if len(part)]  # a batch is of one size
+    for indices in [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]:
         rows = [data.dataset[0, int(i)] for i in indices]
         pixels = torch.stack([torch.from_numpy(row.pixels.copy()) for row in rows]).permute(0, 3, 1, 2)  # (B, C, H, W)
-        x_0 = pipe.encode_images(pixels.to(device).float() / 127.5 - 1, torch.Generator(device).manual_seed(start))
+        x_0 = pipe.encode_images(signed(pixels.to(device)), torch.Generator(device).manual_seed(start))
         positions = torch.arange(start, start + len(indices))
         noise, u, _ = draw_noise(data.dataset.seed + 1, positions, x_0.shape[1:], device)
         noised = objective.sample(x_0, noise, u)
@@ -64,6 +65,7 @@ def held_out_loss(
             cond, _ = pipe.encode_condition([row.condition for row in rows])
             prediction = pipe.unet(noised.x_t, noised.t, **cond.unet_kwargs()).sample
         losses.append(noised.loss(prediction))
+        start += len(indices)
     return torch.cat(losses).mean().item()
 
 
@@ -110,9 +112,13 @@ def sample_images(
         generators = [torch.Generator().manual_seed(seed + i) for i in some]
         with accelerator.autocast():
             images = ConditionalPipeline.__call__(
-                pipe, [conditions[i] for i in some], generator=generators, num_inference_steps=num_inference_steps
-            ).images
-        made += zip(some, images, strict=True)
+                pipe,
+                [conditions[i] for i in some],
+                generator=generators,
+                num_inference_steps=num_inference_steps,
+                output_type="np",
+            ).images  # (B, H, W, C)
+        made += zip(some, map(visible, images), strict=True)
     pipe.set_progress_bar_config(disable=False)
     return [image for _, image in sorted(gather_object(made), key=lambda pair: pair[0])]
 

@@ -1,0 +1,35 @@
+"""Images to latents, for any of diffusers' autoencoders."""
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+Generators = torch.Generator | list[torch.Generator] | None
+VAE = AutoencoderKL | AutoencoderTiny | AutoencoderDC
+
+
+def vae_scale_factor(vae: VAE) -> int:
+    """Image pixels per latent pixel along a side."""
+    return getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def vae_encode(vae: VAE, images: Tensor, generator: Generators = None) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] to scaled latents (B, c, H / f, W / f)."""
+    return sample_posterior(vae, vae_posterior(vae, images), generator)
+
+
+def vae_posterior(vae: VAE, images: Tensor) -> Tensor:
+    """What is not random of it: AutoencoderKL's mean and log variance (B, 2c, h, w), others' latents (B, c, h, w)."""
+    encoded = vae.encode(images.to(vae.dtype))
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.parameters
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent  # AutoencoderTiny, AutoencoderDC
+
+
+def sample_posterior(vae: VAE, posterior: Tensor, generator: Generators = None) -> Tensor:
+    """What `vae_posterior` gave to scaled latents (B, c, h, w)."""
+    latents = posterior.to(vae.dtype)
+    if posterior.shape[1] == 2 * vae.config.latent_channels:
+        latents = DiagonalGaussianDistribution(latents).sample(generator)
+    return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
