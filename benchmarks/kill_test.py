@@ -25,18 +25,19 @@ from safetensors.torch import load_file
 STEPS, SAVE_EVERY = 480, 6
 
 
-def start(folder: Path, num_processes: int) -> subprocess.Popen:
+def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
     """The same command every time, as a scheduler would restart it."""
+    num_processes = options.num_processes
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
     command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "cond_pipelines.training"]
     flags = {
-        "conditioning": "class",
+        "conditioning": options.conditioning,
         "dataset_name": "cond_pipelines.demo:demo_shapes",
         "max_train_samples": 500,
         "resolution": 16,
         "unet_size": "xxs",
         "train_batch_size": 8 // num_processes,
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
         "max_train_steps": STEPS,
         "checkpointing_steps": SAVE_EVERY,
         "checkpoints_total_limit": 2,
@@ -110,15 +111,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_kills", type=int, default=20)
     parser.add_argument("--num_processes", type=int, default=1)
+    parser.add_argument("--conditioning", default="class")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
     whole, killed = root / "whole", root / "killed"
-    if start(whole, options.num_processes).wait() != 0:
+    if start(whole, options).wait() != 0:
         raise SystemExit("the run that nobody disturbs failed")
     kills, during_save, lost = 0, 0, 0
     while kills < options.num_kills:
-        process = start(killed, options.num_processes)
+        process = start(killed, options)
         wait_for_an_instant(process, killed, rng)
         if process.poll() is not None:
             raise SystemExit(f"the run ended with code {process.returncode} after {kills} kills; take more STEPS")
@@ -128,15 +131,15 @@ def main() -> None:
         lost = max(lost, logged_step(killed) - saved_step(killed))
         where = ", during a save" if unfinished else ""
         print(f"kill {kills}: logged step {logged_step(killed)}, saved {saved_step(killed)}{where}", flush=True)
-    if start(killed, options.num_processes).wait() != 0:
+    if start(killed, options).wait() != 0:
         raise SystemExit(f"the resumed run failed, after {kills} kills")
     (weights, log), (expected, expected_log) = result(killed), result(whole)
     same = weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)
     left = [path.name for path in killed.glob("unfinished-*")]
     print(
-        f"{options.num_processes} process(es), {kills} kills, {during_save} during a save; at most {lost} logged steps "
-        f"lost (a checkpoint every {SAVE_EVERY}); weights identical: {same}; log identical: {log == expected_log}; "
-        f"left over: {left}"
+        f"{options.conditioning}, {options.num_processes} process(es), {kills} kills, {during_save} during a save; "
+        f"at most {lost} logged steps lost (a checkpoint every {SAVE_EVERY}); weights identical: {same}; "
+        f"log identical: {log == expected_log}; left over: {left}"
     )
     raise SystemExit(0 if same and log == expected_log and not left and lost <= SAVE_EVERY else 1)
 

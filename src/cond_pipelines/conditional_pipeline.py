@@ -307,8 +307,8 @@ class ConditionalPipeline(PortablePipeline):
         """Raise ValueError for arguments that no setting can use."""
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ValueError(f"height {height} and width {width} must be multiples of {self.vae_scale_factor}")
-        channels = self.unet.config.out_channels
-        if output_type == "pil" and self.vae is None and channels not in (1, 3, 4):
+        if output_type == "pil" and self.vae is None and self.unet.config.out_channels not in (1, 3, 4):
+            channels = self.unet.config.out_channels
             raise ValueError(f"{channels} channels make no PIL image: pass output_type='np' or 'pt'")
         low, high = guidance_interval
         if not 0 <= low <= high <= 1:

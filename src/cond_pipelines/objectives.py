@@ -84,6 +84,14 @@ class Objective(ABC):
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         """Noise `x_0` at the times of quantile `u`."""
 
+    @abstractmethod
+    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+        """Noise `x_0` to signal-to-noise ratios, weighted such that the loss is that of the noise.
+
+        Args:
+            log_snr: (B,) natural logarithm of signal power over noise power, for images of power 1.
+        """
+
 
 def _column(x: Tensor) -> Tensor:
     return x[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
@@ -109,9 +117,16 @@ class FlowMatching(Objective):
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         # Eq. 19: sigma = sigmoid(m + s * n), n ~ N(0, 1)
         sigma = torch.sigmoid(self.logit_mean + self.logit_std * _normal_quantile(u))  # (B,)
+        return self._at(x_0, noise, sigma, torch.ones_like(sigma))
+
+    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+        sigma = torch.sigmoid(-log_snr / 2)  # snr = ((1 - sigma) / sigma)^2
+        return self._at(x_0, noise, sigma, (1 - sigma).square())  # noise = x_t + (1 - sigma) v
+
+    def _at(self, x_0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Noised:
         # Eq. 13: x_t = (1 - sigma) x_0 + sigma noise, so dx/dsigma = noise - x_0
         x_t = (1 - _column(sigma)) * x_0 + _column(sigma) * noise
-        return Noised(x_t, sigma * self.num_train_timesteps, noise - x_0, torch.ones_like(sigma))
+        return Noised(x_t, sigma * self.num_train_timesteps, noise - x_0, weight)
 
 
 class DDPM(Objective):
@@ -134,6 +149,20 @@ class DDPM(Objective):
         num_timesteps = len(self.alphas_cumprod)
         t = (u * num_timesteps).long().clamp(max=num_timesteps - 1)  # (B,)
         alpha_bar = self.alphas_cumprod.to(x_0.device)[t]  # (B,)
+        return self._at(x_0, noise, t, alpha_bar, self._weight(alpha_bar))
+
+    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+        alphas = self.alphas_cumprod.to(x_0.device)
+        t = (alphas.logit()[None] - log_snr[:, None]).abs().argmin(dim=1)  # (B,): the nearest there is
+        alpha_bar = alphas[t]
+        weight = {  # |eps - eps_hat|^2 over that of the target
+            "epsilon": torch.ones_like(alpha_bar),
+            "sample": alpha_bar / (1 - alpha_bar),
+            "v_prediction": alpha_bar,
+        }[self.prediction_type]
+        return self._at(x_0, noise, t, alpha_bar, weight)
+
+    def _at(self, x_0: Tensor, noise: Tensor, t: Tensor, alpha_bar: Tensor, weight: Tensor) -> Noised:
         signal, sigma = _column(alpha_bar.sqrt()), _column((1 - alpha_bar).sqrt())
         x_t = signal * x_0 + sigma * noise  # Eq. 4
         target = {
@@ -141,7 +170,7 @@ class DDPM(Objective):
             "sample": x_0,
             "v_prediction": signal * noise - sigma * x_0,  # Salimans and Ho 2022, arXiv 2202.00512, section 4
         }[self.prediction_type]
-        return Noised(x_t, t, target, self._weight(alpha_bar))
+        return Noised(x_t, t, target, weight)
 
     def _weight(self, alpha_bar: Tensor) -> Tensor:
         if self.snr_gamma is None:
@@ -187,6 +216,14 @@ class EDM(Objective):
 
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         sigma = torch.exp(self.P_mean + self.P_std * _normal_quantile(u)).clamp(self.sigma_min, self.sigma_max)  # (B,)
+        return self._at(x_0, noise, sigma, torch.ones_like(sigma))
+
+    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+        sigma = torch.exp(-log_snr / 2).clamp(self.sigma_min, self.sigma_max)
+        weight = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)  # noise = (x - D) / sigma: (c_out / sigma)^2
+        return self._at(x_0, noise, sigma, weight)
+
+    def _at(self, x_0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Noised:
         total = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / total
         c_out = self.sign * sigma * self.sigma_data / total.sqrt()
@@ -194,4 +231,4 @@ class EDM(Objective):
         c_noise = sigma.log() / 4
         x = x_0 + _column(sigma) * noise
         target = (x_0 - _column(c_skip) * x) / _column(c_out)  # Eq. 8
-        return Noised(_column(c_in) * x, c_noise, target, torch.ones_like(sigma))
+        return Noised(_column(c_in) * x, c_noise, target, weight)

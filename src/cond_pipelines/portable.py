@@ -80,9 +80,22 @@ class PortablePipeline(DiffusionPipeline):
             >>> pipe.push_to_hub("me/flowers", private=True)
         """
         if _INSTALLED:
-            return importlib.import_module(f"{_PACKAGE}.hub").push_pipeline(self, repo_id, **kwargs)
+            return self._installed("hub").push_pipeline(self, repo_id, **kwargs)
         kwargs.pop("revision", None)  # diffusers' own has no such argument
         return super().push_to_hub(repo_id, **kwargs)
+
+    def classify(self, images: Any, conditions: list[Any], **kwargs: Any) -> Any:
+        """p(y|x) from p(x|y): under which of some conditions each image was drawn; see `likelihood.classify`."""
+        return self._installed("likelihood").classify(self, images, conditions, **kwargs)
+
+    def bits_per_dim(self, images: Any, conditions: list[Any] | None = None, **kwargs: Any) -> Any:
+        """The variational bound on -log2 p(image) a pixel value, (N,); see `likelihood.bits_per_dim`."""
+        return self._installed("likelihood").bits_per_dim(self, images, conditions, **kwargs)
+
+    def _installed(self, module: str) -> Any:
+        if not _INSTALLED:
+            raise ImportError("this needs the package that the model was made with: pip install cond-pipelines")
+        return importlib.import_module(f"{_PACKAGE}.{module}")
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:

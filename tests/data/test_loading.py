@@ -1,5 +1,7 @@
 import csv
+import io
 import json
+import tarfile
 
 import datasets
 import numpy as np
@@ -119,6 +121,27 @@ def test_parquet(folder, cache, streaming):
         (i, i % 2, CAPTIONS[i]) for i in range(NUM_IMAGES)
     ]
     assert found.features["label"].names == ["even", "odd"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset(folder, cache, streaming):
+    """Tar shards with files of one name and several endings: an image, its caption, its class."""
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:04}.tar", "w") as tar:
+            for i in range(3 * shard, 3 * shard + 3):
+                file = io.BytesIO()
+                picture(i).save(file, "PNG")
+                for ending, content in (("png", file.getvalue()), ("txt", CAPTIONS[i].encode()), ("cls", b"%d" % i)):
+                    entry = tarfile.TarInfo(f"{i:05}.{ending}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    found = load_source(str(folder), cache_dir=cache, streaming=streaming)
+    assert find_columns(found.features, "text") == Columns("png", "txt")
+    assert find_columns(found.features, "class") == Columns("png", "cls")
+    assert [(number({"image": row["png"]}), row["txt"], row["cls"]) for row in found] == [
+        (i, CAPTIONS[i], i) for i in range(6)
+    ]
+    assert not streaming or found.num_shards == 2
 
 
 def test_arrow(folder, cache):
