@@ -1,4 +1,4 @@
-"""Likelihoods, against data whose likelihood is known: independent normal pixels, and the model that is exact for them."""
+"""Likelihoods, against data whose likelihood is known: normal pixels, and the model that is exact for them."""
 
 import math
 from types import SimpleNamespace
@@ -76,7 +76,7 @@ SCHEDULERS = [
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: f"{type(s).__name__}-{s.config.get('prediction_type')}")
 def test_signal_to_noise(scheduler):
-    """What is noised at a ratio has it; a target that is right for the noise has no loss, one that is off has its own."""
+    """What is noised at a ratio has it; what is right for the noise has no loss, what is off has that of the noise."""
     objective = Objective.from_scheduler(scheduler)
     log_snr = torch.linspace(-4, 6, 11)
     ones, nothing = torch.ones(11, 1, 2, 2), torch.zeros(11, 1, 2, 2)

@@ -141,7 +141,7 @@ class CardFacts:
             latent=vae is not None,
             id2label={str(k): v for k, v in (adapter.get("id2label") or {}).items()},
             num_inference_steps=index.get("default_num_inference_steps", 30),
-            guidance_scale=index.get("default_guidance_scale", 2.0),
+            guidance_scale=index.get("default_guidance_scale", 2.5),
             scheduler=index["scheduler"][1],
             pictures=[p for p in pictures if (folder / p).is_file()],
             user=_user_facts(folder / "card.yaml"),

@@ -59,7 +59,7 @@ class ConditionalPipeline(PortablePipeline):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         default_num_inference_steps: int = 30,
-        default_guidance_scale: float = 2.0,
+        default_guidance_scale: float = 2.5,
         value_range: dict[str, float] | None = None,
     ):
         super().__init__()

@@ -7,9 +7,13 @@ def main(args: list[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table; bad arguments end in one line and exit code 2."""
     from .evaluation.config import parse_args
     from .evaluation.run import evaluate
+    from .evaluation.sweep import sweep, table
 
     config = parse_args(args)
     try:
+        if config.sweep:
+            print(table(sweep(config)))
+            return
         report = evaluate(config)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

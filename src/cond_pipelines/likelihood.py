@@ -5,6 +5,7 @@ arXiv 2107.00630, Eq. 11 to 15). The condition under which it errs least is the 
 arXiv 2303.16203).
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,8 @@ def classify(
 ) -> Classification:
     """Which of some conditions each image was most likely drawn under.
 
-    All conditions of an image are tried with the same noise at the same times. After a quarter and a half of `num_noise`
-    those that are hopeless, by the spread of the differences seen, are tried no more.
+    All conditions of an image are tried with the same noise at the same times. After a quarter and a half of
+    `num_noise` those that are hopeless, by the spread of the differences seen, are tried no more.
 
     Args:
         images: (N, C, H, W) in [-1, 1], or PIL images, of the model's size.
@@ -223,7 +224,7 @@ def flow_bits_per_dim(
     log_det = torch.zeros(len(x), device=x.device)
     # Steps are small where the image takes shape, at either end: a half cosine.
     sigmas = [(1 - math.cos(math.pi * i / num_inference_steps)) / 2 for i in range(num_inference_steps + 1)]
-    for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for a, b in itertools.pairwise(sigmas):
         v_a, div_a = field(x, a)
         v_b, div_b = field(x + (b - a) * v_a, b)
         x = x + (b - a) / 2 * (v_a + v_b)

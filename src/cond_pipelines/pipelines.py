@@ -35,7 +35,7 @@ class UnconditionalPipeline(ConditionalPipeline):
         adapter: ModelMixin,
         vae: VAE | None = None,
         default_num_inference_steps: int = 30,
-        default_guidance_scale: float = 2.0,
+        default_guidance_scale: float = 2.5,
         value_range: dict[str, float] | None = None,
     ):
         DiffusionPipeline.__init__(self)

@@ -50,6 +50,58 @@ def test_the_report(model):
     assert "Frechet distance" in card and "Not evaluated" not in card
 
 
+def test_classify(model):
+    """Rows of its own for a class-conditional model, an error in a line for others."""
+    setting, folder = model
+    options = config(folder, classify=True, num_classified=12)
+    if setting != "class":
+        with pytest.raises(ValueError, match="--classify needs a class-conditional model"):
+            evaluate(options)
+        return
+    report = evaluate(options)
+    assert report["guidance_scale"] == 1 and report["network_evaluations_per_image"] == report["num_inference_steps"]
+    rows = {row["name"]: row for row in report["measures"]}
+    accuracy, error = rows["held-out images classified right"], rows["calibration error of that"]
+    assert accuracy["interval"][0] <= accuracy["value"] <= accuracy["interval"][1]
+    assert accuracy["value"] * 12 == pytest.approx(round(accuracy["value"] * 12), abs=0.01)
+    assert 0 <= error["value"] <= 1
+
+
+def test_a_sweep(model, capsys):
+    """A report for each setting, whose samples differ; the table, the plot, and the best as the model's default."""
+    setting, folder = model
+    copy = folder.parent / "swept"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
+    flags = ["--feature_extractor", "pixels", "--num_samples", "70", "--write_best", "Frechet distance"]
+    main(["evaluate", str(copy), *flags, "--sweep", "guidance_scale=1,3", "num_inference_steps=1,2"])
+    reports = json.loads((copy / "evaluation/sweep.json").read_text())
+    settings = [(report["guidance_scale"], report["num_inference_steps"]) for report in reports]
+    assert settings == [(1, 1), (1, 2), (3, 1), (3, 2)]
+    table = (copy / "evaluation/sweep.md").read_text()
+    assert len(table.splitlines()) == 6 and table in capsys.readouterr().out
+    assert Image.open(copy / "evaluation/sweep.png").width > 500
+    distances = [next(r["value"] for r in x["measures"] if r["name"] == "Frechet distance") for x in reports]
+    assert distances[0] != distances[1] and (distances[0] != distances[2] or setting == "none")
+    best = reports[int(np.argmin(distances))]
+    pipe = ConditionalPipeline.from_pretrained(copy)
+    assert pipe.config.default_guidance_scale == best["guidance_scale"]
+    assert pipe.config.default_num_inference_steps == best["num_inference_steps"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sweep", "guidance=1,2"], "--sweep guidance=1,2: not one of guidance_scale=A,B,..., num_inference_steps="),
+        (["--sweep", "guidance_scale=1,high"], "--sweep guidance_scale=1,high: could not convert"),
+        (["--write_best", "recall"], "--write_best needs --sweep"),
+    ],
+)
+def test_bad_sweeps(model, capsys, flags, words):
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(model[1]), "--feature_extractor", "pixels", *flags])
+    assert words in capsys.readouterr().err
+
+
 def test_again_it_samples_nothing_and_says_the_same(model):
     _, folder = model
     first = evaluate(config(folder))

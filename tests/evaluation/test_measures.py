@@ -71,6 +71,15 @@ def test_degenerate_features():
         m.frechet_distance(m.Gaussian.of(x[:1]), m.Gaussian.of(x))
 
 
+def test_calibration_error():
+    """0 for chances that come true, the difference for one who is always too sure."""
+    rng = np.random.default_rng(0)
+    sure = rng.random(200_000)
+    assert m.calibration_error(sure, (rng.random(200_000) < sure).astype(float)) < 0.005
+    assert m.calibration_error(np.full(1000, 0.9), np.r_[np.ones(600), np.zeros(400)]) == pytest.approx(0.3)
+    assert m.calibration_error(np.ones(10), np.ones(10)) == 0
+
+
 def test_kernel_distance_equals_torchmetrics():
     a, b = normal(300, seed=1), normal(300, mean=0.5, seed=2)
     theirs = KernelInceptionDistance(feature=AsTheyAre(8), subsets=1, subset_size=300)

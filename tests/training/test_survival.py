@@ -193,6 +193,19 @@ def test_another_batch_size_goes_on_with_the_images_not_yet_seen(saved, tmp_path
     assert log_of(folder, "images")[-1] == 9 * 8 + 3 * 16
 
 
+def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_path, subprocess_env):
+    """Half of the batch in each of two: the same images, noise and times, so the same losses."""
+    shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
+    shutil.copy(saved / "log.jsonl", tmp_path)
+    process = start(tmp_path, subprocess_env, 2, settings=STEPS | {"train_batch_size": 2})
+    output = "".join(process.communicate())
+    assert process.returncode == 0, output[-2000:]
+    assert "resumed after step 6, 48 images seen; changed: processes 1 -> 2" in output
+    assert log_of(tmp_path, "images") == log_of(saved, "images")
+    assert log_of(tmp_path)[:3] == log_of(saved)[:3]
+    assert log_of(tmp_path) == pytest.approx(log_of(saved), rel=1e-3)  # rounding grows through Adam
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -312,6 +312,25 @@ def test_streaming(tmp_path):
     assert largest_difference(load(whole).unet, load(parts).unet) == 0
 
 
+def test_small_evaluations(tmp_path):
+    """Into the log and the tracker; the same samples, whatever the batch, so the same numbers when run again."""
+    settings = {
+        "conditioning": "class",
+        "evaluation_steps": 2,
+        "num_evaluation_samples": 40,
+        "report_to": "tensorboard",
+    }
+    folders = [run(tmp_path / name, **settings) for name in "ab"]
+    for key in ("kernel_distance", "precision", "recall"):
+        values = log_of(folders[0], key)
+        assert len(values) == 2 and np.isfinite(values).all() and values == log_of(folders[1], key)
+    assert len(log_of(folders[0])) == 4
+    events = EventAccumulator(str(next((folders[0] / "logs").rglob("events*")))).Reload()
+    assert [e.step for e in events.Scalars("recall")] == [2, 4]
+    with pytest.raises(ValueError, match="--evaluation_steps needs square 8-bit images that are not streamed"):
+        run(tmp_path / "c", **settings, streaming=True)
+
+
 def test_gray_images_give_a_gray_model(tmp_path):
     for i in range(4):
         Image.fromarray(np.full((12, 12), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")

@@ -27,16 +27,26 @@ class EvaluationConfig:
     batch_size: int = _arg(64, "Images at once through the feature extractor.")
     guidance_scale: float | None = _arg(None, "Default: the pipeline's own.")
     num_inference_steps: int | None = _arg(None, "Default: the pipeline's own.")
+    classify: bool = _arg(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
+    num_classified: int = _arg(256, "At most so many held-out images.")
     seed: int = _arg(0, "Of the samples.")
+    sweep: list[str] = field(
+        default_factory=list,
+        metadata={"help": "guidance_scale=1,2,3 and/or num_inference_steps=10,20: evaluate at each combination."},
+    )
+    write_best: str | None = _arg(None, "After a sweep: the measure whose best setting becomes the model's default.")
+    features_dir: str | None = _arg(None, "Where features of real images are kept. Default: output_dir.")
     output_dir: str | None = _arg(None, "Default: evaluation/ in the model's folder, or here for a Hub id.")
     keep_samples: bool = _arg(True, "Keep the samples as arrays, so that another extractor need not draw them again.")
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("name a model: a folder or an id on the Hub")
-        for name in ("num_samples", "num_real", "batch_size"):
+        for name in ("num_samples", "num_real", "batch_size", "num_classified"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0")
+        if self.write_best and not self.sweep:
+            raise ValueError("--write_best needs --sweep")
         if self.train_data_dir and self.dataset_name:
             raise ValueError("give either --train_data_dir or --dataset_name, not both")
 

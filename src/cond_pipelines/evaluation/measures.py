@@ -238,3 +238,14 @@ def interval_of_frechet(
     centre = frechet_distance(sum(parts[1:], parts[0]), real)
     low, high = (float(q) for q in np.quantile(np.array(found) - np.mean(found) + centre, [0.025, 0.975]))
     return low, high
+
+
+def calibration_error(sure: np.ndarray, right: np.ndarray, num_bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3): 0 where 80 % sure is right in 80 %.
+
+    Args:
+        sure: (N,) probabilities of what was chosen. right: (N,) 1 where that was right, otherwise 0.
+    """
+    part = np.minimum((sure * num_bins).astype(int), num_bins - 1)
+    gaps = [abs(right[part == b].sum() - sure[part == b].sum()) for b in range(num_bins)]
+    return float(sum(gaps) / len(sure))

@@ -75,6 +75,11 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         held_out_conditions=held_out_conditions,
     )
     rows, pairs = measure(sets, pipe, data)
+    if config.classify:
+        rows += _classified(config, pipe, data, held_out_conditions)
+    scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
+    num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
+    guided = scale != 1 and any(condition is not None for condition in asked)
     report = {
         "model": config.model,
         "setting": pipe.adapter.conditioning,
@@ -83,10 +88,9 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         "num_held_out": len(data.held_out),
         "feature_extractor": config.feature_extractor,
         "resolution_px": data.dataset.resolution,
-        "num_inference_steps": config.num_inference_steps or pipe.config.default_num_inference_steps,
-        "guidance_scale": pipe.config.default_guidance_scale
-        if config.guidance_scale is None
-        else config.guidance_scale,
+        "num_inference_steps": num_steps,
+        "guidance_scale": scale,
+        "network_evaluations_per_image": num_steps * (2 if guided else 1),
         "seconds_per_image": round(sampling_sec / config.num_samples, 4),
         "device": str(accelerator.device),
         "data": data.dataset.fingerprint(),
@@ -169,6 +173,23 @@ def _labels(sets: Sets, add: Any) -> None:
     add("obeys y?", "class read right by a linear probe", right.mean(), m.interval_of_mean(right), ceiling, "higher")
 
 
+def _classified(
+    config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[Any]
+) -> list[dict[str, Any]]:
+    """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
+    if not data.id2label:
+        raise ValueError("--classify needs a class-conditional model")
+    known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
+    images = [_image(data, data.held_out[i]) for i in known]
+    found = pipe.classify(images, list(data.id2label), seed=config.seed)
+    right = np.array([int(best) == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
+    sure = found.probabilities.max(dim=1).values.numpy()
+    accuracy = {"name": "held-out images classified right", "value": _round(right.mean()), "better": "higher"}
+    accuracy["interval"] = [_round(x) for x in m.interval_of_mean(right)]
+    error = {"name": "calibration error of that", "value": _round(m.calibration_error(sure, right)), "better": "lower"}
+    return [{"question": "obeys y?", "interval": None, "real": None} | row for row in (accuracy, error)]
+
+
 def _captions(sets: Sets, pipe: ConditionalPipeline, add: Any) -> None:
     """Does it obey the text: retrieval of the caption, through a map fitted on real pairs."""
     texts = {c for part in (sets.train_conditions, sets.asked, sets.held_out_conditions) for c in part if c}
@@ -242,7 +263,9 @@ def _real_features(
         "extractor": config.feature_extractor,
     }
     images = (_image(data, row) for row in rows)
-    return cached(folder, key, lambda: extract(extractor, images, len(rows), config.batch_size, what))
+    return cached(
+        Path(config.features_dir or folder), key, lambda: extract(extractor, images, len(rows), config.batch_size, what)
+    )
 
 
 def _write(report: dict[str, Any], folder: Path) -> None:

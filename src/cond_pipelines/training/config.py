@@ -126,11 +126,14 @@ class OutputArguments:
     validation_steps: int | None = _arg(None, "Steps between validations. Default: four in the run. 0: none.")
     validation_prompts: list[str] = _arg([], "Captions, or labels, of the sample grids. Default: from the data.")
     num_validation_images: int = _arg(16, "Images in a sample grid during training.")
+    evaluation_steps: int | None = _arg(None, "Steps between small evaluations of samples. Default: none.")
+    num_evaluation_samples: int = _arg(256, "Samples of a small evaluation.")
+    feature_extractor: str = _arg("pixels", "Of evaluations: a transformers vision model, module:callable, or pixels.")
     checkpointing_steps: int | None = _arg(None, "Steps between checkpoints to resume from. Default: none.")
     checkpoints_total_limit: int | None = _arg(None, "Keep only so many checkpoints.")
     resume_from_checkpoint: str | None = _arg(None, "A checkpoint folder, or latest.")
     default_num_inference_steps: int = _arg(30, "Saved as the pipeline's default.")
-    default_guidance_scale: float = _arg(2.0, "Saved as the pipeline's default.")
+    default_guidance_scale: float = _arg(2.5, "Saved as the pipeline's default.")
     push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
     hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
     hub_token: str | None = _arg(None, "Default: the one you are logged in with.")
@@ -191,6 +194,8 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 "max_train_samples",
                 "default_num_inference_steps",
                 "num_validation_images",
+                "evaluation_steps",
+                "num_evaluation_samples",
             ),
         ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:

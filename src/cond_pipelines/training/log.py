@@ -156,6 +156,12 @@ class TrainingLog:
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": pixels}, step=progress.step)
 
+    def evaluation(self, progress: Progress, values: dict[str, float]) -> None:
+        """Note a small evaluation of samples."""
+        if self.accelerator.is_main_process:
+            self._write({"step": progress.step, "images": progress.position, **values})
+            self.print(f"step {progress.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
     def close(self) -> None:
         """Write loss.png."""
         self.bar.close()

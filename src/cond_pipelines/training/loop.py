@@ -26,6 +26,7 @@ from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
+from .evaluating import Evaluator
 from .interruptions import Interrupted, StopSignal, clip_gradients, one_line_failures, writable_folder
 from .log import TrainingLog
 from .pushing import HubPush
@@ -154,6 +155,7 @@ def train(config: TrainingConfig) -> Path:
         start=progress.position,
         pin_memory=accelerator.device.type == "cuda",
     )
+    evaluator = Evaluator(config, data, accelerator) if config.evaluation_steps else None
     hub = HubPush(config)
     log = TrainingLog(accelerator, config, output_dir, progress)
     log.opening(data, sum(p.numel() for p in parameters), resumed)
@@ -205,6 +207,10 @@ def train(config: TrainingConfig) -> Path:
                     loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
                     images = sample_images(pipe, grid_of, accelerator)
                 log.validation(progress, loss_held_out, labelled_grid(images, grid_of, data.id2label))
+                accelerator.wait_for_everyone()
+            if evaluator is not None and progress.step % config.evaluation_steps == 0:
+                with ema_weights(ema, trained):
+                    log.evaluation(progress, evaluator(pipe))
                 accelerator.wait_for_everyone()
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 save()

@@ -1,0 +1,106 @@
+"""The same evaluation at several settings of the sampler: a table, the trade-off, the best one."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import EvaluationConfig
+from .run import evaluate
+
+_SWEPT = {"guidance_scale": float, "num_inference_steps": int}
+
+
+def parse_grid(words: list[str]) -> dict[str, list[float]]:
+    """["guidance_scale=1,2", ...] to {"guidance_scale": [1.0, 2.0], ...}. Raises ValueError for anything else."""
+    grid: dict[str, list[float]] = {}
+    for word in words:
+        name, _, values = word.partition("=")
+        if name not in _SWEPT:
+            raise ValueError(f"--sweep {word}: not one of {', '.join(f'{n}=A,B,...' for n in _SWEPT)}")
+        try:
+            grid[name] = [_SWEPT[name](value) for value in values.split(",")]
+        except ValueError as error:
+            raise ValueError(f"--sweep {word}: {error}") from error
+    return grid
+
+
+def sweep(config: EvaluationConfig) -> list[dict[str, Any]]:
+    """Evaluate at every combination of `config.sweep`; writes sweep.json, sweep.md and sweep.png.
+
+    Returns:
+        The reports. With `config.write_best` the best setting becomes the default of the pipeline in `config.model`.
+
+    Raises:
+        ValueError: an unknown setting or measure; a model on the Hub, whose default cannot be written.
+    """
+    grid, model = parse_grid(config.sweep), Path(config.model)
+    if config.write_best and not model.is_dir():
+        raise ValueError(f"--write_best needs a folder, and {config.model} is none")
+    folder = Path(config.output_dir or (model / "evaluation" if model.is_dir() else "evaluation"))
+    reports = []
+    for values in itertools.product(*grid.values()):
+        setting = dict(zip(grid, values, strict=True))
+        name = "-".join(f"{key}-{value:g}" for key, value in setting.items())
+        print(f"sweep: {', '.join(f'{key} {value:g}' for key, value in setting.items())}", flush=True)
+        one = replace(config, **setting, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
+        reports.append(evaluate(replace(one, features_dir=str(folder))))
+    if not reports[0]:  # a process that is not the main one
+        return reports
+    (folder / "sweep.json").write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    (folder / "sweep.md").write_text(table(reports), encoding="utf-8")
+    _plot(reports, folder / "sweep.png")
+    if config.write_best:
+        write_best(model, reports, config.write_best, list(grid))
+    return reports
+
+
+def write_best(model: Path, reports: list[dict[str, Any]], measure: str, names: list[str]) -> dict[str, float]:
+    """Make the setting that is best by a measure the pipeline's default; returns it."""
+    rows = [{row["name"]: row for row in report["measures"]} for report in reports]
+    if measure not in rows[0]:
+        raise ValueError(f"--write_best {measure!r} is not one of {', '.join(rows[0])}")
+    sign = 1 if rows[0][measure]["better"] == "lower" else -1
+    best = min(range(len(reports)), key=lambda i: sign * rows[i][measure]["value"])
+    index_file = model / "model_index.json"
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    chosen = {name: reports[best][name] for name in names}
+    index |= {f"default_{name}": value for name, value in chosen.items()}
+    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"best by {measure}: {', '.join(f'{k} {v:g}' for k, v in chosen.items())}, now the default of {model}")
+    return chosen
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """A line for each setting, in markdown; nothing in a process that is not the main one."""
+    if not reports[0]:
+        return ""
+    names, measures = list(_SWEPT), [row["name"] for row in reports[0]["measures"]]
+    lines = ["| " + " | ".join([*names, *measures]) + " |", "|---" * (len(names) + len(measures)) + "|"]
+    for report in reports:
+        values = [f"{report[name]:g}" for name in names] + [str(row["value"]) for row in report["measures"]]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(reports: list[dict[str, Any]], path: Path) -> None:
+    """Fidelity against obedience, or against diversity where nothing is to be obeyed; a line for each step count."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    rows = [{row["name"]: row for row in report["measures"]} for report in reports]
+    across = next((row["name"] for row in reports[0]["measures"] if row["question"].startswith("obeys")), "recall")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for steps in sorted({report["num_inference_steps"] for report in reports}):
+        mine = [i for i, report in enumerate(reports) if report["num_inference_steps"] == steps]
+        mine.sort(key=lambda i: reports[i]["guidance_scale"])
+        x, y = ([rows[i][name]["value"] for i in mine] for name in (across, "Frechet distance"))
+        axes.plot(x, y, "o-", label=f"{steps} steps")
+        for i, *place in zip(mine, x, y, strict=True):
+            axes.annotate(f"{reports[i]['guidance_scale']:g}", place, textcoords="offset points", xytext=(5, 5))
+    axes.set(xlabel=across, ylabel="Frechet distance", title="each point a guidance scale")
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,58 @@
+"""A small evaluation now and then during training: is it getting nearer, and is all of it there?"""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ..conditional_pipeline import ConditionalPipeline
+from ..evaluation import measures as m
+from ..evaluation.features import extract, load_extractor
+from ..evaluation.sampling import to_image
+from .config import TrainingConfig
+from .setup import TrainingData
+from .validation import sample_images
+
+_MOST_REAL = 5000
+
+
+class Evaluator:
+    """Kernel distance, precision and recall of a few samples against training images; see `evaluation.measures`.
+
+    The same noise and conditions every time, so that the numbers of a run compare. For numbers to be reported, and for
+    copies and obedience, there is `cond-pipelines evaluate`.
+
+    Args:
+        config: num_evaluation_samples, feature_extractor.
+
+    Raises:
+        ValueError: a streaming set, no such feature extractor, or images that are not of 8 bits.
+
+    Example:
+        >>> Evaluator(config, data, accelerator)(pipe)
+        {'kernel_distance': 0.8, 'precision': 0.7, 'recall': 0.4}
+    """
+
+    def __init__(self, config: TrainingConfig, data: TrainingData, accelerator: Accelerator):
+        if data.train is None or config.value_range or config.aspect_buckets:
+            raise ValueError("--evaluation_steps needs square 8-bit images that are not streamed")
+        self.accelerator = accelerator
+        chosen = np.random.default_rng(config.seed).permutation(data.train)
+        some = data.conditions(chosen[: config.num_evaluation_samples])
+        self.conditions = [some[i % len(some)] for i in range(config.num_evaluation_samples)]
+        self.extractor = load_extractor(config.feature_extractor, accelerator.device)
+        if accelerator.is_main_process:
+            real = chosen[:_MOST_REAL]
+            images = (to_image(data.dataset[0, int(i)].pixels) for i in real)
+            self.real = extract(self.extractor, images, len(real), what="training images")
+
+    @torch.no_grad()
+    def __call__(self, pipe: ConditionalPipeline) -> dict[str, float]:
+        """Sample in all processes, measure in the main one; the others get nothing."""
+        images = sample_images(pipe, self.conditions, self.accelerator, num_inference_steps=None)
+        if not self.accelerator.is_main_process:
+            return {}
+        fake = extract(self.extractor, images, len(images), what="samples")
+        found = m.manifolds(self.real, fake)
+        values = {"kernel_distance": m.kernel_distance(fake, self.real).mean()}
+        values |= {name: found[name].mean() for name in ("precision", "recall")}
+        return {name: float(value) for name, value in values.items()}
