@@ -25,7 +25,7 @@ from .training.defaults import fast_precision
 from .training.loop import train
 
 _ATTRIBUTES = ("shape", "colour", "background")
-_MINUTES = {"unconditional": 5.6, "class_conditional": 0.9, "text_to_image": 2.2}
+_MINUTES = {"unconditional": 5.95, "class_conditional": 0.9, "text_to_image": 2.2}
 
 
 def demo_shapes() -> datasets.Dataset:
