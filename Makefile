@@ -18,7 +18,7 @@ demo: .venv/.done  ## train the three settings on drawn shapes; pictures and rep
 test: .venv/.done  ## lint and test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf .venv demo

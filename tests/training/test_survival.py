@@ -331,7 +331,7 @@ def test_out_of_memory(tmp_path, subprocess_env):
         "log.TrainingLog.step = limit\n"
         "main(sys.argv[1:])"
     )
-    args = [*args, "--dataset_name", "training_common:shapes", "--train_batch_size", "4096"]
+    args = [*args, "--dataset_name", "training_common:shapes", "--train_batch_size", "512"]
     env = python_path(subprocess_env) | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr[-2000:]
