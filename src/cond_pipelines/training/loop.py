@@ -315,6 +315,9 @@ def _finish(
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
     images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+    # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
+    # two wait for each other for ever (seen in torch 2.13).
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
         for line in hub.finish():
