@@ -18,6 +18,14 @@ from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.training.defaults import fast_precision
 
 
+def told_nothing(unet: torch.nn.Module, batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Zeros for both inputs of the UNet's socket."""
+    return {
+        "encoder_hidden_states": torch.zeros(batch_size, 1, unet.config.cross_attention_dim, device=device),
+        "class_labels": torch.zeros(batch_size, unet.config.projection_class_embeddings_input_dim, device=device),
+    }
+
+
 def bare_steps(options: argparse.Namespace, precision: str, device: torch.device) -> list[float]:
     """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory."""
     torch.set_flush_denormal(True)  # as `train` on a CPU, so that the loop alone is compared
@@ -27,10 +35,7 @@ def bare_steps(options: argparse.Namespace, precision: str, device: torch.device
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     batch, size = options.train_batch_size, options.resolution
     x_t, target = torch.randn(2, batch, 3, size, size, device=device)  # (B, C, H, W) each
-    told = {
-        "encoder_hidden_states": torch.zeros(batch, 1, unet.config.cross_attention_dim, device=device),
-        "class_labels": torch.zeros(batch, unet.config.projection_class_embeddings_input_dim, device=device),
-    }
+    told = told_nothing(unet, batch, device)
     t, sec = torch.rand(batch, device=device) * 1000, []
     for _ in range(options.steps + options.warmup):
         start = time.perf_counter()

@@ -26,7 +26,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from train_overhead import bare_steps
+from train_overhead import bare_steps, told_nothing
 
 from cond_pipelines import TextAdapter, TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
@@ -131,13 +131,7 @@ def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
         t = torch.randint(0, 1000, (len(images),), device=images.device).long()  # (B,)
         x_t = scheduler.add_noise(images, noise, t)
         with accelerator.accumulate(unet):
-            config = accelerator.unwrap_model(unet).config
-            told = {
-                "encoder_hidden_states": torch.zeros(len(images), 1, config.cross_attention_dim, device=images.device),
-                "class_labels": torch.zeros(
-                    len(images), config.projection_class_embeddings_input_dim, device=images.device
-                ),
-            }
+            told = told_nothing(accelerator.unwrap_model(unet), len(images), images.device)
             if encoder is not None:
                 words = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
                 words = {name: x.to(images.device) for name, x in words.items()}
@@ -165,10 +159,9 @@ def model_flops(options: argparse.Namespace) -> float:
     with torch.device("meta"):
         unet = build_unet(options.unet_size, sample_size=options.resolution)
         x = torch.zeros(options.train_batch_size, 3, options.resolution, options.resolution)
-        tokens = torch.zeros(options.train_batch_size, 1, unet.config.cross_attention_dim)
-        pooled = torch.zeros(options.train_batch_size, unet.config.projection_class_embeddings_input_dim)
+        told = told_nothing(unet, options.train_batch_size, torch.device("meta"))
         with FlopCounterMode(display=False) as counter:
-            unet(x, torch.zeros(options.train_batch_size), tokens, class_labels=pooled).sample.sum().backward()
+            unet(x, torch.zeros(options.train_batch_size), **told).sample.sum().backward()
     return counter.get_total_flops()
 
 

@@ -68,7 +68,7 @@ class PortablePipeline(DiffusionPipeline):
         Args:
             repo_id: "name" or "user/name"; made where it does not exist.
             private, token, commit_message, create_pr, variant: as diffusers' own.
-            revision: the branch to commit to; it must exist.
+            revision: the branch to commit to; made where it does not exist.
 
         Returns:
             The address of the commit.

@@ -268,15 +268,12 @@ class ImageDataset(torch.utils.data.Dataset):
         """All decoded images from a file, which is made where it is not there. Returns the usable rows."""
 
         def make(notes: dict[int, str]) -> Iterator[np.ndarray | None]:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for start in tqdm(range(0, len(self.rows), 256), desc="Decoding images", unit="batch"):
-                    some = list(range(start, min(start + 256, len(self.rows))))
-                    for row, result in zip(some, pool.map(self._read, some, self._values(some)), strict=True):
-                        if isinstance(result, BadRow):
-                            if self.on_bad_image == "error":
-                                raise result
-                            notes[row] = str(result)
-                        yield None if isinstance(result, BadRow) else result
+            for row, result in self._decoded(np.arange(len(self.rows))):
+                if isinstance(result, BadRow):
+                    if self.on_bad_image == "error":
+                        raise result
+                    notes[row] = str(result)
+                yield None if isinstance(result, BadRow) else result
 
         self._arrays = stored(self.cache_dir / f"images-{self.images_fingerprint()}", make)
         self.in_memory, bad = True, []
@@ -312,15 +309,19 @@ class ImageDataset(torch.utils.data.Dataset):
             return error
 
     def _decode(self, rows: np.ndarray, bad: list[int], progress: bool = False) -> None:
+        for row, result in self._decoded(rows, progress):
+            if isinstance(result, BadRow):
+                self._reject(result, row, bad)
+            else:
+                self._arrays[row] = result
+
+    def _decoded(self, rows: np.ndarray, progress: bool = True) -> Iterator[tuple[int, np.ndarray | BadRow]]:
+        """Each row with its image, or what is wrong with it, in order, by threads."""
         bar = tqdm(desc="Decoding images", total=len(rows), disable=not progress)
         with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             for start in range(0, len(rows), 256):  # one row at a time is several times slower to get
                 some = rows[start : start + 256].tolist()
-                for row, result in zip(some, pool.map(self._read, some, self._values(some)), strict=True):
-                    if isinstance(result, BadRow):
-                        self._reject(result, row, bad)
-                    else:
-                        self._arrays[row] = result
+                yield from zip(some, pool.map(self._read, some, self._values(some)), strict=True)
                 bar.update(len(some))
 
     def fingerprint(self) -> str:

@@ -28,19 +28,17 @@ def open_image(value: Any) -> Image.Image | np.ndarray:
     try:
         if isinstance(value, list):  # an Array3D column
             value = np.asarray(value)
-        if _is_numpy(value):
-            value = np.load(io.BytesIO(value) if isinstance(value, bytes) else value, allow_pickle=False)
         if isinstance(value, np.ndarray):
-            if value.dtype != np.uint8 or value.ndim not in (2, 3) or value.shape[2:] not in ((), (3,), (4,)):
-                return value
-            value = Image.fromarray(value)
+            return _as_pil(value)
         image = value
         if not isinstance(value, Image.Image):
             image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        if _is_tiff(value):
+        if (head := _head(value)) == b"\x93NUMPY":
+            return _as_pil(_read_numpy(value))
+        if head[:4] in (b"II*\0", b"MM\0*"):
             return _read_tiff(value)
         raise OSError("it is empty, or of no format that can be read") from error
     except Exception as error:  # PIL has no base class for what broken files raise
@@ -54,12 +52,17 @@ def _head(value: Any) -> bytes:
     return value[:6] if isinstance(value, bytes) else b""
 
 
-def _is_numpy(value: Any) -> bool:
-    return _head(value) == b"\x93NUMPY"
+def _as_pil(array: np.ndarray) -> Image.Image | np.ndarray:
+    """8-bit gray, RGB and RGBA as images; others as they are."""
+    known = array.dtype == np.uint8 and array.ndim in (2, 3) and array.shape[2:] in ((), (3,), (4,))
+    return Image.fromarray(array) if known else array
 
 
-def _is_tiff(value: Any) -> bool:
-    return _head(value)[:4] in (b"II*\0", b"MM\0*")
+def _read_numpy(value: Any) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(value) if isinstance(value, bytes) else value, allow_pickle=False)
+    except ValueError as error:  # truncated, or objects, which would be code
+        raise OSError(str(error)) from error
 
 
 def _read_tiff(value: Any) -> np.ndarray:
@@ -132,7 +135,7 @@ def size_px(value: Any) -> tuple[int, int]:
     """
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, str | bytes) and not _is_numpy(value):
+    if isinstance(value, str | bytes):
         try:
             with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
                 turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation

@@ -52,8 +52,6 @@ def load_source(
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     function = load_object(dataset_name) if dataset_name and ":" in dataset_name else None
     try:
-        if train_data_dir and next(Path(train_data_dir).rglob("*.npy"), None):
-            return _array_folder(Path(train_data_dir))
         saved = train_data_dir and any(
             (Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")
         )
@@ -61,8 +59,11 @@ def load_source(
             data = datasets.load_from_disk(train_data_dir) if saved else function()
             data = data[_pick_split(data, split)] if isinstance(data, dict) else data
             return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
+        builder = _builder(Path(train_data_dir)) if train_data_dir else dataset_name
+        if builder == ".npy":
+            return _array_folder(Path(train_data_dir), cache_dir)
         found = datasets.load_dataset(
-            _builder(Path(train_data_dir)) if train_data_dir else dataset_name,
+            builder,
             dataset_config_name,
             data_dir=train_data_dir,
             streaming=streaming,
@@ -74,12 +75,12 @@ def load_source(
         raise ValueError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
 
 
-def _array_folder(folder: Path) -> datasets.Dataset:
+def _array_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset:
     """A folder of .npy files as `imagefolder` reads images: metadata.jsonl or .csv, or one sub-folder per class."""
     metadata = next((p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file()), None)
     if metadata is not None:
         kind = "csv" if metadata.suffix == ".csv" else "json"
-        rows = datasets.load_dataset(kind, data_files=str(metadata), split="train")
+        rows = datasets.load_dataset(kind, data_files=str(metadata), split="train", cache_dir=cache_dir)
         if "file_name" not in rows.column_names:
             raise ValueError(f"{metadata} has no column file_name")
         paths, rows = [str(folder / name) for name in rows["file_name"]], rows.remove_columns("file_name")
@@ -114,7 +115,7 @@ def load_object(path: str) -> Any:
 
 def _builder(folder: Path) -> str:
     suffixes = {p.suffix.lower() for p in folder.rglob("*") if p.is_file()}
-    for suffix, builder in ((".parquet", "parquet"), (".arrow", "arrow"), (".tar", "webdataset")):
+    for suffix, builder in ((".parquet", "parquet"), (".arrow", "arrow"), (".tar", "webdataset"), (".npy", ".npy")):
         if suffix in suffixes:
             return builder
     if not suffixes & {*ImageFolder.EXTENSIONS, ".zip"}:
