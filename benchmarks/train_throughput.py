@@ -8,8 +8,9 @@ Images a second of three loops on the same UNet, batch, data and precision, whic
             step, AdamW and EMAModel as they are by default, `loss.item()` at every step
     bare    forward, backward and fused AdamW on one random batch: the limit
 
-png32: 32 px PNGs; jpeg512: 512 px JPEGs trained at 32 px; text: 32 px PNGs with captions. The ratios are of medians of
-single steps. On CUDA it also prints the share of the device's peak that the UNet's own operations make up.
+png32: 32 px PNGs; jpeg512: 512 px JPEGs, parts of scikit-learn's two photographs, trained at 32 px; text: 32 px PNGs
+with captions. The ratios are of medians of single steps. On CUDA it also prints the share of the device's peak that the
+UNet's own operations make up.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from train_overhead import bare_steps, told_nothing
 
 from cond_pipelines import TextAdapter, TrainingConfig, build_unet, train
@@ -38,10 +40,14 @@ _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16
 
 def write_data(kind: str, folder: Path, count: int) -> None:
     """An image folder, with captions for `text`."""
-    side = 512 if kind == "jpeg512" else 32
-    lines = []
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]  # two of 640 x 427 px
+    rng, lines = np.random.default_rng(0), []
     for number, row in enumerate(load_shapes(count, image_size_px=32)):
-        image = row["image"].resize((side, side), Image.Resampling.BICUBIC)
+        image = row["image"]
+        if kind == "jpeg512":  # drawn shapes would be decoded quicker than photographs
+            photograph, side = photographs[number % 2], int(rng.integers(380, 427))
+            left, top = rng.integers(photograph.width - side), rng.integers(photograph.height - side)
+            image = photograph.crop((left, top, left + side, top + side)).resize((512, 512), Image.Resampling.BICUBIC)
         name = f"{number:05}.{'jpg' if kind == 'jpeg512' else 'png'}"
         image.save(folder / name, quality=90)
         lines.append(json.dumps({"file_name": name, "text": row["caption"]}))

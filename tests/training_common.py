@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from PIL import Image
 
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.training.config import TrainingConfig
@@ -80,6 +82,18 @@ def flags(**arguments: Any) -> list[str]:
 def log_of(folder: Path, key: str = "loss") -> list[float]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line[key] for line in lines if key in line]
+
+
+def few_pixels(images: list[Image.Image]) -> np.ndarray:
+    """A feature extractor: the image at 4 x 4 px, (N, 48)."""
+    return np.stack(
+        [np.asarray(im.resize((4, 4), Image.Resampling.BOX), dtype=np.float32).reshape(-1) for im in images]
+    )
+
+
+def always_the_first(images: list[Image.Image]) -> list[int]:
+    """A classifier."""
+    return [0 for _ in images]
 
 
 def largest_difference(a: torch.nn.Module | dict, b: torch.nn.Module | dict) -> float:

@@ -1,21 +1,26 @@
 """The command, on tiny models of the three settings."""
 
 import json
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_common import run
 
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.cli import main
+from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.evaluation.config import EvaluationConfig
-from cond_pipelines.evaluation.features import extract, load_extractor
+from cond_pipelines.evaluation.features import CLIPScore, extract, load_classifier, load_extractor
 from cond_pipelines.evaluation.run import evaluate
 from cond_pipelines.evaluation.sampling import draw_samples, read_samples
+from cond_pipelines.text_encoders import new_text_encoder
 
+EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
 SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}
 
 
@@ -28,7 +33,7 @@ def model(request, tmp_path_factory):
 
 
 def config(folder, **more):
-    return EvaluationConfig(**{"model": str(folder), "num_samples": 70, "feature_extractor": "pixels"} | more)
+    return EvaluationConfig(**{"model": str(folder), "num_samples": 70, "feature_extractor": EXTRACTOR} | more)
 
 
 def test_the_report(model):
@@ -46,8 +51,109 @@ def test_the_report(model):
     assert all(Image.open(folder / "evaluation" / name).width > 100 for name in pictures)
     text = (folder / "evaluation/report.md").read_text()
     assert all(row["name"] in text for row in report["measures"])
+    classes = report["classes"]
+    if setting == "class":
+        assert np.array(classes["confusion"]).sum() == 70 and len(classes["names"]) == len(classes["confusion"])
+        assert all(name in text for name in classes["names"])
+        enough = np.array(classes["confusion"]).sum(axis=1) >= 10
+        assert [x is not None for x in classes["kernel_distance"]] == enough.tolist()
+    else:
+        assert classes == {}
     card = (folder / "README.md").read_text()
     assert "Frechet distance" in card and "Not evaluated" not in card
+
+
+def test_a_classifier_of_the_users(model, tmp_path):
+    """A function that says "the first" to all; a transformers model, which must know the classes by the same names."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    setting, folder = model
+    if setting != "class":
+        return
+    report = evaluate(config(folder, classifier="training_common:always_the_first"))
+    found = {row["name"]: row for row in report["measures"]}["class read right by training_common:always_the_first"]
+    asked = np.array(report["classes"]["confusion"]).sum(axis=1)
+    assert found["value"] == pytest.approx(asked[0] / 70, rel=1e-3)
+    names = report["classes"]["names"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    for labels, bad in ((names, None), (["cat", *names[1:]], names[0])):
+        vit = ViTConfig(**sizes, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
+        ViTForImageClassification(vit).save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 16}}')
+        if bad is None:
+            assert load_classifier(str(tmp_path), dict(enumerate(names)))([Image.new("RGB", (9, 9))] * 3).shape == (
+                3,
+                1,
+            )
+        else:
+            with pytest.raises(ValueError, match=f"does not know '{bad}'"):
+                load_classifier(str(tmp_path), dict(enumerate(names)))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A CLIP model of tiny size, and a tokenizer made from captions."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip")
+    _, tokenizer = new_text_encoder(["a red circle on white", "a blue square"], hidden_size=16, num_layers=1)
+    tokenizer.save_pretrained(folder)
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = part | {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    text |= {"eos_token_id": tokenizer.eos_token_id}
+    vision = part | {"image_size": 16, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"crop_size": 16, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
+    )
+    return folder
+
+
+def test_clip_score_is_the_cosine(clip):
+    """Of CLIP's own two projections; the same in batches of any size."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
+    captions = ["a red circle on white", "a blue square", None, "white", "red square on a white"]
+    scores = CLIPScore(str(clip))(images, captions)
+    model, tokenizer = CLIPModel.from_pretrained(clip), AutoTokenizer.from_pretrained(clip)
+    for score, image, caption in zip(scores, images, captions, strict=True):
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            out = model(pixel_values=x, **tokenizer([caption or ""], return_tensors="pt"))
+        expected = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds).item()
+        assert score == pytest.approx(max(0.0, 100 * expected), abs=1e-2)
+    assert np.allclose(scores, CLIPScore(str(clip))(images, captions, batch_size=2), atol=1e-3)
+    with pytest.raises(ValueError, match="--clip_model nowhere"):
+        CLIPScore("nowhere")
+
+
+def test_captions_seen_and_unseen(model, tmp_path, clip):
+    """Rows of their own: held-out captions that training never saw, combinations from a file; and the CLIP score."""
+    setting, folder = model
+    if setting != "text":
+        return
+    (tmp_path / "new.txt").write_text("a purple circle on orange\n\na striped square, tilted\n")
+    more = {"unseen_captions": str(tmp_path / "new.txt"), "clip_model": str(clip), "num_samples": 40}
+    report = evaluate(config(folder, output_dir=str(tmp_path / "out"), **more))
+    rows = {row["name"]: row for row in report["measures"] if row["question"] == "obeys the text?"}
+    titles = ["R@1 of 100 captions", "R@5 of 100 captions", "matched against shuffled, AUC", "CLIP score"]
+    kinds = ["", ", captions unseen in training", ", unseen combinations"]
+    pattern = re.compile(r"R@(\d) of \d+ captions")
+    assert [pattern.sub(r"R@\1 of 100 captions", name) for name in rows] == [t + k for k in kinds for t in titles]
+    assert all((row["real"] is None) == name.endswith("combinations") for name, row in rows.items())
+    drawn = {path.parent.name: 0 for path in (tmp_path / "out").glob("samples*/*.npy")}
+    for path in (tmp_path / "out").glob("samples*/*.npy"):
+        drawn[path.parent.name] += len(np.load(path))
+    assert drawn["samples"] == 40 and drawn["samples-unseen-combinations"] == 40
+    assert 0 < drawn["samples-captions-unseen-in-training"] <= 29
+    # A caption that training saw is refused: the row would not be what it says.
+    seen = next(iter(load_shapes(96)))["caption"]
+    for text, words in ((seen, "is the caption of a training image"), ("", "is empty")):
+        (tmp_path / "bad.txt").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            evaluate(config(folder, output_dir=str(tmp_path / "out"), unseen_captions=str(tmp_path / "bad.txt")))
 
 
 def test_classify(model):
@@ -72,7 +178,7 @@ def test_a_sweep(model, capsys):
     setting, folder = model
     copy = folder.parent / "swept"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
-    flags = ["--feature_extractor", "pixels", "--num_samples", "70", "--write_best", "Frechet distance"]
+    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--write_best", "Frechet distance"]
     main(["evaluate", str(copy), *flags, "--sweep", "guidance_scale=1,3", "num_inference_steps=1,2"])
     reports = json.loads((copy / "evaluation/sweep.json").read_text())
     settings = [(report["guidance_scale"], report["num_inference_steps"]) for report in reports]
@@ -100,7 +206,7 @@ def test_a_sweep(model, capsys):
 )
 def test_bad_sweeps(model, capsys, flags, words):
     with pytest.raises(SystemExit):
-        main(["evaluate", str(model[1]), "--feature_extractor", "pixels", *flags])
+        main(["evaluate", str(model[1]), "--feature_extractor", EXTRACTOR, *flags])
     assert words in capsys.readouterr().err
 
 
@@ -144,8 +250,9 @@ def test_samples_of_another_run_are_refused(model, tmp_path):
 
 
 def test_the_command(model, capsys):
-    _, folder = model
-    main(["evaluate", str(folder), "--num_samples", "70", "--feature_extractor", "pixels"])
+    setting, folder = model
+    extractor = "pixels" if setting == "none" else EXTRACTOR
+    main(["evaluate", str(folder), "--num_samples", "70", "--feature_extractor", extractor])
     assert "Frechet distance: " in capsys.readouterr().out
 
 
@@ -189,7 +296,7 @@ def test_compare(model, tmp_path, capsys):
     assert line.endswith("B is better")
     with pytest.raises(SystemExit):
         main(["compare", str(folder), str(tmp_path / "other.json")])
-    assert "differ in feature_extractor (pixels and x)" in capsys.readouterr().err
+    assert f"differ in feature_extractor ({EXTRACTOR} and x)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compare", str(folder), str(tmp_path / "b")])
     assert "is no evaluation's report.json" in capsys.readouterr().err

@@ -163,6 +163,15 @@ def test_probe_on_separable_classes_and_on_shuffled_labels():
     assert (probe(features) == shuffled).mean() == pytest.approx(0.25, abs=0.07)
 
 
+def test_confusion_and_imbalance():
+    asked, read = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0])
+    assert m.confusion(asked, read, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    third = np.full(3, 1 / 3)
+    assert m.imbalance(read, third) == 0
+    assert m.imbalance(np.zeros(9, dtype=int), third) == pytest.approx(2 / 3)
+    assert m.imbalance(np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]), np.array([0.4, 0.2, 0.4])) == pytest.approx(0.1)
+
+
 def test_retrieval_of_matched_and_of_shuffled_captions():
     rng = np.random.default_rng(0)
     table = rng.standard_normal((200, 12))
@@ -171,6 +180,11 @@ def test_retrieval_of_matched_and_of_shuffled_captions():
     retrieval = m.Retrieval(images[:1500], texts[:1500])
     found = retrieval(images[1500:], texts[1500:])
     assert found["r_at_1"].mean() > 0.95 and found["auc"].mean() > 0.99
+    # Two captions alone would be an easy choice; among those of the pool they are as hard as the others.
+    noisy = images[1500:] + 3 * rng.standard_normal((500, 30))
+    two = np.flatnonzero(np.isin(which[1500:], which[1500:1502]))
+    alone, pooled = (retrieval(noisy[two], texts[1500:][two], pool)["r_at_1"].mean() for pool in (None, table))
+    assert alone > pooled
     shuffled = retrieval(images[1500:], texts[1500:][rng.permutation(500)])
     assert shuffled["auc"].mean() == pytest.approx(0.5, abs=0.05)
     assert shuffled["r_at_1"].mean() == pytest.approx(0.01, abs=0.02)

@@ -27,6 +27,13 @@ class EvaluationConfig:
     batch_size: int = _arg(64, "Images at once through the feature extractor.")
     guidance_scale: float | None = _arg(None, "Default: the pipeline's own.")
     num_inference_steps: int | None = _arg(None, "Default: the pipeline's own.")
+    clip_model: str | None = _arg(None, "A transformers CLIP model, for the CLIP score of samples of captions.")
+    unseen_captions: str | None = _arg(
+        None, "A text file with a caption a line, of combinations that training never saw: rows of their own."
+    )
+    classifier: str | None = _arg(
+        None, "Of classes: a transformers model of image classification, or module:callable that gives names or ids."
+    )
     classify: bool = _arg(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
     num_classified: int = _arg(256, "At most so many held-out images.")
     seed: int = _arg(0, "Of the samples.")
@@ -49,6 +56,12 @@ class EvaluationConfig:
             raise ValueError("--write_best needs --sweep")
         if self.train_data_dir and self.dataset_name:
             raise ValueError("give either --train_data_dir or --dataset_name, not both")
+
+    @property
+    def sampler(self) -> dict[str, float]:
+        """What was asked for of the sampler."""
+        given = {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def parse_args(args: list[str] | None = None) -> EvaluationConfig:

@@ -1,6 +1,7 @@
 """Images to features, by any transformers vision model or a function of one's own."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,10 +17,28 @@ from ..data.loading import load_object
 Extractor = Callable[[list[Image.Image]], np.ndarray]
 
 
+class _Preprocessing:
+    """What a model's preprocessor_config.json asks for, done with Pillow, so that torchvision is not needed."""
+
+    def __init__(self, name_or_path: str, device: torch.device | str):
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+        size = config.get("crop_size") or config.get("size") or 224
+        if isinstance(size, dict):
+            size = size.get("height") or size.get("shortest_edge")
+        self.side_px, self.device = int(size), device
+        mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
+        self.mean, self.std = (torch.tensor(x).reshape(1, 3, 1, 1).to(device) for x in (mean, std))
+
+    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
+        pixels = [im.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC) for im in images]
+        x = torch.from_numpy(np.stack([np.asarray(im, dtype=np.uint8) for im in pixels])).to(self.device)
+        return (x.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, S, S)
+
+
 class VisionModel:
     """The pooled output of a transformers vision model: DINOv2, CLIP, ViT, ConvNeXt, ...
-
-    Its own preprocessing is read from preprocessor_config.json and done with Pillow, so that torchvision is not needed.
 
     Args:
         name_or_path: of the model, such as "facebook/dinov2-base".
@@ -31,15 +50,8 @@ class VisionModel:
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
         from transformers import AutoModel, CLIPVisionModelWithProjection
-        from transformers.image_processing_base import ImageProcessingMixin
 
-        config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-        size = config.get("crop_size") or config.get("size") or 224
-        if isinstance(size, dict):
-            size = size.get("height") or size.get("shortest_edge")
-        self.side_px, self.device = int(size), device
-        mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
-        self.mean, self.std = (torch.tensor(x).reshape(1, 3, 1, 1).to(device) for x in (mean, std))
+        self.preprocess = _Preprocessing(name_or_path, device)
         model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
         if hasattr(model, "vision_model") and hasattr(model, "text_model"):  # CLIP's image half, projected
             model = CLIPVisionModelWithProjection.from_pretrained(name_or_path, dtype=torch.float32)
@@ -47,15 +59,79 @@ class VisionModel:
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> np.ndarray:
-        pixels = [im.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC) for im in images]
-        x = torch.from_numpy(np.stack([np.asarray(im, dtype=np.uint8) for im in pixels])).to(self.device)
-        x = (x.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, S, S)
-        out = self.model(pixel_values=x)
+        out = self.model(pixel_values=self.preprocess(images))
         if (found := getattr(out, "image_embeds", None)) is None:
             found = getattr(out, "pooler_output", None)
         if found is None:
             found = out.last_hidden_state[:, 0]  # (N, D): the class token
         return found.flatten(1).float().cpu().numpy()
+
+
+class CLIPScore:
+    """How well images go with captions: 100 max(cos, 0) of CLIP's embeddings (Hessel et al. 2021, arXiv 2104.08718).
+
+    Raises:
+        ValueError: no CLIP model of that name.
+
+    Example:
+        >>> CLIPScore("openai/clip-vit-base-patch16")([image], ["a photo of a cat"]).shape
+        (1,)
+    """
+
+    def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
+        from transformers import AutoTokenizer, CLIPModel
+
+        try:
+            self.preprocess = _Preprocessing(name_or_path, device)
+            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"--clip_model {name_or_path}: {' '.join(str(error).split())}") from error
+        self.model.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Iterable[Image.Image], captions: list[str | None], batch_size: int = 64) -> np.ndarray:
+        """(N,) float32; an image without a caption counts as one with an empty one."""
+        images, scores = iter(images), []
+        for start in tqdm(range(0, len(captions), batch_size), desc="CLIP score"):
+            some = captions[start : start + batch_size]
+            x = self.preprocess([image.convert("RGB") for image in itertools.islice(images, len(some))])
+            words = self.tokenizer([c or "" for c in some], padding=True, truncation=True, return_tensors="pt")
+            out = self.model(pixel_values=x, **words.to(x.device))
+            cosine = (out.image_embeds * out.text_embeds).sum(dim=-1)  # (B,), both of length 1
+            scores.append((100 * cosine).clamp(min=0).cpu().numpy())
+        return np.concatenate(scores)
+
+
+def load_classifier(name: str, id2label: dict[int, str], device: torch.device | str = "cpu") -> Extractor:
+    """Images to their classes as ids (N, 1): a transformers model with our labels, or `module:callable`.
+
+    Raises:
+        ValueError: there is no such thing, or it does not know the classes of the data by the same names.
+    """
+    ids = {label: i for i, label in id2label.items()}
+    if ":" in name:
+        read = load_object(name)
+        return lambda images: np.array([[ids[x] if isinstance(x, str) else int(x)] for x in read(images)], np.float32)
+    from transformers import AutoModelForImageClassification
+
+    try:
+        preprocess = _Preprocessing(name, device)
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"--classifier {name}: {' '.join(str(error).split())}") from error
+    theirs = model.config.id2label
+    missing = [label for label in ids if label not in theirs.values()]
+    if missing:
+        raise ValueError(f"--classifier {name} does not know {missing[0]!r}: it reads {', '.join(theirs.values())}")
+    model.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def read_classes(images: list[Image.Image]) -> np.ndarray:
+        logits = model(pixel_values=preprocess(images)).logits  # (N, K)
+        return np.array([[ids.get(theirs[i], -1)] for i in logits.argmax(dim=1).tolist()], np.float32)
+
+    return read_classes
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:

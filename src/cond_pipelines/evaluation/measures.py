@@ -10,6 +10,7 @@ No matrix of all pairs is ever in memory: distances are made in blocks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,6 +53,12 @@ class Gaussian:
         """Unbiased."""
         return (self.outer - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Distance of two Gaussians (Dowson and Landau 1982, Eq. 16); FID's when the features are Inception's.
@@ -61,10 +68,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """
     if min(a.n, b.n) < 2:
         raise ValueError(f"a Frechet distance needs two images at least, and there are {min(a.n, b.n)}")
-    # Tr (A B)^(1/2) through A^(1/2) B A^(1/2), which is symmetric: exact zeros stay zeros.
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    # Tr (A B)^(1/2) through B^(1/2) A B^(1/2), which is symmetric: exact zeros stay zeros.
+    cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return distance.item()
 
@@ -172,6 +177,20 @@ class Probe:
         return self.model.predict(features)
 
 
+def confusion(asked: np.ndarray, read: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each class was asked for (rows) and read (columns): (K, K) int."""
+    return np.bincount(asked * num_classes + read, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def imbalance(read: np.ndarray, frequency: np.ndarray) -> float:
+    """Total variation distance between the classes read in samples (N,) and their `frequency` (K,) in the data.
+
+    0: as often as in the data; 0.1: one sample in ten would have to be of another class.
+    """
+    found = np.bincount(read, minlength=len(frequency)) / len(read)
+    return float(np.abs(found - frequency).sum() / 2)
+
+
 class Retrieval:
     """How well images go with their captions, through a ridge map from image features to text embeddings.
 
@@ -193,21 +212,26 @@ class Retrieval:
         self.model.fit(images, texts - self.centre)
 
     def __call__(
-        self, images: np.ndarray, texts: np.ndarray, choices: int = 100, seed: int = 0
+        self, images: np.ndarray, texts: np.ndarray, pool: np.ndarray | None = None, choices: int = 100, seed: int = 0
     ) -> dict[str, np.ndarray]:
-        """One value an image: r_at_1, r_at_5 among `choices` different captions; auc, matched against shuffled."""
+        """One value an image: r_at_1, r_at_5 among `choices` different captions; auc, matched against shuffled.
+
+        Args:
+            pool: (P, E) captions from which the other choices are drawn; default: `texts`.
+        """
         mapped = _unit(self.model.predict(images))  # (N, E)
         asked = _unit(texts - self.centre)  # (N, E)
-        known, which = np.unique(asked.round(5), axis=0, return_inverse=True)  # (K, E), (N,)
-        which, rng = which.reshape(-1), np.random.default_rng(seed)
+        others = asked if pool is None else _unit(pool - self.centre)  # (P, E)
+        known, which = np.unique(np.concatenate([asked, others]).round(5), axis=0, return_inverse=True)  # (K, E)
+        which, rng = which.reshape(-1)[: len(asked)], np.random.default_rng(seed)
         own = (mapped * asked).sum(axis=1)  # (N,)
         ranks, wins = np.zeros(len(images)), np.zeros(len(images))
         for i in range(len(images)):
-            others = np.flatnonzero(np.arange(len(known)) != which[i])
-            others = rng.permutation(others)[: choices - 1]
-            similar = known[others] @ mapped[i]  # (choices - 1,)
+            wrong = np.flatnonzero(np.arange(len(known)) != which[i])
+            wrong = rng.permutation(wrong)[: choices - 1]
+            similar = known[wrong] @ mapped[i]  # (choices - 1,)
             ranks[i] = (similar > own[i] + 1e-6).sum()
-            wins[i] = (similar < own[i] - 1e-6).mean() if len(others) else 0.5
+            wins[i] = (similar < own[i] - 1e-6).mean() if len(wrong) else 0.5
         return {"r_at_1": (ranks < 1).astype(float), "r_at_5": (ranks < 5).astype(float), "auc": wins}
 
 

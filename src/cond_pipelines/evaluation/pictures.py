@@ -1,7 +1,9 @@
 """What an evaluation shows."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..pictures import image_grid
@@ -29,3 +31,20 @@ def per_class_sheet(
         shown += row + [blank] * (each - len(row))
         names += [name] * each
     return image_grid(shown, columns=each, captions=names)
+
+
+def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
+    """What was asked for (rows) against what was read (columns), as shares of a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    side = min(12.0, 2.5 + 0.3 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="read", ylabel="asked for")
+    if len(names) <= 40:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    figure.savefig(path, dpi=100)

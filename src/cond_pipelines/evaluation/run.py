@@ -1,15 +1,13 @@
 """evaluate(config) -> report: sample, extract features, measure, write."""
 
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from accelerate import Accelerator
-from PIL import Image
 
 from ..card import write_card
 from ..conditional_pipeline import ConditionalPipeline
@@ -18,21 +16,10 @@ from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
 from . import measures as m
 from .config import EvaluationConfig
-from .features import cached, extract, load_extractor
-from .pictures import nearest_sheet, per_class_sheet, samples_sheet
-from .sampling import draw_samples, read_samples, to_image
-
-
-@dataclass
-class Sets:
-    """Features (N, D), and what each image was told or shows, of samples, training images and held-out ones."""
-
-    fake: np.ndarray
-    train: np.ndarray
-    held_out: np.ndarray
-    asked: list[Any]
-    train_conditions: list[Any]
-    held_out_conditions: list[Any]
+from .features import CLIPScore, cached, extract, load_classifier, load_extractor
+from .report import real_image, write_pictures, write_report
+from .rows import COMBINATIONS, UNSEEN, Part, Row, Sets, caption_rows, distribution_rows, label_rows, mean_row, row
+from .sampling import draw_samples, read_samples
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
@@ -55,31 +42,38 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     train_conditions, held_out_conditions = (_conditions(data, rows) for rows in (train, data.held_out))
     # Conditions as often as in the data: in the order of a permutation, over and over.
     order = rng.permutation(len(train))
-    asked = [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]
-
-    settings = {
-        k: getattr(config, k) for k in ("guidance_scale", "num_inference_steps") if getattr(config, k) is not None
-    }
+    asked = {"": [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]}
+    if pipe.adapter.conditioning == "text":
+        asked |= _unseen_captions(config, data, held_out_conditions)
     start = time.perf_counter()
-    draw_samples(pipe, asked, folder / "samples", accelerator, seed=config.seed, settings=settings)
+    for kind, conditions in asked.items():
+        draw_samples(pipe, conditions, _place(folder, kind), accelerator, seed=config.seed, settings=config.sampler)
     sampling_sec = time.perf_counter() - start
     if not accelerator.is_main_process:
         return {}
-    extractor = load_extractor(config.feature_extractor, accelerator.device)
+
+    read = _Reader(config, data, folder, accelerator.device)
+    samples = {kind: read.samples(_place(folder, kind), conditions) for kind, conditions in asked.items()}
     sets = Sets(
-        fake=extract(extractor, read_samples(folder / "samples"), config.num_samples, config.batch_size, "samples"),
-        train=_real_features(config, extractor, data, train, folder, "training images"),
-        held_out=_real_features(config, extractor, data, data.held_out, folder, "held-out images"),
-        asked=asked,
-        train_conditions=train_conditions,
-        held_out_conditions=held_out_conditions,
+        fake=samples.pop(""),
+        train=read.real(train, train_conditions, "training images"),
+        held_out=read.real(data.held_out, held_out_conditions, "held-out images", scored=True),
+        unseen=samples,
     )
-    rows, pairs = measure(sets, pipe, data)
+    rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
+    classes: dict[str, Any] = {}
+    if data.id2label:
+        more, classes = label_rows(sets, data.id2label)
+        rows += more
+        if config.classifier:
+            rows.append(_read_by_classifier(config, data, folder, sets, accelerator.device))
+    elif pipe.adapter.conditioning == "text":
+        rows += caption_rows(sets, pipe)
     if config.classify:
         rows += _classified(config, pipe, data, held_out_conditions)
     scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
-    guided = scale != 1 and any(condition is not None for condition in asked)
+    guided = scale != 1 and any(condition is not None for condition in asked[""])
     report = {
         "model": config.model,
         "setting": pipe.adapter.conditioning,
@@ -91,133 +85,120 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         "num_inference_steps": num_steps,
         "guidance_scale": scale,
         "network_evaluations_per_image": num_steps * (2 if guided else 1),
-        "seconds_per_image": round(sampling_sec / config.num_samples, 4),
+        "seconds_per_image": round(sampling_sec / sum(map(len, asked.values())), 4),
         "device": str(accelerator.device),
         "data": data.dataset.fingerprint(),
         "measures": rows,
+        "classes": classes,
     }
-    _write(report, folder)
-    _draw(folder, data, asked, train, pairs)
+    write_report(report, folder)
+    write_pictures(folder, _place(folder, ""), data, asked[""], train, pairs, classes)
     if not config.keep_samples:
-        for path in (folder / "samples").iterdir():
-            path.unlink()
+        for kind in asked:
+            for path in _place(folder, kind).iterdir():
+                path.unlink()
     if folder.resolve().parent == Path(config.model).resolve():
         write_card(config.model)
     return report
 
 
-def measure(sets: Sets, pipe: ConditionalPipeline, data: TrainingData) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The rows of the report, and for each sample the index of its nearest training image."""
-    rows: list[dict[str, Any]] = []
-
-    def add(
-        question: str, name: str, value: float, interval: tuple[float, float] | None, real: float | None, better: str
-    ) -> None:
-        row = {"question": question, "name": name, "value": _round(value), "better": better}
-        row["interval"] = None if interval is None else [_round(x) for x in interval]
-        row["real"] = None if real is None else _round(real)
-        rows.append(row)
-
-    fake, train, held_out = sets.fake, sets.train, sets.held_out
-    train_stats = m.Gaussian.of(train)
-    add(
-        *("alike?", "Frechet distance", m.frechet_distance(m.Gaussian.of(fake), train_stats)),
-        *(m.interval_of_frechet(fake, train_stats), m.frechet_distance(m.Gaussian.of(held_out), train_stats), "lower"),
-    )
-    kernel, kernel_real = m.kernel_distance(fake, train), m.kernel_distance(held_out, train)
-    spread = 1.96 * kernel.std(ddof=1)
-    add(
-        "alike?",
-        "kernel distance",
-        kernel.mean(),
-        (kernel.mean() - spread, kernel.mean() + spread),
-        kernel_real.mean(),
-        "lower",
-    )
-    found, real = m.manifolds(train, fake), m.manifolds(train, held_out)
-    questions = {"precision": "alike?", "density": "alike?", "recall": "all of it?", "coverage": "all of it?"}
-    for name, question in questions.items():
-        add(question, name, found[name].mean(), m.interval_of_mean(found[name]), real[name].mean(), "higher")
-    flags, pairs, _ = m.copies(fake, train, held_out)
-    flags = flags.astype(float)
-    add(
-        "new?",
-        "closer to a training image than 99 % of held-out ones",
-        flags.mean(),
-        m.interval_of_mean(flags),
-        0.01,
-        "lower",
-    )
-    if data.id2label:
-        _labels(sets, add)
-    elif pipe.adapter.conditioning == "text":
-        _captions(sets, pipe, add)
-    return rows, pairs
+def _place(folder: Path, kind: str) -> Path:
+    """Where samples are kept."""
+    return folder / "-".join(["samples", *kind.split()])
 
 
-def _labels(sets: Sets, add: Any) -> None:
-    """Does it obey y: a linear probe on the features of real images, and the probe's own ceiling."""
+class _Reader:
+    """Images to what is measured of them."""
 
-    def known(conditions: list[Any], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        keep = np.array([c is not None for c in conditions], dtype=bool)
-        return features[keep], np.array([c for c in conditions if c is not None])
+    def __init__(self, config: EvaluationConfig, data: TrainingData, folder: Path, device: torch.device):
+        self.config, self.data, self.folder = config, data, folder
+        self.extractor = load_extractor(config.feature_extractor, device)
+        self.clip = CLIPScore(config.clip_model, device) if config.clip_model else None
 
-    train, labels = known(sets.train_conditions, sets.train)
-    if len(set(labels.tolist())) < 2:
-        return
-    probe = m.Probe(train, labels)
-    fake, asked = known(sets.asked, sets.fake)
-    held_out, shown = known(sets.held_out_conditions, sets.held_out)
-    right = (probe(fake) == asked).astype(float)
-    ceiling = float((probe(held_out) == shown).mean()) if len(shown) else None
-    add("obeys y?", "class read right by a linear probe", right.mean(), m.interval_of_mean(right), ceiling, "higher")
+    def samples(self, folder: Path, conditions: list[Any]) -> Part:
+        what = folder.name.replace("-", " ")
+        features = extract(self.extractor, read_samples(folder), len(conditions), self.config.batch_size, what)
+        return Part(features, conditions, self._scores(read_samples(folder), conditions))
+
+    def real(self, rows: np.ndarray, conditions: list[Any], what: str, scored: bool = False) -> Part:
+        """Kept, under what decides it: data, preprocessing, extractor."""
+        key = {
+            "data": self.data.dataset.fingerprint(),
+            "rows": rows.tolist(),
+            "resolution": self.data.dataset.resolution,
+            "extractor": self.config.feature_extractor,
+        }
+        features = cached(
+            Path(self.config.features_dir or self.folder),
+            key,
+            lambda: extract(self.extractor, self._images(rows), len(rows), self.config.batch_size, what),
+        )
+        return Part(features, conditions, self._scores(self._images(rows), conditions) if scored else None)
+
+    def _images(self, rows: np.ndarray) -> Any:
+        return (real_image(self.data, row) for row in rows)
+
+    def _scores(self, images: Any, conditions: list[Any]) -> np.ndarray | None:
+        return None if self.clip is None else self.clip(images, conditions, self.config.batch_size)
+
+
+def _unseen_captions(
+    config: EvaluationConfig, data: TrainingData, held_out_conditions: list[str | None]
+) -> dict[str, list[str]]:
+    """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
+    seen = set()
+    for i in data.train:
+        captions = data.dataset.read_condition(int(data.dataset.usable[i]))
+        seen.update(captions if isinstance(captions, Choices) else [captions])
+    found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
+    if config.unseen_captions:
+        try:
+            lines = Path(config.unseen_captions).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(f"--unseen_captions {config.unseen_captions}: {error.strerror}") from error
+        lines = [line.strip() for line in lines if line.strip()]
+        known = [line for line in lines if line in seen]
+        if known or not lines:
+            raise ValueError(
+                f"--unseen_captions {config.unseen_captions}: "
+                + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
+            )
+        count = min(config.num_samples, max(256, len(lines)))
+        found[COMBINATIONS] = [lines[i % len(lines)] for i in range(count)]
+    return {kind: captions for kind, captions in found.items() if captions}
+
+
+def _read_by_classifier(
+    config: EvaluationConfig, data: TrainingData, folder: Path, sets: Sets, device: torch.device
+) -> Row:
+    """Does it obey y, by a classifier of the user's; its ceiling is what it makes of held-out images."""
+    classifier = load_classifier(config.classifier, data.id2label, device)
+
+    def right(images: Any, part: Part) -> np.ndarray:
+        read = extract(classifier, images, len(part.conditions), config.batch_size, f"{config.classifier}'s view")[:, 0]
+        known = np.array([c is not None for c in part.conditions], dtype=bool)
+        return (read[known] == np.array(part.known.conditions)).astype(float)
+
+    fake = right(read_samples(_place(folder, "")), sets.fake)
+    real = right((real_image(data, i) for i in data.held_out), sets.held_out)
+    return mean_row("obeys y?", f"class read right by {config.classifier}", fake, real.mean())
 
 
 def _classified(
     config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[Any]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
     if not data.id2label:
         raise ValueError("--classify needs a class-conditional model")
     known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
-    images = [_image(data, data.held_out[i]) for i in known]
+    images = [real_image(data, data.held_out[i]) for i in known]
     found = pipe.classify(images, list(data.id2label), seed=config.seed)
     right = np.array([int(best) == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
     sure = found.probabilities.max(dim=1).values.numpy()
-    accuracy = {"name": "held-out images classified right", "value": _round(right.mean()), "better": "higher"}
-    accuracy["interval"] = [_round(x) for x in m.interval_of_mean(right)]
-    error = {"name": "calibration error of that", "value": _round(m.calibration_error(sure, right)), "better": "lower"}
-    return [{"question": "obeys y?", "interval": None, "real": None} | row for row in (accuracy, error)]
-
-
-def _captions(sets: Sets, pipe: ConditionalPipeline, add: Any) -> None:
-    """Does it obey the text: retrieval of the caption, through a map fitted on real pairs."""
-    texts = {c for part in (sets.train_conditions, sets.asked, sets.held_out_conditions) for c in part if c}
-    known = sorted(texts)
-    vectors: list[np.ndarray] = []
-    for start in range(0, len(known), 256):
-        features = pipe._features(known[start : start + 256])
-        mask = features["mask"][..., None].float()  # (B, L, 1)
-        mean = (features["hidden_states"].detach().float() * mask).sum(dim=1) / mask.sum(dim=1)  # (B, E)
-        vectors.append(mean.cpu().numpy())
-    table = dict(zip(known, np.concatenate(vectors), strict=True))
-
-    def pairs(conditions: list[Any], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        keep = np.array([bool(c) for c in conditions])
-        return features[keep], np.array([table[c] for c in conditions if c])
-
-    retrieval = m.Retrieval(*pairs(sets.train_conditions, sets.train))
-    fake, real = retrieval(*pairs(sets.asked, sets.fake)), retrieval(*pairs(sets.held_out_conditions, sets.held_out))
-    for name, title in (
-        ("r_at_1", "R@1 of 100 captions"),
-        ("r_at_5", "R@5 of 100 captions"),
-        ("auc", "matched against shuffled, AUC"),
-    ):
-        add("obeys the text?", title, fake[name].mean(), m.interval_of_mean(fake[name]), real[name].mean(), "higher")
-
-
-def _round(value: float) -> float:
-    return float(f"{float(value):.4g}")
+    return [
+        mean_row("obeys y?", "held-out images classified right", right),
+        row("obeys y?", "calibration error of that", m.calibration_error(sure, right), better="lower"),
+    ]
 
 
 def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingData:
@@ -247,50 +228,3 @@ def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:
         return [None] * len(rows)
     found = [data.dataset.read_condition(int(data.dataset.usable[i])) for i in rows]
     return [c[0] if isinstance(c, Choices) else c for c in found]
-
-
-def _image(data: TrainingData, row: int) -> Image.Image:
-    return to_image(data.dataset[0, int(row)].pixels)
-
-
-def _real_features(
-    config: EvaluationConfig, extractor: Any, data: TrainingData, rows: np.ndarray, folder: Path, what: str
-) -> np.ndarray:
-    key = {
-        "data": data.dataset.fingerprint(),
-        "rows": rows.tolist(),
-        "resolution": data.dataset.resolution,
-        "extractor": config.feature_extractor,
-    }
-    images = (_image(data, row) for row in rows)
-    return cached(
-        Path(config.features_dir or folder), key, lambda: extract(extractor, images, len(rows), config.batch_size, what)
-    )
-
-
-def _write(report: dict[str, Any], folder: Path) -> None:
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    lines = [
-        f"# Evaluation of {report['model']}\n",
-        f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
-        f"{report['num_held_out']:,} held-out ones, features of {report['feature_extractor']}, "
-        f"{report['num_inference_steps']} steps, guidance scale {report['guidance_scale']}.\n",
-        "| question | measure | samples | 95 % interval | held-out real images | better |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in report["measures"]:
-        interval = "" if row["interval"] is None else f"{row['interval'][0]} to {row['interval'][1]}"
-        real = "" if row["real"] is None else row["real"]
-        lines.append(f"| {row['question']} | {row['name']} | {row['value']} | {interval} | {real} | {row['better']} |")
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _draw(folder: Path, data: TrainingData, asked: list[Any], train: np.ndarray, pairs: np.ndarray) -> None:
-    images = []
-    for image, _ in zip(read_samples(folder / "samples"), range(512), strict=False):
-        images.append(image)
-    names = [str((data.id2label or {}).get(c, c)) for c in asked]
-    samples_sheet(images, names if asked[0] is not None else None).save(folder / "samples.png")
-    nearest_sheet(images, [_image(data, train[i]) for i in pairs[: len(images)]]).save(folder / "nearest.png")
-    if data.id2label:
-        per_class_sheet(images, asked, data.id2label).save(folder / "per_class.png")

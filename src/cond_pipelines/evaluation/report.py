@@ -1,0 +1,78 @@
+"""What an evaluation leaves: report.json, report.md and pictures."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..training.setup import TrainingData
+from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
+from .sampling import read_samples, to_image
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """report.json and report.md."""
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    lines = [
+        f"# Evaluation of {report['model']}\n",
+        f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
+        f"{report['num_held_out']:,} held-out ones, features of {report['feature_extractor']}, "
+        f"{report['num_inference_steps']} steps, guidance scale {report['guidance_scale']}.\n",
+        "| question | measure | samples | 95 % interval | held-out real images | better |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["measures"]:
+        interval = "" if row["interval"] is None else f"{row['interval'][0]} to {row['interval'][1]}"
+        real = "" if row["real"] is None else row["real"]
+        lines.append(f"| {row['question']} | {row['name']} | {row['value']} | {interval} | {real} | {row['better']} |")
+    lines += _class_lines(report["classes"])
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _class_lines(classes: dict[str, Any]) -> list[str]:
+    if not classes:
+        return []
+    lines = ["", "| class | samples | read right | most often taken for | Frechet distance | kernel distance |"]
+    lines.append("|---" * 6 + "|")
+    for i, name in enumerate(classes["names"]):
+        counts = np.array(classes["confusion"][i])
+        wrong = np.where(np.arange(len(counts)) == i, 0, counts)
+        other = f"{classes['names'][wrong.argmax()]} ({wrong.max()})" if wrong.max() else ""
+        distances = [classes[k][i] for k in ("frechet_distance", "kernel_distance")]
+        cells = [name, counts.sum(), counts[i], other, *("" if d is None else d for d in distances)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def write_pictures(
+    folder: Path,
+    samples: Path,
+    data: TrainingData,
+    asked: list[Any],
+    train: np.ndarray,
+    pairs: np.ndarray,
+    classes: dict[str, Any],
+) -> None:
+    """samples.png, nearest.png, and with classes per_class.png and confusion.png.
+
+    Args:
+        samples: the folder of the samples; asked: what each was told.
+        train: rows of the training images; pairs: for each sample the index into them of its nearest.
+        classes: as `rows.label_rows` gives it.
+    """
+    images = list(itertools.islice(read_samples(samples), 512))
+    names = [str((data.id2label or {}).get(c, c)) for c in asked]
+    samples_sheet(images, names if asked[0] is not None else None).save(folder / "samples.png")
+    nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]]).save(folder / "nearest.png")
+    if data.id2label:
+        per_class_sheet(images, asked, data.id2label).save(folder / "per_class.png")
+    if classes:
+        confusion_plot(np.array(classes["confusion"]), classes["names"], folder / "confusion.png")
+
+
+def real_image(data: TrainingData, row: int) -> Image.Image:
+    """As it is trained on, not flipped."""
+    return to_image(data.dataset[0, int(row)].pixels)
