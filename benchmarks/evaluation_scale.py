@@ -1,8 +1,7 @@
 """python benchmarks/evaluation_scale.py: time and memory of the measures of 10,000 samples against 60,000 references.
 
-Features are given (normal vectors of which the first 20 directions carry most of the variance, as in trained networks);
-drawn are samples, training images and 1,000 held-out ones in ten classes, and all rows of a class-conditional report are
-made, intervals included.
+Features are given: normal vectors in ten classes, most of their variance in the first 20 directions, as a trained
+network's are. All rows of a class-conditional report are made, intervals included, beside 1,000 held-out images.
 """
 
 import argparse

@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw
 
 from .conditional_pipeline import ConditionalPipeline
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
+from .evaluation.features import extract, pixels
+from .evaluation.rows import distribution_rows
 from .pictures import image_grid
 from .training.config import TrainingConfig
 from .training.defaults import fast_precision
@@ -90,11 +92,13 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     readable = sum(read["shape"] is not None for read in reads) / num_samples
     counts = {shape: sum(read["shape"] == shape for read in reads) for shape in SHAPES}
     report: dict[str, Any] = {"unconditional": {"readable": readable, "shapes": counts}}
+    evaluated = {"unconditional": images}
     panels = [("p(x): unconditional", image_grid(images[:30], columns=10))]
 
     labels = [SHAPES[i % len(SHAPES)] for i in range(num_samples)]
     images = sample(pipes["class_conditional"], labels)
     report["class_conditional"] = {"right_shape": right(images, [{"shape": label} for label in labels])}
+    evaluated["class_conditional"] = images
     grid = image_grid(images[:30], columns=10, captions=labels[:30])
     panels.append(("p(x|y): class-conditional", grid))
 
@@ -103,6 +107,8 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
         asked = [combinations[7 * i % len(combinations)] for i in range(num_samples)]  # all of them, mixed
         prompts = [caption(**attributes) for attributes in asked]
         images = sample(pipes["text_to_image"], prompts)
+        if kind == "seen":
+            evaluated["text_to_image"] = images
         report["text_to_image"][f"all_right_{kind}"] = right(images, asked)
         for key in _ATTRIBUTES:
             report["text_to_image"][f"{key}_right_{kind}"] = right(images, [{key: a[key]} for a in asked])
@@ -110,6 +116,8 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
         grid = image_grid(images[:10], columns=5, captions=short, min_side_px=128)
         panels.append((f"p(x|text): combinations {'seen' if kind == 'seen' else 'never seen'} in training", grid))
 
+    for name, rows in evaluate_demo(evaluated).items():
+        report[name]["evaluation"] = rows
     report["num_samples"] = num_samples
     for name, pipe in pipes.items():
         report[name]["num_inference_steps"] = pipe.config.default_num_inference_steps
@@ -117,6 +125,21 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     gallery(panels).save(output_dir / "gallery.png")
     return report
+
+
+def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 3000) -> dict[str, list[dict[str, Any]]]:
+    """Alike, all of it, new: what `cond-pipelines evaluate` measures, of samples that are there already.
+
+    In pixels, which is good enough for images this small; the held-out images are drawn from another seed.
+    """
+    real = load_shapes(num_real, combinations="seen")["image"]
+    held_out = load_shapes(500, seed=1, combinations="seen")["image"]
+    train, new = (extract(pixels, images, len(images), what="drawn shapes") for images in (real, held_out))
+    found = {}
+    for name, images in samples.items():
+        fake = extract(pixels, images, len(images), what=f"samples, {name}")
+        found[name], _ = distribution_rows(fake, train, new)
+    return found
 
 
 def gallery(panels: list[tuple[str, Image.Image]]) -> Image.Image:

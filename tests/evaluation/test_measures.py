@@ -102,8 +102,8 @@ def test_nearest_is_the_brute_force(monkeypatch):
     distances, indices = m.nearest(a, b, k=4)
     assert np.array_equal(indices, np.argsort(pairs, axis=1)[:, :4])
     assert np.allclose(distances, np.sort(pairs, axis=1)[:, :4], atol=1e-5)
-    own, _ = m.nearest(a, a, k=1, same=True)
-    assert own.min() > 0
+    among = np.linalg.norm(b[:, None] - b[None], axis=-1)
+    assert np.allclose(m.radius(b, 4), np.sort(among, axis=1)[:, 4], atol=1e-5)  # itself is no neighbour
 
 
 def modes(which, n=200, seed=0):
@@ -139,6 +139,8 @@ def test_manifolds_are_the_definition(monkeypatch):
     assert np.array_equal(found["recall"], (pairs <= radius(fake)[None]).any(axis=1))
     assert np.allclose(found["density"], (pairs <= radius(real)[:, None]).sum(axis=0) / k)
     assert np.array_equal(found["coverage"], (pairs <= radius(real)[:, None]).any(axis=1))
+    again = m.manifolds(real, fake, k, real_radius=m.radius(real, k))
+    assert all(np.array_equal(found[name], again[name]) for name in found)
     with pytest.raises(ValueError, match="more than 3 images"):
         m.manifolds(real, fake[:3], k)
 
@@ -208,3 +210,13 @@ def test_the_interval_of_a_frechet_distance():
     assert few[1] - few[0] > 2 * (many[1] - many[0]) > 0
     other = m.frechet_distance(m.Gaussian.of(normal(5000, mean=0.5, seed=2)), real)
     assert abs(other - sum(many) / 2) < 2 * (many[1] - many[0])
+
+
+@pytest.mark.parametrize(("dim", "mean"), [(8, 0.5), (8, 0.0), (64, 0.2)])
+def test_the_interval_of_a_frechet_distance_is_as_wide_as_the_distances_differ(dim, mean):
+    """Of independent sets of samples; also with few samples for the dimensions. It errs on the side of doubt."""
+    real = m.Gaussian.of(normal(5000, dim))
+    sets = [normal(300, dim, mean=mean, seed=seed) for seed in range(1, 41)]
+    spread = np.std([m.frechet_distance(m.Gaussian.of(x), real) for x in sets])
+    widths = [np.diff(m.interval_of_frechet(x, real))[0] / 3.92 for x in sets[:10]]
+    assert 0.75 * spread < np.mean(widths) < 1.8 * spread

@@ -98,27 +98,47 @@ def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, Tensor]]:
             yield i, j, torch.cdist(x, torch.from_numpy(np.ascontiguousarray(b[j : j + _BLOCK])))
 
 
-def nearest(a: np.ndarray, b: np.ndarray, k: int = 1, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and indices of the `k` nearest rows of `b` for each of `a`: (N, k) each, nearest first.
-
-    Args:
-        same: `a` is `b`: a row is no neighbour of itself.
-    """
+def nearest(a: np.ndarray, b: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and indices of the `k` nearest rows of `b` for each of `a`: (N, k) each, nearest first."""
     distances, indices = torch.full((len(a), k), float("inf")), torch.zeros((len(a), k), dtype=torch.int64)
     for i, j, block in _blocks(a, b):
-        if same:
-            rows = torch.arange(i, i + block.shape[0])[:, None] == torch.arange(j, j + block.shape[1])[None]
-            block = block.masked_fill(rows, float("inf"))
         here = slice(i, i + block.shape[0])
-        values = torch.cat([distances[here], block], dim=1)
-        places = torch.cat([indices[here], torch.arange(j, j + block.shape[1]).expand(block.shape[0], -1)], dim=1)
+        found = block.topk(min(k, block.shape[1]), dim=1, largest=False)
+        values = torch.cat([distances[here], found.values], dim=1)
         best = values.topk(k, dim=1, largest=False)
-        distances[here], indices[here] = best.values, places.gather(1, best.indices)
+        distances[here] = best.values
+        indices[here] = torch.cat([indices[here], found.indices + j], dim=1).gather(1, best.indices)
     return distances.numpy(), indices.numpy()
 
 
-def manifolds(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, np.ndarray]:
+def radius(features: np.ndarray, k: int = 5) -> Tensor:
+    """The distance of each row to its `k`-th nearest other row: (N,)."""
+    distances = torch.full((len(features), k), float("inf"))
+
+    def merge(start: int, block: Tensor) -> None:
+        here = slice(start, start + block.shape[0])
+        found = block.topk(min(k, block.shape[1]), dim=1, largest=False).values
+        distances[here] = torch.cat([distances[here], found], dim=1).topk(k, dim=1, largest=False).values
+
+    for i in range(0, len(features), _BLOCK):  # each pair of blocks once: distances are symmetric
+        x = torch.from_numpy(np.ascontiguousarray(features[i : i + _BLOCK]))
+        for j in range(i, len(features), _BLOCK):
+            block = torch.cdist(x, torch.from_numpy(np.ascontiguousarray(features[j : j + _BLOCK])))
+            if i == j:
+                merge(i, block.fill_diagonal_(float("inf")))
+            else:
+                merge(i, block)
+                merge(j, block.T)
+    return distances[:, -1]
+
+
+def manifolds(
+    real: np.ndarray, fake: np.ndarray, k: int = 5, real_radius: Tensor | None = None
+) -> dict[str, np.ndarray]:
     """Precision and recall (Kynkaanniemi et al. 2019, Eq. 1), density and coverage (Naeem et al. 2020, Eq. 3 and 4).
+
+    Args:
+        real_radius: `radius(real, k)`, where it is known already.
 
     Returns:
         For each name one value an image: of `fake` for precision and density, of `real` for recall and coverage. Their
@@ -129,8 +149,8 @@ def manifolds(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, np.nd
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall need more than {k} images, and there are {min(len(real), len(fake))}")
-    real_radius = torch.from_numpy(nearest(real, real, k, same=True)[0][:, -1])  # (R,)
-    fake_radius = torch.from_numpy(nearest(fake, fake, k, same=True)[0][:, -1])  # (F,)
+    real_radius = radius(real, k) if real_radius is None else real_radius  # (R,)
+    fake_radius = radius(fake, k)  # (F,)
     inside = torch.zeros(len(fake))  # balls of real images that a fake one lies in
     recall, coverage = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
     for i, j, block in _blocks(real, fake):
@@ -247,21 +267,25 @@ def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -
     return tuple(float(q) for q in np.quantile(means, [0.025, 0.975]))
 
 
-def interval_of_frechet(
-    fake: np.ndarray, real: Gaussian, groups: int = 20, resamples: int = 40, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of a Frechet distance, by resampling groups of samples, whose statistics add up."""
-    rng = np.random.default_rng(seed)
-    groups = min(groups, len(fake))
-    parts = [Gaussian.of(part) for part in np.array_split(fake[rng.permutation(len(fake))], groups)]
-    found = []
-    for _ in range(resamples):
-        drawn = [parts[i] for i in rng.integers(groups, size=groups)]
-        found.append(frechet_distance(sum(drawn[1:], drawn[0]), real))
-    # Fewer different images give a larger distance: keep the spread, centre it on the distance itself.
-    centre = frechet_distance(sum(parts[1:], parts[0]), real)
-    low, high = (float(q) for q in np.quantile(np.array(found) - np.mean(found) + centre, [0.025, 0.975]))
-    return low, high
+def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]:
+    """95 % interval of a Frechet distance: the bootstrap of its linear part.
+
+    A bootstrap of the distance itself is far too wide where there are few samples for the number of dimensions, since
+    fewer different samples are further away. So each sample's influence on the distance is resampled (the
+    infinitesimal jackknife; Efron 1982, chapter 6), whose mean is 0. In simulations the standard error was 1.0 to 1.5
+    times the true one.
+    """
+    a = Gaussian.of(fake)
+    x = torch.from_numpy(fake).double() - a.mean  # (N, D)
+    # With M = B^(1/2) A B^(1/2), the derivative of 2 tr M^(1/2) with respect to A is B^(1/2) M^(-1/2) B^(1/2).
+    values, vectors = torch.linalg.eigh(real.root @ a.covariance @ real.root)
+    kept = values > 1e-12 * values.max()
+    z = (x @ real.root @ vectors)[:, kept]  # (N, rank)
+    cross = (z.square() / values[kept].sqrt()).sum(dim=1)  # (N,)
+    influence = 2 * x @ (a.mean - real.mean) + x.square().sum(dim=1) - cross  # (N,)
+    low, high = interval_of_mean((influence - influence.mean()).numpy())
+    distance = frechet_distance(a, real)
+    return max(0.0, distance + low), distance + high
 
 
 def calibration_error(sure: np.ndarray, right: np.ndarray, num_bins: int = 10) -> float:

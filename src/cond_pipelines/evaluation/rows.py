@@ -80,7 +80,8 @@ def distribution_rows(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray)
     kernel, kernel_real = m.kernel_distance(fake, train), m.kernel_distance(held_out, train)
     mean, spread = kernel.mean(), 1.96 * kernel.std(ddof=1)
     rows.append(row("alike?", "kernel distance", mean, (mean - spread, mean + spread), kernel_real.mean(), "lower"))
-    found, real = m.manifolds(train, fake), m.manifolds(train, held_out)
+    radius = m.radius(train)
+    found, real = (m.manifolds(train, some, real_radius=radius) for some in (fake, held_out))
     questions = {"precision": "alike?", "density": "alike?", "recall": "all of it?", "coverage": "all of it?"}
     rows += [mean_row(question, name, found[name], real[name].mean()) for name, question in questions.items()]
     flags, pairs, _ = m.copies(fake, train, held_out)
