@@ -341,16 +341,11 @@ def test_the_wrong_class_names_the_right_one(parents, source, asked):
 
 
 def test_a_foreign_pipeline_is_named(tmp_path):
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        add_attention=False,
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=1, attention_head_dim=8, num_layers=1, sample_size=8, norm_num_groups=4
     )
-    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a DDPMPipeline.*diffusers.DDPMPipeline.from_pretrained"):
+    diffusers.DiTPipeline(transformer, tiny_vae(), diffusers.DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a DiTPipeline.*diffusers.DiTPipeline.from_pretrained"):
         ConditionalPipeline.from_pretrained(tmp_path)
 
 

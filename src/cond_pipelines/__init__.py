@@ -16,6 +16,7 @@ _EXPORTS = {
     "ConditioningAdapter": "adapters",
     "Noised": "objectives",
     "Objective": "objectives",
+    "PromptAdapter": "prompt_adapter",
     "TextAdapter": "adapters",
     "TextToImagePipeline": "pipelines",
     "TrainingConfig": "training.config",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Conditioning:
     Example:
         >>> cond = Conditioning(tokens=torch.randn(2, 5, 8), pooled=torch.randn(2, 8))
         >>> both = null.cat(cond)                            # batch [null, cond] for guidance
-        >>> unet(x_t, t, **both.unet_kwargs()).sample
+        >>> unet(x_t, t, **both.unet_kwargs(unet)).sample
     """
 
     tokens: Tensor | None = None
@@ -70,8 +71,10 @@ class Conditioning:
         """Batch-wise: this one's images, then the other's."""
         return self._join(other, lambda x, y: torch.cat([x, y]))
 
-    def unet_kwargs(self) -> dict[str, Tensor | None]:
-        """Under the names of `UNet2DConditionModel.forward`."""
+    def unet_kwargs(self, unet: nn.Module | None = None) -> dict[str, Tensor | None]:
+        """Under the names of `UNet2DConditionModel.forward`, or, where `unet` is a UNet2DModel, of that one's."""
+        if isinstance(unet, UNet2DModel):
+            return {"class_labels": self.pooled}  # (B, pooled_dim)
         return {
             "encoder_hidden_states": self.tokens,  # (B, L, token_dim)
             "encoder_attention_mask": self.mask,  # (B, L)
@@ -108,10 +111,18 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
 
     Class attributes:
         conditioning: the name of the setting ("none", "class", "text", or your own).
+
+    Attributes:
+        null_tokens: (1, L, token_dim), what the UNet's parent was told when it was told nothing (Stable Diffusion's
+            encoded empty prompt), saved with the adapter; None: zeros. See `fill` and `set_null_tokens`.
     """
 
     config_name = "config.json"
     conditioning = "custom"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("null_tokens", None)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -120,12 +131,31 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def for_unet(cls, unet: nn.Module, **kwargs: Any) -> "ConditioningAdapter":
-        """Build one for the socket of `unet` (a UNet2DConditionModel); `kwargs` go to the constructor."""
-        return cls(
-            token_dim=unet.config.cross_attention_dim,
-            pooled_dim=unet.config.projection_class_embeddings_input_dim,
-            **kwargs,
-        )
+        """Build one for the socket of `unet`, a UNet2DConditionModel or UNet2DModel; `kwargs` go to the constructor."""
+        token_dim, pooled_dim = socket(unet)
+        return cls(token_dim=token_dim, pooled_dim=pooled_dim, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As diffusers' own, with room for `null_tokens`, which no constructor needs to know."""
+        config = dict(config)
+        length = config.pop("null_length", None)
+        found = super().from_config(config, return_unused_kwargs, **kwargs)
+        if length:
+            adapter = found[0] if return_unused_kwargs else found
+            adapter.set_null_tokens(torch.zeros(1, length, config["token_dim"]))
+        return found
+
+    def set_null_tokens(self, tokens: Tensor) -> None:
+        """Let `tokens` (1, L, token_dim) be what "no condition" is."""
+        self.null_tokens = tokens.detach().clone()
+        self.register_to_config(null_length=tokens.shape[1])
+
+    def inherit_null(self, parent: nn.Module | None) -> None:
+        """Take over the `null_tokens` of the adapter that told this one's UNet before, unless it has its own."""
+        tokens = getattr(parent, "null_tokens", None)
+        if self.null_tokens is None and tokens is not None and self.config.get("token_dim") == tokens.shape[-1]:
+            self.set_null_tokens(tokens)
 
     def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
         """Raw conditions of a batch to tensors with B rows, on the CPU, in a DataLoader's worker.
@@ -145,21 +175,41 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         raise TypeError(f"{type(self).__name__} must define forward(features)")
 
     def null_like(self, cond: Conditioning) -> Conditioning:
-        """ "No condition" in the shapes of `cond`: the other branch of guidance and of condition dropout. Zeros."""
-        return Conditioning(
-            None if cond.tokens is None else torch.zeros_like(cond.tokens),
-            cond.mask,
-            None if cond.pooled is None else torch.zeros_like(cond.pooled),
-        )
+        """ "No condition" for each row of `cond`: the other branch of guidance and of condition dropout.
+
+        `null_tokens`, or zeros in the shape of `cond`.
+        """
+        pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
+        if cond.tokens is None or self.null_tokens is None:
+            return Conditioning(None if cond.tokens is None else torch.zeros_like(cond.tokens), cond.mask, pooled)
+        return Conditioning(self.null_tokens.to(cond.tokens).expand(len(cond), -1, -1), None, pooled)
 
     def fill(self, tokens: Tensor | None = None, mask: Tensor | None = None, pooled: Tensor | None = None):
-        """A Conditioning with zeros in every input of the socket that was not given."""
+        """A Conditioning with zeros in every input of the socket that was not given.
+
+        Where there are `null_tokens`, tokens are what is added to them, so that zeros tell nothing still: a single
+        vector to each of them, a sequence (where `mask` is True) to the first of them; what is longer is cut.
+        """
         some = pooled if tokens is None else tokens
         if tokens is None and self.config.token_dim is not None:
             tokens = some.new_zeros(len(some), 1, self.config.token_dim)  # (B, 1, token_dim)
         if pooled is None and self.config.pooled_dim is not None:
             pooled = some.new_zeros(len(some), self.config.pooled_dim)  # (B, pooled_dim)
-        return Conditioning(tokens, mask, pooled)
+        if tokens is None or self.null_tokens is None:
+            return Conditioning(tokens, mask, pooled)
+        if mask is not None:
+            tokens = tokens * mask[..., None]
+        if mask is not None or tokens.shape[1] > 1:
+            tokens = F.pad(tokens, (0, 0, 0, self.null_tokens.shape[1] - tokens.shape[1]))  # a negative number cuts
+        return Conditioning(self.null_tokens.to(tokens) + tokens, None, pooled)  # (B, L, token_dim)
+
+
+def socket(unet: nn.Module) -> tuple[int | None, int | None]:
+    """(token_dim, pooled_dim) of a UNet2DConditionModel or a UNet2DModel; None where it has no such input."""
+    config = unet.config
+    if isinstance(unet, UNet2DModel):
+        return None, config.time_embedding_dim or 4 * config.block_out_channels[0]
+    return config.cross_attention_dim, config.projection_class_embeddings_input_dim
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -193,7 +243,7 @@ class UnconditionalAdapter(ConditioningAdapter):
         n = len(features["batch"])
         pooled = None if self.config.pooled_dim is None else self.nothing.new_zeros(n, self.config.pooled_dim)
         tokens = None if self.config.token_dim is None else self.nothing.new_zeros(n, 1, self.config.token_dim)
-        return Conditioning(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)
+        return self.fill(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)
 
     def null_like(self, cond: Conditioning) -> Conditioning:
         return cond
@@ -204,12 +254,13 @@ class ClassLabelAdapter(ConditioningAdapter):
 
     Args:
         num_classes: number of classes; from `id2label` where that is given.
-        id2label: {0: "cat", 1: "dog"}; saved in the configuration, so that a model knows its classes' names.
+        id2label: {0: "cat", 1: "dog"}; saved in the configuration, so that a model knows its classes' names. DiT's
+            own works too: {0: "tench, Tinca tinca", ...} is known by either name, or by both as they stand.
         embedding_dim: of a class's vector.
         token_dim, pooled_dim: the UNet's socket; see `for_unet`.
 
     Raises:
-        ValueError: for an unknown name, or an id outside of 0 .. num_classes - 1.
+        ValueError: for an unknown name, one that several classes have, or an id outside of 0 .. num_classes - 1.
 
     Example:
         >>> adapter = ClassLabelAdapter.for_unet(unet, id2label={0: "cat", 1: "dog"})
@@ -252,14 +303,18 @@ class ClassLabelAdapter(ConditioningAdapter):
         if label is None:
             return -1
         if isinstance(label, str):
-            for i, name in self.id2label.items():
-                if name == label:
-                    return i
-            near = difflib.get_close_matches(label, self.id2label.values(), n=1)
+            found = [i for i, name in self.id2label.items() if name == label] or [
+                i for i, name in self.id2label.items() if label in map(str.strip, name.split(","))
+            ]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise ValueError(f"class label {label!r} is the name of {' and '.join(map(str, found))}: pass the id")
+            names = [part.strip() for name in self.id2label.values() for part in name.split(",")]
+            near = difflib.get_close_matches(label, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"unknown class label {label!r}{hint} (known: {', '.join(self.id2label.values()) or 'ids only'})"
-            )
+            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise ValueError(f"unknown class label {label!r}{hint} (known: {known or 'ids only'})")
         if not 0 <= int(label) < self.num_classes:
             raise ValueError(f"class label {label} is outside of 0 .. {self.num_classes - 1}; None means no label")
         return int(label)
@@ -276,7 +331,7 @@ class ClassLabelAdapter(ConditioningAdapter):
             tokens = (self.token_proj(vector) * known)[:, None]  # (B, 1, token_dim)
         if self.config.pooled_dim is not None:
             pooled = self.pooled_proj(vector) * known  # (B, pooled_dim)
-        return Conditioning(tokens=tokens, pooled=pooled)
+        return self.fill(tokens=tokens, pooled=pooled)
 
 
 class TextAdapter(ConditioningAdapter):
@@ -352,4 +407,4 @@ class TextAdapter(ConditioningAdapter):
             weight = mask[..., None].to(hidden_states.dtype)  # (B, L, 1)
             mean = (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # (B, D)
             pooled = self.pooled_proj(mean) * present  # (B, pooled_dim)
-        return Conditioning(tokens, mask | ~present, pooled)
+        return self.fill(tokens, mask | ~present, pooled)

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -21,7 +20,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .portable import _INSTALLED, PortablePipeline, _subclasses
+from .inputs import Edit, check_call, image_processors, num_channels_latents, prepare_edit
+from .portable import PortablePipeline
 from .vae import VAE, Generators, vae_encode, vae_scale_factor
 
 
@@ -35,7 +35,7 @@ class ConditionalPipeline(PortablePipeline):
         unet: the denoiser, of pixels or, with a `vae`, of latents.
         scheduler: any diffusers scheduler that fits what the UNet was trained to predict.
         adapter: a ConditioningAdapter built for the UNet's socket.
-        vae: AutoencoderKL, AutoencoderTiny or AutoencoderDC for latent diffusion; None for pixels.
+        vae: AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel for latent diffusion; None for pixels.
         text_encoder, tokenizer: for adapters over text.
         default_num_inference_steps, default_guidance_scale: what a call uses when it is not told.
         value_range: {"low", "high"}, what 0 and 1 mean in the files that it learned from; see `to_values`.
@@ -52,7 +52,7 @@ class ConditionalPipeline(PortablePipeline):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | UNet2DModel,
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
         vae: VAE | None = None,
@@ -97,53 +97,25 @@ class ConditionalPipeline(PortablePipeline):
         )
         vae = modules.get("vae")
         self.vae_scale_factor = 1 if vae is None else vae_scale_factor(vae)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-
-    # -------------------------------------------------------------------------------------------- loading
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "ConditionalPipeline":
-        """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
-
-        Installed code only: no code of a repository is run, and no weights but safetensors are read.
-
-        Raises:
-            ValueError: the model is of another setting (the message names its class), holds pickled weights, or has
-                a component of a package that is not imported.
-        """
-        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
-        config = cls.load_config(pretrained_model_name_or_path, **{k: kwargs[k] for k in hub if k in kwargs})
-        name, known = config["_class_name"], {c.__name__: c for c in _subclasses(ConditionalPipeline)}
-        if name not in known:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {name}, which is none of {', '.join(known)}: if it is of "
-                f"another package, import that first; if it is diffusers' own, use diffusers.{name}.from_pretrained"
-            )
-        if not issubclass(known[name], cls):
-            raise ValueError(f"{pretrained_model_name_or_path} holds a {name}: use {name}.from_pretrained")
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError("use_safetensors=False would read pickled weights, which can run code: leave it out")
-        kwargs["use_safetensors"] = True
-        if _INSTALLED:  # there is nothing to trust
-            kwargs.pop("trust_remote_code", None)
-        try:
-            return super(ConditionalPipeline, known[name]).from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except OSError as error:
-            if "safetensors" not in str(error):
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights as safetensors (pickled ones can run code when they "
-                f"are read, and are refused): {' '.join(str(error).split())}"
-            ) from error
+        self.image_processor, self.mask_processor = image_processors(vae, self.vae_scale_factor)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "ConditionalPipeline":
         """Another setting on the same UNet: `ClassConditionalPipeline.from_pipe(pipe, adapter=...)`.
 
-        A new adapter starts with no effect, so the new pipeline's images equal its parent's unconditional ones.
+        A new adapter starts with no effect, so the new pipeline's images equal its parent's unconditional ones. The
+        parent may also be diffusers' own: StableDiffusionPipeline (text or inpainting), DDPMPipeline, DDIMPipeline,
+        LDMPipeline; an adapter for the parent's own setting need not be given.
+
+        Raises:
+            ValueError: an adapter is missing, or the pipeline is one that cannot be converted.
         """
+        if not hasattr(pipeline, "adapter"):
+            return cls._installed("parents").convert(cls, pipeline, **kwargs)
+        if kwargs.get("adapter") is not None:
+            kwargs["adapter"].inherit_null(pipeline.adapter)
         # diffusers carries a model over only when its class is the annotated one, and adapters are of many classes.
-        kwargs.setdefault("adapter", getattr(pipeline, "adapter", None))
+        kwargs.setdefault("adapter", pipeline.adapter)
         kwargs.setdefault("dtype", pipeline.unet.dtype)
         return super().from_pipe(pipeline, **kwargs)
 
@@ -197,7 +169,7 @@ class ConditionalPipeline(PortablePipeline):
     ) -> Tensor:
         """Initial noise (B, C, height / f, width / f), scaled as the scheduler wants it."""
         factor = self.vae_scale_factor
-        shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        shape = (batch_size, num_channels_latents(self), height // factor, width // factor)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"got {len(generator)} generators for {batch_size} images: pass one, or one per image")
         if latents is None:
@@ -209,7 +181,7 @@ class ConditionalPipeline(PortablePipeline):
         return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def set_timesteps(self, num_inference_steps: int) -> Tensor:
-        """Tell the scheduler the number of steps; returns the timesteps it made."""
+        """Tell the scheduler the number of steps; returns the timesteps it made. Before its noise is asked for."""
         device = self._execution_device
         if type(self.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
             # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: its own default spends a whole
@@ -220,13 +192,19 @@ class ConditionalPipeline(PortablePipeline):
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         return self.scheduler.timesteps
 
-    def predict(self, latents: Tensor, t: Tensor, cond: Any, null: Any, guided: bool) -> Tensor:
-        """The UNet's answer, with guidance where `guided`: (B, C, h, w)."""
+    def predict(
+        self, latents: Tensor, t: Tensor, cond: Any, null: Any, guided: bool, beside: Tensor | None = None
+    ) -> Tensor:
+        """The UNet's answer, with guidance where `guided`: (B, C, h, w). `beside` (B, c, h, w): see `Edit`."""
         told = null.cat(cond) if guided else cond
         x_t = torch.cat([latents] * 2) if guided else latents  # (2B or B, C, h, w)
         if hasattr(self.scheduler, "scale_model_input"):
             x_t = self.scheduler.scale_model_input(x_t, t)
-        kwargs = told.unet_kwargs() | {"cross_attention_kwargs": self.cross_attention_kwargs}
+        if beside is not None:
+            x_t = torch.cat([x_t, torch.cat([beside] * 2) if guided else beside], dim=1)
+        kwargs = told.unet_kwargs(self.unet)
+        if self.cross_attention_kwargs is not None:
+            kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
         noise_pred = self.unet(x_t, t, **kwargs, return_dict=False)[0]
         if not guided:
             return noise_pred
@@ -240,31 +218,35 @@ class ConditionalPipeline(PortablePipeline):
     def denoise(
         self,
         latents: Tensor,
+        timesteps: Tensor,
         cond: Any,
         null: Any,
-        num_inference_steps: int,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: Generators = None,
+        eta: float = 0.0,
+        edit: Edit | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> Tensor:
         """Noise to a sample: (B, C, h, w) to (B, C, h, w). The one loop of all settings."""
-        timesteps = self.set_timesteps(num_inference_steps)
         accepted = set(inspect.signature(self.scheduler.step).parameters)
-        extra_step_kwargs = {"generator": generator} if "generator" in accepted else {}
+        extra_step_kwargs = {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
         self._num_timesteps = len(timesteps)
-        self._null_is_cond = null.equal(cond)
+        # Where "no prompt" is a prompt, StableDiffusionPipeline makes both passes, and one row is rounded unlike two.
+        self._null_is_cond = null.equal(cond) and self.adapter.config.get("null_prompt") is None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 in_interval = guidance_interval[0] <= i / len(timesteps) < guidance_interval[1]
                 guided = self.do_classifier_free_guidance and in_interval
-                noise_pred = self.predict(latents, t, cond, null, guided)
+                noise_pred = self.predict(latents, t, cond, null, guided, edit and edit.beside)
                 dtype = latents.dtype
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0].to(
                     dtype
                 )
+                if edit is not None:
+                    latents = edit.keep_unmasked(self.scheduler, latents, timesteps[i + 1 : i + 2])
                 if callback_on_step_end is not None:
                     offered = {
                         "latents": latents,
@@ -296,31 +278,6 @@ class ConditionalPipeline(PortablePipeline):
         shift = getattr(config, "shift_factor", None) or 0.0
         return self.vae.decode((latents / config.scaling_factor + shift).to(self.vae.dtype), return_dict=False)[0]
 
-    def check_inputs(
-        self,
-        height: int,
-        width: int,
-        guidance_interval: tuple[float, float],
-        callback_on_step_end_tensor_inputs: list[str] | None,
-        output_type: str = "pil",
-    ) -> None:
-        """Raise ValueError for arguments that no setting can use."""
-        if height % self.vae_scale_factor or width % self.vae_scale_factor:
-            raise ValueError(f"height {height} and width {width} must be multiples of {self.vae_scale_factor}")
-        if output_type == "pil" and self.vae is None and self.unet.config.out_channels not in (1, 3, 4):
-            channels = self.unet.config.out_channels
-            raise ValueError(f"{channels} channels make no PIL image: pass output_type='np' or 'pt'")
-        low, high = guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"guidance_interval {guidance_interval} must be two fractions of the steps, 0 <= a <= b <= 1"
-            )
-        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs {sorted(unknown)} are not among {self._callback_tensor_inputs}"
-            )
-
     def generate(
         self,
         cond: Any,
@@ -335,6 +292,10 @@ class ConditionalPipeline(PortablePipeline):
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
@@ -351,26 +312,47 @@ class ConditionalPipeline(PortablePipeline):
             guidance_rescale: 0 to 1 (Lin et al. 2023, section 3.4).
             generator: one, or a list with one per image, so that an image does not depend on its batch.
             latents: (B, C, height / f, width / f) initial noise, f the VAE's scale factor.
+            image: start from it: image-to-image, and with several samples its variations. What diffusers' image
+                processor takes (PIL, numpy or tensor); one, one a condition, or latents (n, C, h, w).
+            mask_image: paint only where it is white (inpainting), at the model's size unless height and width say else.
+            strength: 0 to 1, how much noise the image gets, so what part of the steps is made. Default: 0.8; 1 with a
+                mask.
+            eta: of DDIM, 0 to 1; other schedulers have none.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W) in [0, 1], or "latent".
         """
         size = self.unet.config.sample_size
         default_height, default_width = size if isinstance(size, tuple | list) else (size, size)
-        height = height or default_height * self.vae_scale_factor
-        width = width or default_width * self.vae_scale_factor
-        self.check_inputs(height, width, guidance_interval, callback_on_step_end_tensor_inputs, output_type)
+        if image is None or mask_image is not None:
+            height = height or default_height * self.vae_scale_factor
+            width = width or default_width * self.vae_scale_factor
+        if strength is None:
+            strength = 0.8 if mask_image is None else 1.0
+        checked = (image, mask_image, strength)
+        check_call(self, height, width, guidance_interval, callback_on_step_end_tensor_inputs, output_type, *checked)
         self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         self._guidance_rescale = guidance_rescale
         self._cross_attention_kwargs = cross_attention_kwargs
         self._interrupt = False
 
+        num_rows, batch_size = len(cond), len(cond) * num_images_per_prompt
         cond, null = (c.repeat_interleave(num_images_per_prompt) for c in (cond, null))
+        steps = num_inference_steps or self.config.default_num_inference_steps
+        timesteps, edit = self.set_timesteps(steps), None
+        if image is None:
+            latents = self.prepare_latents(batch_size, height, width, generator, latents)
+        else:
+            sizes = (num_rows, batch_size, height, width)
+            edit = prepare_edit(self, image, mask_image, strength, steps, *sizes, generator, latents)
+            latents, timesteps = edit.latents, edit.timesteps
         latents = self.denoise(
-            self.prepare_latents(len(cond), height, width, generator, latents),
+            latents,
+            timesteps,
             cond,
             null,
-            num_inference_steps or self.config.default_num_inference_steps,
             guidance_interval,
             generator,
+            eta,
+            edit,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )

@@ -35,7 +35,7 @@ class Objective(ABC):
     Example:
         >>> objective = Objective.from_scheduler(FlowMatchEulerDiscreteScheduler())
         >>> noised = objective.sample(x_0)
-        >>> loss = noised.loss(unet(noised.x_t, noised.t, **cond.unet_kwargs()).sample).mean()
+        >>> loss = noised.loss(unet(noised.x_t, noised.t, **cond.unet_kwargs(unet)).sample).mean()
     """
 
     @staticmethod

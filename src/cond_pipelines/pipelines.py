@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -30,7 +30,7 @@ class UnconditionalPipeline(ConditionalPipeline):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | UNet2DModel,
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
         vae: VAE | None = None,
@@ -110,6 +110,9 @@ class TextToImagePipeline(ConditionalPipeline):
         """
         if prompt is not None:
             prompt_embeds, prompt_attention_mask = self._features(_as_list(prompt)).values()
+        if negative_prompt is None and negative_prompt_embeds is None and self.text_encoder is not None:
+            # "No prompt" may itself be a prompt, as it is for Stable Diffusion, which encodes it each time.
+            negative_prompt = self.adapter.config.get("null_prompt")
         if negative_prompt is not None:
             negative = _as_list(negative_prompt, len(prompt_embeds), "negative_prompt")
             negative_prompt_embeds, negative_prompt_attention_mask = self._features(negative).values()

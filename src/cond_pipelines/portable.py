@@ -32,6 +32,7 @@ _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy i
 _PIPELINE_MODULES = (
     "portable",
     "vae",
+    "inputs",
     "conditional_pipeline",
     "pipelines",
 )  # in the order in which they import one another
@@ -92,10 +93,61 @@ class PortablePipeline(DiffusionPipeline):
         """The variational bound on -log2 p(image) a pixel value, (N,); see `likelihood.bits_per_dim`."""
         return self._installed("likelihood").bits_per_dim(self, images, conditions, **kwargs)
 
-    def _installed(self, module: str) -> Any:
+    def to_stable_diffusion(self) -> DiffusionPipeline:
+        """diffusers' StableDiffusionPipeline with the same parts and the same images; see `parents`."""
+        return self._installed("parents").to_stable_diffusion(self)
+
+    @classmethod
+    def _installed(cls, module: str) -> Any:
         if not _INSTALLED:
             raise ImportError("this needs the package that the model was made with: pip install cond-pipelines")
         return importlib.import_module(f"{_PACKAGE}.{module}")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "PortablePipeline":
+        """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
+
+        A checkpoint of diffusers' own (Stable Diffusion, DDPM, DDIM, LDM) becomes a pipeline of the same setting, see
+        `parents`. Installed code only: no code of a repository is run, and no weights but safetensors are read.
+
+        Raises:
+            ValueError: the model is of another setting (the message names its class), holds pickled weights, or has
+                a component of a package that is not imported.
+        """
+        path, known = pretrained_model_name_or_path, {c.__name__: c for c in _subclasses(PortablePipeline)[1:]}
+        parents = cls._installed("parents") if _INSTALLED else None
+        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
+        hub = {k: kwargs[k] for k in hub if k in kwargs}
+        try:
+            name = cls.load_config(path, **hub)["_class_name"]
+        except OSError:  # a UNet without a pipeline around it
+            name = parents and parents.class_of_unet(path, **hub)
+            if name is None:
+                raise
+        is_parent = parents is not None and name in parents.PARENTS
+        if name not in known and not is_parent:
+            raise ValueError(
+                f"{path} holds a {name}, which is none of {', '.join(known)}: if it is of another package, import that "
+                f"first; if it is diffusers' own, use diffusers.{name}.from_pretrained"
+            )
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("use_safetensors=False would read pickled weights, which can run code: leave it out")
+        kwargs["use_safetensors"] = True
+        if _INSTALLED:  # there is nothing to trust
+            kwargs.pop("trust_remote_code", None)
+        try:
+            if is_parent:
+                return parents.load(cls, path, name, **kwargs)
+            if not issubclass(known[name], cls):
+                raise ValueError(f"{path} holds a {name}: use {name}.from_pretrained")
+            return super(PortablePipeline, known[name]).from_pretrained(path, **kwargs)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
@@ -116,7 +168,9 @@ class PortablePipeline(DiffusionPipeline):
 def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
-    importlib.import_module(f"{_PACKAGE}.pipelines")
+    for module in ("prompt_adapter", "pipelines"):
+        importlib.import_module(f"{_PACKAGE}.{module}")
+    ignored = importlib.import_module(f"{_PACKAGE}.parents").IGNORED.get(config.get("_class_name"), ())
     for component, value in config.items():
         if not isinstance(value, list) or component.startswith("_") or len(value) != 2 or value[1] is None:
             continue
@@ -132,7 +186,7 @@ def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
                     f"install it, `import {package}`, then load again"
                 )
             config[component] = [found[0].__module__, name]
-        elif module not in ("diffusers", "transformers"):
+        elif component not in ignored and module not in ("diffusers", "transformers"):
             raise ValueError(
                 f"{name_or_path} has a component {component!r} of {module!r}, which is not loaded without trust: only "
                 "diffusers and transformers are. Pass the component to from_pretrained, or, if you have read the "

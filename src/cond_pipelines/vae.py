@@ -1,12 +1,12 @@
 """Images to latents, for any of diffusers' autoencoders."""
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
-VAE = AutoencoderKL | AutoencoderTiny | AutoencoderDC
+VAE = AutoencoderKL | AutoencoderTiny | AutoencoderDC | VQModel
 
 
 def vae_scale_factor(vae: VAE) -> int:
@@ -24,7 +24,7 @@ def vae_posterior(vae: VAE, images: Tensor) -> Tensor:
     encoded = vae.encode(images.to(vae.dtype))
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.parameters
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent  # AutoencoderTiny, AutoencoderDC
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent  # Tiny and VQModel; AutoencoderDC
 
 
 def sample_posterior(vae: VAE, posterior: Tensor, generator: Generators = None) -> Tensor:

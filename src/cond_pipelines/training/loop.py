@@ -58,7 +58,7 @@ class _Told(nn.Module):
             features = self.adapter.encode(features, self.text_encoder)
         cond = self.adapter(features)
         cond = cond.where(keep, self.adapter.null_like(cond))  # condition dropout, per example
-        return self.unet(x_t, t, **cond.unet_kwargs()).sample  # (B, C, h, w)
+        return self.unet(x_t, t, **cond.unet_kwargs(self.unet)).sample  # (B, C, h, w)
 
 
 def train(config: TrainingConfig) -> Path:

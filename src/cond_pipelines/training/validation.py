@@ -63,7 +63,7 @@ def held_out_loss(
         noised = objective.sample(x_0, noise, u)
         with accelerator.autocast():
             cond, _ = pipe.encode_condition([row.condition for row in rows])
-            prediction = pipe.unet(noised.x_t, noised.t, **cond.unet_kwargs()).sample
+            prediction = pipe.unet(noised.x_t, noised.t, **cond.unet_kwargs(pipe.unet)).sample
         losses.append(noised.loss(prediction))
         start += len(indices)
     return torch.cat(losses).mean().item()

@@ -1,0 +1,167 @@
+"""diffusers' own checkpoints as pipelines of this package, and back.
+
+    StableDiffusionPipeline, ...Img2Img..., ...Inpaint...  -> TextToImagePipeline with a PromptAdapter
+    DDPMPipeline, DDIMPipeline, LDMPipeline, a UNet2DModel -> UnconditionalPipeline
+
+The images stay the same bit for bit. From there any setting is a swap of the adapter.
+"""
+
+import inspect
+from typing import Any
+
+import diffusers
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+
+from .adapters import ConditioningAdapter, UnconditionalAdapter
+from .conditional_pipeline import ConditionalPipeline
+from .pipelines import TextToImagePipeline, UnconditionalPipeline
+from .prompt_adapter import PromptAdapter
+from .surgery import with_socket
+
+_STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+PARENTS: dict[str, type[ConditionalPipeline]] = {
+    **dict.fromkeys(_STABLE_DIFFUSION, TextToImagePipeline),
+    **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "UNet2DModel"), UnconditionalPipeline),
+}
+# Components that are not read, whatever a repository says they are.
+IGNORED = dict.fromkeys(_STABLE_DIFFUSION, ("safety_checker", "feature_extractor", "image_encoder"))
+
+
+def class_of_unet(name_or_path: Any, **hub: Any) -> str | None:
+    """ "UNet2DModel" where a folder or a repository holds one at its root, and no pipeline; else None."""
+    try:
+        name = UNet2DModel.load_config(name_or_path, **hub).get("_class_name")
+    except OSError:
+        return None
+    return name if name == "UNet2DModel" else None
+
+
+def load(
+    cls: type[ConditionalPipeline], name_or_path: Any, class_name: str, use_safetensors: bool = True, **kwargs: Any
+) -> ConditionalPipeline:
+    """A checkpoint of one of PARENTS as the pipeline of its setting; `kwargs` are those of `from_pretrained`.
+
+    Raises:
+        ValueError: `cls` is of another setting.
+    """
+    right = PARENTS[class_name]
+    if not issubclass(right, cls):
+        raise ValueError(
+            f"{name_or_path} holds a {class_name}: use {right.__name__}.from_pretrained, then "
+            f"{cls.__name__}.from_pipe(pipe, adapter=...)"
+        )
+    own = ("adapter", "default_num_inference_steps", "default_guidance_scale", "value_range")
+    given = {name: kwargs.pop(name) for name in own if name in kwargs}
+    kwargs["use_safetensors"] = True
+    if class_name in IGNORED:
+        kwargs |= dict.fromkeys(IGNORED[class_name]) | {"requires_safety_checker": False}
+    if class_name != "UNet2DModel":
+        return convert(right, getattr(diffusers, class_name).from_pretrained(name_or_path, **kwargs), **given)
+    scheduler = kwargs.pop("scheduler", None) or _bare_scheduler(name_or_path, **kwargs)
+    unet = kwargs.pop("unet", None) or UNet2DModel.from_pretrained(name_or_path, **kwargs)
+    return convert(right, diffusers.DDPMPipeline(unet, scheduler), **given)
+
+
+def _bare_scheduler(name_or_path: Any, **kwargs: Any) -> Any:
+    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
+    hub = {k: kwargs[k] for k in hub if k in kwargs}
+    name = diffusers.DDPMScheduler.load_config(name_or_path, **hub).get("_class_name", "")
+    scheduler = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if scheduler is None:
+        raise ValueError(f"{name_or_path} has a scheduler {name!r}, which diffusers does not have")
+    return scheduler.from_pretrained(name_or_path, **hub)
+
+
+def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: Any) -> ConditionalPipeline:
+    """One of PARENTS as a `cls`; `given` are components, and arguments of its constructor, that replace the parent's.
+
+    Raises:
+        ValueError: an adapter is needed, or the parent is none that we know how to tell something.
+    """
+    class_name = type(parent).__name__
+    if class_name not in PARENTS:
+        raise ValueError(f"a {class_name} cannot be converted: only {', '.join(PARENTS)} can")
+    if cls is ConditionalPipeline and "adapter" not in given:
+        cls = PARENTS[class_name]
+    _check_unet(parent.unet, class_name)
+    accepted = inspect.signature(cls.__init__).parameters
+    parts = {"vae": getattr(parent, "vqvae", None)} | parent.components  # LDMPipeline has another name for it
+    parts = {name: part for name, part in parts.items() if name in accepted}
+    parts["unet"] = with_socket(parent.unet)
+    call = inspect.signature(type(parent).__call__).parameters
+    for name in ("num_inference_steps", "guidance_scale"):
+        if name in call:
+            parts[f"default_{name}"] = call[name].default
+    for name in ("dtype", "torch_dtype"):
+        given.pop(name, None)
+    parts |= given
+    is_text = class_name in _STABLE_DIFFUSION
+    told = PromptAdapter.for_unet(parent.unet, parent.text_encoder, parent.tokenizer) if is_text else None
+    if "adapter" not in parts:
+        parts["adapter"] = told if cls is PARENTS[class_name] and is_text else _untold(cls, parts["unet"])
+    parts["adapter"].inherit_null(told)
+    if (parts["adapter"].device, parts["adapter"].dtype) != (parent.unet.device, parent.unet.dtype):
+        parts["adapter"].to(parent.unet.device, parent.unet.dtype)
+    return cls(**parts)
+
+
+def _untold(cls: type[ConditionalPipeline], unet: Any) -> ConditioningAdapter:
+    if cls.conditioning != "none":
+        raise ValueError(f"{cls.__name__}.from_pipe needs an adapter: pass adapter=...Adapter.for_unet(pipe.unet, ...)")
+    return UnconditionalAdapter.for_unet(unet)
+
+
+def _check_unet(unet: Any, class_name: str) -> None:
+    """Raise ValueError for a UNet that wants to be told what no adapter tells."""
+    if isinstance(unet, UNet2DModel):
+        return
+    names = ("time_cond_proj_dim", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+    for name in names if isinstance(unet, UNet2DConditionModel) else ():
+        if unet.config.get(name) is not None:
+            raise ValueError(f"a {class_name} whose UNet has {name}={unet.config[name]!r} cannot be converted")
+    if not isinstance(unet, UNet2DConditionModel):
+        raise ValueError(f"a {class_name} with a {type(unet).__name__} cannot be converted")
+
+
+def to_stable_diffusion(pipe: ConditionalPipeline) -> DiffusionPipeline:
+    """diffusers' StableDiffusionPipeline with the same parts and images; for 9 channels StableDiffusionInpaintPipeline.
+
+    Its `__call__` has defaults of its own: pass `num_inference_steps` and `guidance_scale`.
+
+    Raises:
+        ValueError: the images would not be the same, or it could not make any.
+
+    Example:
+        >>> pipe = TextToImagePipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+        >>> pipe.to_stable_diffusion().save_pretrained("as_it_was")
+    """
+
+    def refuse(why: str) -> None:
+        raise ValueError(f"this {type(pipe).__name__} has no equal as a StableDiffusionPipeline: {why}")
+
+    adapter, unet, scheduler = pipe.adapter, pipe.unet, pipe.scheduler
+    if not isinstance(adapter, PromptAdapter):
+        refuse(f"its {type(adapter).__name__} tells the UNet something else than the text encoder's hidden states")
+    if adapter.config.null_prompt != "":
+        refuse("its text encoder was trained, so that its 'no prompt' is not the encoded empty prompt any more")
+    if adapter.config.pooled_dim is not None:
+        refuse("its UNet takes a vector beside the time")
+    if not isinstance(pipe.vae, AutoencoderKL) or getattr(pipe.vae.config, "shift_factor", None):
+        refuse("it needs an AutoencoderKL without shift_factor")
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        refuse("it sets a flow-matching scheduler's steps in another way")
+    for name, value in (("steps_offset", 1), ("clip_sample", False)):
+        if scheduler.config.get(name, value) != value:
+            refuse(f"it would change the scheduler's {name}={scheduler.config[name]} to {value}")
+    is_for_inpainting = unet.config.in_channels != unet.config.out_channels
+    cls = diffusers.StableDiffusionInpaintPipeline if is_for_inpainting else diffusers.StableDiffusionPipeline
+    return cls(
+        vae=pipe.vae,
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
