@@ -83,7 +83,7 @@ def train(config: TrainingConfig) -> Path:
     parent = load_parent(config)
     vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
-        data = load_data(config, image_channels(parent, vae))
+        data = load_data(config, image_channels(config, parent, vae))
     decided = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
     if config.train_text_encoder is None and parent is not None and parent.components.get("text_encoder") is not None:
         decided["train_text_encoder"] = False  # it is not new
@@ -100,7 +100,8 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.device.type == "cpu":
         # Measured at 32 px, batch 64, two cores: 15 % and 20 % of a step. PyTorch's fused attention is slow there.
         torch.set_flush_denormal(True)
-        pipe.unet.set_default_attn_processor()
+        if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
+            pipe.unet.set_default_attn_processor()
     if accelerator.device.type == "cuda":
         pipe.unet.to(memory_format=torch.channels_last)
     if config.compile:

@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -25,8 +25,10 @@ from ..data.buckets import bucket_sizes
 from ..data.dataset import ImageDataset, row_name
 from ..data.labels import Choices, label_parser, parse_caption
 from ..data.loading import as_files, find_columns, load_object, load_source
+from ..inputs import num_channels_latents
 from ..objectives import Objective
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
+from ..surgery import with_channels
 from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
 from ..vae import VAE, vae_scale_factor
@@ -185,20 +187,20 @@ def load_vae(config: TrainingConfig, parent: ConditionalPipeline | None = None) 
             kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
         except (OSError, KeyError):
             continue
-        for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC):
+        for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel):
             if cls.__name__ == kind:
                 return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
-    raise ValueError(f"no AutoencoderKL, AutoencoderTiny or AutoencoderDC in {name_or_path}")
+    raise ValueError(f"no AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel in {name_or_path}")
 
 
-def image_channels(parent: ConditionalPipeline | None, vae: VAE | None) -> int | None:
-    """What a pretrained model takes; None where nothing is given."""
+def image_channels(config: TrainingConfig, parent: ConditionalPipeline | None, vae: VAE | None) -> int | None:
+    """What a pretrained model takes, or, of pixels, is made to take; None where nothing is given."""
     if vae is not None:
         return vae.config.in_channels
-    return None if parent is None else parent.unet.config.in_channels
+    return None if parent is None else config.channels or num_channels_latents(parent)
 
 
-def build_scheduler(config: TrainingConfig) -> Any:
+def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
     """A new scheduler of the class asked for. Raises ValueError where diffusers has none of that name."""
     name = config.scheduler or "FlowMatchEulerDiscreteScheduler"
     cls = getattr(diffusers, name, None)
@@ -208,7 +210,7 @@ def build_scheduler(config: TrainingConfig) -> Any:
     if config.prediction_type and name.startswith("FlowMatch"):
         raise ValueError(f"--prediction_type has no meaning for {name}: leave it out")
     # DDPM-family pixels are in [-1, 1], so the samplers may clip; latents are not.
-    if config.pretrained_vae_model_name_or_path and "clip_sample" in cls.__init__.__code__.co_varnames:
+    if is_latent and "clip_sample" in cls.__init__.__code__.co_varnames:
         arguments["clip_sample"] = False
     return cls(**arguments)
 
@@ -259,23 +261,27 @@ def build_pipeline(
         common = dataset.size_of(int(dataset.usable[max(dataset.by_bucket(data.train), key=len)[0]]))
         sample_size = common[0] // scale, common[1] // scale  # what is drawn when no height and width are given
     if parent is not None:
-        unet = parent.unet
-        scheduler = build_scheduler(config) if config.scheduler else parent.scheduler
+        unet = with_channels(parent.unet, dataset.channels if vae is None else vae.config.latent_channels)
+        scheduler = build_scheduler(config, vae is not None) if config.scheduler else parent.scheduler
         least = scale * 2 ** (len(unet.config.block_out_channels) - 1)
         if dataset.resolution < least:
             raise ValueError(
                 f"--resolution {dataset.resolution} is too small for the pretrained UNet ({least} or more)"
             )
+        if isinstance(unet, UNet2DModel) and dataset.resolution % least:
+            raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {least} for the pretrained UNet")
         unet.register_to_config(sample_size=sample_size)
     else:
         channels = dataset.channels if vae is None else vae.config.latent_channels
         unet = build_unet(config.unet_size, sample_size=sample_size, channels=channels)
-        scheduler = build_scheduler(config)
+        scheduler = build_scheduler(config, vae is not None)
     components = {"unet": unet, "scheduler": scheduler, "vae": vae}
 
     if config.conditioning == "text":
         components |= dict(zip(("text_encoder", "tokenizer"), _text_encoder(config, data, parent), strict=True))
     components["adapter"] = _adapter(config, adapter_class, unet, data, components.get("text_encoder"), parent)
+    if parent is not None:
+        components["adapter"].inherit_null(parent.adapter)
     pipe = pipeline_class(
         **components,
         default_num_inference_steps=config.default_num_inference_steps,
@@ -334,6 +340,8 @@ def make_trainable(pipe: ConditionalPipeline, config: TrainingConfig) -> list[nn
     trained = [pipe.unet, pipe.adapter]
     if config.conditioning == "text" and config.train_text_encoder:
         trained.append(pipe.text_encoder)
+        if "null_prompt" in pipe.adapter.config:  # the encoder moves away from it, and null_tokens stay
+            pipe.adapter.register_to_config(null_prompt=None)
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             if module not in trained:  # those that are keep what they freeze themselves
