@@ -15,14 +15,17 @@ from hub_server import TOKEN
 from cond_pipelines import (
     ClassConditionalPipeline,
     ClassLabelAdapter,
+    ConditionalPipeline,
     TextAdapter,
     TextToImagePipeline,
+    TrainingConfig,
     UnconditionalAdapter,
     UnconditionalPipeline,
     build_unet,
 )
 from cond_pipelines.data.shapes import SHAPES, load_shapes
 from cond_pipelines.text_encoders import new_text_encoder
+from cond_pipelines.training.lora import add_lora, save_model
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -44,6 +47,12 @@ def folder(tmp_path_factory):
     adapter = TextAdapter.for_unet(unet, text_encoder=text_encoder)
     pipe = TextToImagePipeline(adapter=adapter, text_encoder=text_encoder, tokenizer=tokenizer, **common)
     pipe.save_pretrained(folder / "demo/text_to_image")
+
+    parent = ConditionalPipeline.from_pretrained(folder / "demo/unconditional")
+    adapter = ClassLabelAdapter.for_unet(parent.unet, num_classes=2)
+    pipe = ClassConditionalPipeline.from_pipe(parent, adapter=adapter)
+    add_lora(pipe.unet, TrainingConfig(), ["to_q"])
+    save_model(pipe, folder / "my_lora", parent)
 
     captions = []
     for number, row in enumerate(load_shapes(12)):

@@ -104,6 +104,7 @@ class CardFacts:
     width_px: int
     num_channels: int
     latent: bool
+    lora: bool
     id2label: dict[str, str]
     num_inference_steps: int
     guidance_scale: float
@@ -139,6 +140,7 @@ class CardFacts:
             width_px=factor * (size[1] if isinstance(size, list) else size),
             num_channels=(vae or unet).get("in_channels", 3),
             latent=vae is not None,
+            lora=(folder / "pytorch_lora_weights.safetensors").is_file(),
             id2label={str(k): v for k, v in (adapter.get("id2label") or {}).items()},
             num_inference_steps=index.get("default_num_inference_steps", 30),
             guidance_scale=index.get("default_guidance_scale", 2.5),
@@ -162,7 +164,9 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         language=user.language,
         datasets=[dataset] if _is_hub_id(dataset) else None,
         base_model=base_model if _is_hub_id(base_model) else None,
-        tags=["cond-pipelines", "image-generation", "diffusers", f"setting:{facts.setting}", *user.tags],
+        tags=["cond-pipelines", "image-generation", "diffusers", f"setting:{facts.setting}"]
+        + (["lora"] if facts.lora else [])
+        + user.tags,
         model_name=name,
         eval_results=_eval_results(facts, dataset) or None,
         ignore_metadata_errors=False,

@@ -17,6 +17,8 @@ from .card import write_card
 
 _PAGE = (
     "README.md",
+    "pytorch_lora_weights.safetensors",
+    "unet/config.json",
     "LICENSE",
     "card.yaml",
     "training_config.yaml",

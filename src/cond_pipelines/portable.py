@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 _PACKAGE = "cond_pipelines"
@@ -40,8 +41,10 @@ _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
 _EVERYWHERE = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "transformers"}
 
 
-class PortablePipeline(DiffusionPipeline):
-    """A DiffusionPipeline of this package that loads wherever diffusers is."""
+class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    """A DiffusionPipeline of this package that loads wherever diffusers is, and takes diffusers' LoRA files."""
+
+    text_encoder: Any = None  # the mixin asks for it in the settings that have none
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
@@ -84,6 +87,12 @@ class PortablePipeline(DiffusionPipeline):
             return self._installed("hub").push_pipeline(self, repo_id, **kwargs)
         kwargs.pop("revision", None)  # diffusers' own has no such argument
         return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which warns of every file that has nothing for a text encoder."""
+        if any(name.startswith(f"{cls.text_encoder_name}.") for name in state_dict):
+            super().load_lora_into_text_encoder(state_dict, *args, **kwargs)
 
     def classify(self, images: Any, conditions: list[Any], **kwargs: Any) -> Any:
         """p(y|x) from p(x|y): under which of some conditions each image was drawn; see `likelihood.classify`."""

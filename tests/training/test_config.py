@@ -58,7 +58,15 @@ VALUES = {
     "num_train_epochs": 2,
     "max_train_minutes": 1.5,
     "gradient_accumulation_steps": 4,
+    "train": "cross_attention",
+    "use_lora": True,
+    "rank": 8,
+    "lora_alpha": 16,
+    "lora_target_modules": ["to_k", "to_v"],
     "learning_rate": 3e-4,
+    "adapter_lr": 5e-4,
+    "optimizer": "muon",
+    "optimizer_config": '{"momentum": 0.9}',
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 0,
     "lr_decay_fraction": 0.5,
@@ -100,7 +108,10 @@ VALUES = {
     "hub_strategy": "every_save",
 }
 # Flags that exclude each other, or need each other.
-WITH = {"condition_column": {"conditioning": "custom", "adapter": "a:B"}}
+WITH = {
+    "use_lora": {"pretrained_model_name_or_path": "parent"},
+    "condition_column": {"conditioning": "custom", "adapter": "a:B"},
+}
 
 
 def write(tmp_path, text):
@@ -215,6 +226,10 @@ def test_paths_are_saved_as_text(tmp_path):
         (["--channels", "17"], "error: --channels 17 is not one of 1, 2, 3, 4"),
         (["--value_range", "1"], "error: --value_range [1.0] must be two numbers, the lower one first"),
         (["--value_range", "9", "1"], "error: --value_range [9.0, 1.0] must be two numbers, the lower one first"),
+        (["--optimizer", "adam"], "error: --optimizer 'adam' is not one of adamw, adamw8bit, prodigy, schedulefree"),
+        (["--train", "all"], "error: --train 'all' is not one of unet, adapter, cross_attention, lora"),
+        (["--use_lora"], "error: --train lora needs --pretrained_model_name_or_path"),
+        (["--use_lora", "--train", "adapter"], "error: --use_lora means --train lora, and --train adapter was given"),
         (["--conditioning", "custom"], "error: --conditioning custom needs --adapter module:Class and "),
         (["--train_data_dir", "a", "--dataset_name", "b"], "error: give either --train_data_dir or --dataset_name"),
         (["--unet_size", "s", "--pretrained_model_name_or_path", "a"], "error: --unet_size has no meaning with "),

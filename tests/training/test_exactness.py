@@ -148,7 +148,9 @@ def test_learning_rate_shapes(name):
 
 def test_no_decay_at_all():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    config = TrainingConfig(learning_rate=0.1, lr_warmup_steps=0, lr_decay_fraction=0.0)
+    config = TrainingConfig(
+        learning_rate=0.1, lr_scheduler="warmup_stable_decay", lr_warmup_steps=0, lr_decay_fraction=0.0
+    )
     assert _LearningRate(config, optimizer).set(9, 0.9999) == 0.1
 
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
+OPTIMIZER_NAMES = ("adamw", "adamw8bit", "prodigy", "schedulefree", "muon", "adafactor")
+
 
 def _arg(default: Any, help: str, **kwargs: Any) -> Any:
     metadata = {"help": help} | kwargs
@@ -83,20 +85,37 @@ class DataArguments:
 
 @dataclass
 class OptimizationArguments:
+    train: str = _arg(
+        "unet",
+        "Of the UNet: unet, all; adapter, nothing; cross_attention, its attn2 layers; lora. Each with the adapter.",
+    )
+    use_lora: bool = _arg(False, "The same as --train lora: small matrices beside the pretrained model's frozen ones.")
+    rank: int = _arg(4, "Of the LoRA's matrices.")
+    lora_alpha: int | None = _arg(None, "The LoRA is scaled by lora_alpha / rank. Default: rank.")
+    lora_target_modules: list[str] = _arg(
+        ["to_q", "to_k", "to_v", "to_out.0"], "Ends of the names of the UNet's modules that get a LoRA."
+    )
     train_batch_size: int | None = _arg(None, "Images a process and micro-step.")
     max_train_steps: int | None = _arg(None, "Optimizer steps. Wins over num_train_epochs.")
     num_train_epochs: int | None = _arg(None, "Passes over the images.")
     max_train_minutes: float | None = _arg(None, "Stop after this long; the LR schedule fits the time given.")
     gradient_accumulation_steps: int = _arg(1, "Micro-steps an optimizer step.")
     learning_rate: float | None = _arg(None, "Peak learning rate.")
-    text_encoder_lr: float = _arg(3e-4, "Peak learning rate of a text encoder that is trained.")
-    lr_scheduler: str = _arg("warmup_stable_decay", "constant, linear, cosine, or warmup_stable_decay.")
+    adapter_lr: float | None = _arg(None, "Peak learning rate of the conditioning adapter. Default: learning_rate.")
+    text_encoder_lr: float | None = _arg(None, "Peak learning rate of a text encoder that is trained. Default: 3e-4.")
+    lr_scheduler: str | None = _arg(
+        None, "constant, linear, cosine, or warmup_stable_decay. Default: the last; constant for schedulefree."
+    )
     lr_warmup_steps: int | None = _arg(None, "Optimizer steps of linear warm-up.")
     lr_decay_fraction: float = _arg(0.7, "Of the run, at its end, for warmup_stable_decay.")
-    adam_beta1: float = _arg(0.9, "AdamW.")
-    adam_beta2: float = _arg(0.99, "AdamW.")
-    adam_weight_decay: float = _arg(0.0, "AdamW.")
-    adam_epsilon: float = _arg(1e-8, "AdamW.")
+    optimizer: str = _arg(
+        "adamw", "adamw, adamw8bit, prodigy, schedulefree, muon, adafactor, or any class as module:Class."
+    )
+    optimizer_config: str | None = _arg(None, "JSON with more arguments of the optimizer's constructor.")
+    adam_beta1: float = _arg(0.9, "Of AdamW, and of other optimizers that have betas.")
+    adam_beta2: float = _arg(0.99, "Of AdamW, and of other optimizers that have betas.")
+    adam_weight_decay: float = _arg(0.0, "Of any optimizer that has a weight_decay.")
+    adam_epsilon: float = _arg(1e-8, "Of any optimizer that has an eps.")
     max_skipped_steps: int = _arg(20, "Stop after so many steps in a row with a gradient that is not finite.")
     max_grad_norm: float = _arg(1.0, "Gradient clipping; 0: none.")
     condition_dropout: float = _arg(0.1, "Probability, per example and step, that the model is told nothing.")
@@ -167,7 +186,8 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             "on_bad_image": ("error", "skip"),
             "mixed_precision": (None, "no", "fp16", "bf16"),
             "prediction_type": (None, "epsilon", "v_prediction", "sample"),
-            "lr_scheduler": ("constant", "linear", "cosine", "warmup_stable_decay"),
+            "train": ("unet", "adapter", "cross_attention", "lora"),
+            "lr_scheduler": (None, "constant", "linear", "cosine", "warmup_stable_decay"),
             "image_interpolation_mode": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
             "channels": (None, *range(1, 17)),
             "hub_strategy": ("end", "every_save"),
@@ -176,6 +196,12 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(a) for a in allowed if a is not None)
                 raise ValueError(f"--{name} {getattr(self, name)!r} is not one of {names}")
+        if self.use_lora and self.train not in ("unet", "lora"):
+            raise ValueError(f"--use_lora means --train lora, and --train {self.train} was given: leave one out")
+        self.train = "lora" if self.use_lora else self.train
+        self.use_lora = self.train == "lora"
+        if self.use_lora and not self.pretrained_model_name_or_path:
+            raise ValueError("--train lora needs --pretrained_model_name_or_path: the model whose weights stay")
         for name in ("condition_dropout", "validation_fraction", "lr_decay_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 0 and less than 1")
@@ -184,11 +210,14 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             *(
                 "gradient_accumulation_steps",
                 "learning_rate",
+                "adapter_lr",
                 "text_encoder_lr",
                 "checkpointing_steps",
                 "checkpoints_total_limit",
             ),
             *(
+                "rank",
+                "lora_alpha",
                 "max_skipped_steps",
                 "logging_steps",
                 "max_train_samples",
@@ -205,6 +234,13 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 raise ValueError(f"--{name} {getattr(self, name)} must not be negative")
         if self.conditioning == "custom" and not (self.adapter and self.condition_column):
             raise ValueError("--conditioning custom needs --adapter module:Class and --condition_column")
+        if self.optimizer not in OPTIMIZER_NAMES and ":" not in self.optimizer:
+            names = ", ".join(OPTIMIZER_NAMES)
+            raise ValueError(f"--optimizer {self.optimizer!r} is not one of {names}, nor module:Class")
+        if self.optimizer == "prodigy" and {self.adapter_lr, self.text_encoder_lr} - {None, self.learning_rate or 1.0}:
+            raise ValueError("--adapter_lr and --text_encoder_lr: prodigy has one rate for all, leave them out")
+        if self.optimizer == "schedulefree" and self.ema_lengths:
+            raise ValueError("--ema_lengths: schedulefree averages the weights itself, leave it out")
         if self.pretrained_model_name_or_path and self.unet_size:
             raise ValueError("--unet_size has no meaning with --pretrained_model_name_or_path: leave it out")
         if self.pretrained_model_name_or_path and self.pretrained_vae_model_name_or_path:

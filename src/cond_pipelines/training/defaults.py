@@ -24,6 +24,9 @@ def fill_defaults(
     batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images)
     fine_tuning = config.pretrained_model_name_or_path is not None
     learning_rate = config.learning_rate or _LEARNING_RATES[size] * (0.5 if fine_tuning else 1.0)
+    if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
+        learning_rate = config.learning_rate or 1.0
+    averages_itself = config.optimizer == "schedulefree"
     max_train_steps = config.max_train_steps
     if max_train_steps is None and (config.max_train_minutes is None or config.num_train_epochs is not None):
         if num_images is None:
@@ -41,6 +44,10 @@ def fill_defaults(
         unet_size=None if fine_tuning else size,
         train_batch_size=batch_size,
         learning_rate=learning_rate,
+        adapter_lr=config.adapter_lr or learning_rate,
+        text_encoder_lr=config.text_encoder_lr or (learning_rate if config.optimizer == "prodigy" else 3e-4),
+        lr_scheduler=config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
+        use_ema=config.use_ema and not averages_itself,
         lr_warmup_steps=config.lr_warmup_steps if config.lr_warmup_steps is not None else 100,
         max_train_steps=max_train_steps,
         mixed_precision=config.mixed_precision or fast_precision(device),

@@ -89,11 +89,11 @@ def save_snapshot(output_dir: Path, step: int, pipe: ConditionalPipeline, averag
     """Write the averages of some lengths at `step` to ema/<step>.safetensors; a file that is there is whole."""
     folder = output_dir / _FOLDER
     folder.mkdir(exist_ok=True)
-    names = _parameters(pipe)
+    names = [name for name, parameter in _parameters(pipe).items() if parameter.requires_grad]
     tensors = {
         f"{length}:{name}": value.contiguous()
         for length, average in averages.items()
-        for name, value in zip(names, average.values, strict=False)  # a text encoder may not be trained
+        for name, value in zip(names, average.values, strict=True)
     }
     save_file(tensors, folder / "unfinished", {"step": str(step)})
     (folder / "unfinished").rename(folder / f"{step}.safetensors")

@@ -67,27 +67,30 @@ class StopSignal:
         return bool(self.accelerator.reduce(wish, "sum").item())
 
 
-def clip_gradients(
+def clipped_step(
     accelerator: Accelerator, optimizer: AcceleratedOptimizer, parameters: list[torch.nn.Parameter], max_norm: float
 ) -> torch.Tensor:
-    """Clip the norm of all gradients to `max_norm` (0: no clipping), and leave a step that is not finite out.
+    """Clip the norm of all gradients to `max_norm` (0: no clipping), and make a step; one not finite is left out.
 
-    Both through the tensors that fused optimizers take from a loss scaler: the gradients need no pass of their own, and
-    a GPU does not wait for the CPU to look.
+    Where the optimizer is fused, through the tensors that it takes from a loss scaler: the gradients need no pass of
+    their own, and a GPU does not wait for the CPU to look. It does for other optimizers.
 
     Returns:
         1 where the step is left out, otherwise 0, a scalar on the device.
     """
+    fused = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of them
     whole = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if optimizer.scaler is None and whole:
+    if optimizer.scaler is None and whole and fused:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if max_norm:
             optimizer.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)  # what they are divided by
     else:
         norm = accelerator.clip_grad_norm_(parameters, max_norm or float("inf"))
     left_out = 1 - norm.isfinite().float()
-    if optimizer.scaler is None:  # which otherwise does the same
+    if optimizer.scaler is None and fused:  # a scaler does the same
         optimizer.optimizer.found_inf = left_out
+    if optimizer.scaler is not None or fused or not left_out:
+        optimizer.step()
     return left_out
 
 

@@ -59,8 +59,8 @@ class TrainingLog:
             dynamic_ncols=True,
         )
 
-    def opening(self, data: TrainingData, num_parameters: int, resumed: Progress) -> None:
-        """Print what was found, what was chosen, and where the run goes on."""
+    def opening(self, data: TrainingData, trained: str, resumed: Progress) -> None:
+        """Print what was found, what was chosen, what is `trained`, and where the run goes on."""
         config = self.config
         if data.train is None:
             found = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
@@ -71,7 +71,8 @@ class TrainingLog:
         self.print(
             f"{found}\n"
             f"model: {config.pretrained_model_name_or_path or 'UNet size ' + str(config.unet_size)}, "
-            f"{num_parameters / 1e6:.1f} M trained parameters, setting {config.conditioning!r}\n"
+            f"setting {config.conditioning!r}\n"
+            f"trained parameters (--train {config.train}): {trained}\n"
             f"run: {' or '.join(length)} of {config.train_batch_size} x {config.gradient_accumulation_steps} images x "
             f"{self.accelerator.num_processes} process(es), learning rate {config.learning_rate:g}, "
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "

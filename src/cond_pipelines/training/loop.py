@@ -27,8 +27,10 @@ from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
 from .evaluating import Evaluator
-from .interruptions import Interrupted, StopSignal, clip_gradients, one_line_failures, writable_folder
+from .interruptions import Interrupted, StopSignal, clipped_step, one_line_failures, writable_folder
 from .log import TrainingLog
+from .lora import how_to_load, save_model
+from .optimizers import build_optimizer, check_packages, count_trained, parameter_groups, trainable
 from .pushing import HubPush
 from .setup import (
     TrainingData,
@@ -51,7 +53,8 @@ class _Told(nn.Module):
     def __init__(self, pipe: ConditionalPipeline, trained: list[nn.Module]):
         super().__init__()
         self.unet, self.adapter = pipe.unet, pipe.adapter
-        self.text_encoder = pipe.text_encoder if len(trained) > 2 else None
+        encoder = pipe.components.get("text_encoder")
+        self.text_encoder = encoder if encoder in trained else None
 
     def forward(self, x_t: Tensor, t: Tensor, features: dict[str, Tensor], keep: Tensor) -> Tensor:
         if self.text_encoder is not None:
@@ -80,6 +83,7 @@ def train(config: TrainingConfig) -> Path:
     output_dir = writable_folder(config.output_dir)
     accelerator = _accelerator(config, output_dir)
     set_seed(config.seed)
+    check_packages(config)
     parent = load_parent(config)
     vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
@@ -95,7 +99,7 @@ def train(config: TrainingConfig) -> Path:
         in_memory=data.dataset.in_memory,
     )
     pipe = build_pipeline(config, data, vae, parent)
-    trained = make_trainable(pipe, config)
+    trained = make_trainable(pipe, config, parent)
     pipe.to(accelerator.device)
     if accelerator.device.type == "cpu":
         # Measured at 32 px, batch 64, two cores: 15 % and 20 % of a step. PyTorch's fused attention is slow there.
@@ -108,20 +112,11 @@ def train(config: TrainingConfig) -> Path:
         pipe.unet.compile()  # in place: the names of its weights stay
     objective = build_objective(config, pipe.scheduler)
 
-    groups = [{"params": [p for m in trained[:2] for p in m.parameters()], "initial_lr": config.learning_rate}]
-    if len(trained) > 2:
-        # A new transformer breaks at the rate that suits a small UNet: it learned the commonest word and no other.
-        groups.append({"params": list(trained[2].parameters()), "initial_lr": config.text_encoder_lr})
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=True,
-    )
+    optimizer = build_optimizer(config, parameter_groups(pipe, config))
+    counts = count_trained(pipe)
     model, optimizer = accelerator.prepare(_Told(pipe, trained), optimizer)
-    parameters = [p for module in trained for p in module.parameters()]  # as prepared: they may be sharded
+    optimizer.train()
+    parameters = trainable(trained)  # as prepared: they may be sharded
     ema = None
     if config.use_ema:
         ema = WeightAverage(parameters, decay_of(config.ema_max_decay, config.ema_inv_gamma, config.ema_power))
@@ -137,7 +132,7 @@ def train(config: TrainingConfig) -> Path:
     resumed = replace(progress)
     progress.batch = batch_size * world_size * config.gradient_accumulation_steps
     progress.num_processes = world_size
-    conditions = ConditionEncoder(pipe, trainable=len(trained) > 2)
+    conditions = ConditionEncoder(pipe, trainable=pipe.components.get("text_encoder") in trained)
     if config.cache_latents:
         cache_latents(config, data, pipe, accelerator.device)
     if config.cache_text_embeddings:
@@ -159,7 +154,7 @@ def train(config: TrainingConfig) -> Path:
     evaluator = Evaluator(config, data, accelerator) if config.evaluation_steps else None
     hub = HubPush(config)
     log = TrainingLog(accelerator, config, output_dir, progress)
-    log.opening(data, sum(p.numel() for p in parameters), resumed)
+    log.opening(data, counts, resumed)
     learning_rate = _LearningRate(config, optimizer)
     start = time.perf_counter() - progress.elapsed_sec
 
@@ -189,8 +184,7 @@ def train(config: TrainingConfig) -> Path:
                     loss = noised.loss(prediction).mean()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        left_out = clip_gradients(accelerator, optimizer, parameters, config.max_grad_norm)
-                    optimizer.step()
+                        left_out = clipped_step(accelerator, optimizer, parameters, config.max_grad_norm)
                     optimizer.zero_grad()
                 step_loss += loss.detach() / config.gradient_accumulation_steps
                 progress.position += batch_size * world_size
@@ -204,24 +198,24 @@ def train(config: TrainingConfig) -> Path:
             if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
                 save_snapshot(output_dir, progress.step, pipe, of_length)
             if _validate_now(config, progress.step, before, done):
-                with ema_weights(ema, trained):
+                with ema_weights(ema, trained, optimizer):
                     loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
                     images = sample_images(pipe, grid_of, accelerator)
                 log.validation(progress, loss_held_out, labelled_grid(images, grid_of, data.id2label))
                 accelerator.wait_for_everyone()
             if evaluator is not None and progress.step % config.evaluation_steps == 0:
-                with ema_weights(ema, trained):
+                with ema_weights(ema, trained, optimizer):
                     log.evaluation(progress, evaluator(pipe))
                 accelerator.wait_for_everyone()
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 save()
                 if accelerator.is_main_process:
-                    with ema_weights(ema, trained):
-                        hub.checkpoint(pipe, progress.step)
+                    with ema_weights(ema, trained, optimizer):
+                        hub.checkpoint(lambda folder: save_model(pipe, folder, parent), progress.step)
             if done < 1 and stop.asked(progress.step):
                 raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
-    with ema_weights(ema, trained, restore=False), one_line_failures(progress, output_dir):
-        return _finish(accelerator, config, pipe, data, progress, log, hub)
+    with ema_weights(ema, trained, optimizer, restore=False), one_line_failures(progress, output_dir):
+        return _finish(accelerator, config, pipe, parent, data, progress, log, hub)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
@@ -303,6 +297,7 @@ def _finish(
     accelerator: Accelerator,
     config: TrainingConfig,
     pipe: ConditionalPipeline,
+    parent: ConditionalPipeline | None,
     data: TrainingData,
     progress: Progress,
     log: TrainingLog,
@@ -312,7 +307,7 @@ def _finish(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         config.save(output_dir / "training_config.yaml")
-        pipe.save_pretrained(output_dir)
+        save_model(pipe, output_dir, parent)
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
     images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
@@ -323,6 +318,6 @@ def _finish(
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
         for line in hub.finish():
             tqdm.write(line, file=sys.stderr)
-        print(f"saved to {output_dir}: load with ConditionalPipeline.from_pretrained({str(output_dir)!r})")
+        print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
     accelerator.end_training()
     return output_dir

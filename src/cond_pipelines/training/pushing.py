@@ -2,10 +2,10 @@
 
 import shlex
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..hub import push_folder
 from .config import TrainingConfig
 
@@ -24,14 +24,14 @@ class HubPush:
         self.running: Future | None = None
         self.failures: list[str] = []
 
-    def checkpoint(self, pipe: ConditionalPipeline, step: int) -> None:
-        """Save `pipe` as it is now and upload it while training goes on; left out while one is still under way."""
+    def checkpoint(self, save: Callable[[str], None], step: int) -> None:
+        """`save` the model as it is now into a folder, uploaded while training goes on; not while one is under way."""
         if not self.config.push_to_hub or self.config.hub_strategy != "every_save":
             return
         if self.running is not None and not self.running.done():
             return
         folder = tempfile.TemporaryDirectory()
-        pipe.save_pretrained(folder.name)
+        save(folder.name)
         self.running = self.pool.submit(self._push, folder.name, f"Training, step {step}", folder)
 
     def finish(self) -> list[str]:

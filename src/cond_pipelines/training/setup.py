@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import diffusers
 import numpy as np
-import torch
 from accelerate import PartialState
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from torch import nn
@@ -33,6 +32,7 @@ from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
 from ..vae import VAE, vae_scale_factor
 from .config import TrainingConfig
+from .lora import add_lora
 
 # The whole difference between the settings.
 SETTINGS = {
@@ -239,6 +239,8 @@ def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPi
         "network": hashlib.sha256(pipe.unet.to_json_string().encode()).hexdigest()[:12],
         "scheduler": type(pipe.scheduler).__name__,
         "seed": config.seed,
+        "train": [config.train, *([config.rank, config.lora_target_modules] if config.train == "lora" else [])],
+        "optimizer": config.optimizer,
         "use_ema": config.use_ema,
         "ema_lengths": config.ema_lengths,
     }
@@ -335,16 +337,35 @@ def _adapter(
     return parent.adapter
 
 
-def make_trainable(pipe: ConditionalPipeline, config: TrainingConfig) -> list[nn.Module]:
-    """Freeze what stays as it is; returns the modules that are trained, UNet first."""
-    trained = [pipe.unet, pipe.adapter]
+def make_trainable(
+    pipe: ConditionalPipeline, config: TrainingConfig, parent: ConditionalPipeline | None = None
+) -> list[nn.Module]:
+    """Freeze what stays as it is; returns the modules of which something is trained.
+
+    Raises:
+        ValueError: nothing is left to train.
+    """
+    # What a trained module freezes itself stays frozen.
+    whole = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
     if config.conditioning == "text" and config.train_text_encoder:
-        trained.append(pipe.text_encoder)
+        whole.append(pipe.text_encoder)
         if "null_prompt" in pipe.adapter.config:  # the encoder moves away from it, and null_tokens stay
             pipe.adapter.register_to_config(null_prompt=None)
-    for module in pipe.components.values():
-        if isinstance(module, torch.nn.Module):
-            if module not in trained:  # those that are keep what they freeze themselves
-                module.requires_grad_(False)
-            module.train(module in trained)
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    for module in modules:
+        if not any(module is m for m in whole):
+            module.requires_grad_(False)
+    if config.train == "lora":
+        add_lora(pipe.unet, config, config.lora_target_modules)
+        if pipe.adapter is not whole[-1] and whole[-1] is parent.components.get("text_encoder"):
+            add_lora(pipe.text_encoder, config)
+    if config.train == "cross_attention":
+        for name, parameter in pipe.unet.named_parameters():
+            parameter.requires_grad_(".attn2." in name)
+    trained = [module for module in modules if any(p.requires_grad for p in module.parameters())]
+    if not trained or (config.train == "cross_attention" and pipe.unet not in trained):
+        what = "the UNet has no cross-attention" if config.train == "cross_attention" else "the adapter learns nothing"
+        raise ValueError(f"--train {config.train}: {what}, so nothing is left to train; --train unet trains all of it")
+    for module in modules:
+        module.train(module in trained)
     return trained

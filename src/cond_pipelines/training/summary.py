@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 from ..card import TrainingFacts, training_versions, write_card
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.labels import Choices
 from .checkpoints import Progress
 from .config import TrainingConfig
+from .optimizers import trainable
 from .setup import TrainingData
 from .validation import labelled_grid
 
@@ -57,8 +59,9 @@ def write_summary(
         example_conditions=[_plain(conditions[i], data.id2label) for i in shown[:_NUM_PICTURES] if first],
         dataset=_hub_id(config.dataset_name),
         base_model=_hub_id(config.pretrained_model_name_or_path),
-        num_parameters=sum(p.numel() for p in pipe.unet.parameters())
-        + sum(p.numel() for p in pipe.adapter.parameters()),
+        num_parameters=sum(
+            p.numel() for p in trainable(m for m in pipe.components.values() if isinstance(m, nn.Module))
+        ),
         objective=_objective(pipe),
         steps=progress.step,
         images_seen=progress.position,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
@@ -17,20 +18,28 @@ from ..objectives import Objective
 from ..pictures import image_grid, visible
 from .config import TrainingConfig
 from .ema import WeightAverage
+from .optimizers import trainable
 from .setup import TrainingData
 
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
 
 
 @contextmanager
-def ema_weights(ema: WeightAverage | None, modules: list[nn.Module], restore: bool = True) -> Iterator[None]:
-    """Within (and after, without `restore`), the modules hold the moving average and are in eval mode."""
-    parameters = [p for module in modules for p in module.parameters()]
+def ema_weights(
+    ema: WeightAverage | None, modules: list[nn.Module], optimizer: AcceleratedOptimizer, restore: bool = True
+) -> Iterator[None]:
+    """Within (and after, without `restore`), the modules hold the moving average and are in eval mode.
+
+    An optimizer that averages by itself (schedulefree) is asked for its average, and for no rounding when it goes back.
+    """
+    parameters = trainable(modules)
     # Batches of other sizes come now, for which nothing need be compiled.
     stance = torch.compiler.set_stance("force_eager")
     training = [module.training for module in modules]
+    swaps = ema is not None or hasattr(optimizer.optimizer, "eval")
+    raw = [p.detach().clone() for p in parameters] if restore and swaps else []
+    optimizer.eval()
     if ema is not None:
-        raw = [p.detach().clone() for p in parameters] if restore else []
         ema.copy_to(parameters)
     for module in modules:
         module.eval()
@@ -39,7 +48,8 @@ def ema_weights(ema: WeightAverage | None, modules: list[nn.Module], restore: bo
     if restore:
         for module, mode in zip(modules, training, strict=True):
             module.train(mode)
-        if ema is not None:
+        optimizer.train()
+        if swaps:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, raw)
 

@@ -1,0 +1,208 @@
+"""What is trained, at which rates, and by which optimizer."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_common import INFINITE, largest_difference, log_of, run
+
+from cond_pipelines import ConditionalPipeline, TrainingConfig
+from cond_pipelines.training.config import OPTIMIZER_NAMES
+from cond_pipelines.training.optimizers import OPTIMIZERS, MuonAndAdamW, build_optimizer
+
+
+def load(folder):
+    return ConditionalPipeline.from_pretrained(folder)
+
+
+def weights(pipe):
+    """All of it, by part and name."""
+    modules = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    return {f"{part}.{name}": x.clone() for part, m in modules.items() for name, x in m.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("parent"), conditioning="text", max_train_steps=3)
+
+
+# ----------------------------------------------------------------------------------------------- what to train
+@pytest.mark.parametrize(
+    ("train", "more", "parts"),
+    [
+        ("unet", {}, ("unet.", "adapter.")),
+        ("adapter", {}, ("adapter.",)),
+        ("cross_attention", {}, (".attn2.", "adapter.")),
+        ("adapter", {"train_text_encoder": True}, ("adapter.", "text_encoder.")),
+    ],
+    ids=["unet", "adapter", "cross_attention", "adapter_and_text_encoder"],
+)
+def test_what_is_trained_and_nothing_else(train, more, parts, parent, tmp_path, capsys):
+    again = {"pretrained_model_name_or_path": str(parent), "unet_size": None, "conditioning": "text"}
+    run(tmp_path, train=train, checkpointing_steps=2, **again, **more)
+    before, after = weights(load(parent)), weights(load(tmp_path))
+    assert set(before) == set(after)
+    chosen = {name for name in before if any(part in name for part in parts)}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed <= chosen
+    assert len(changed) > 0.9 * len(chosen)  # the rest: biases that softmax ignores, words that no caption has
+    count = sum(before[name].numel() for name in chosen)
+    average = torch.load(tmp_path / "checkpoint-2" / "custom_checkpoint_0.pkl")  # of what is trained only
+    assert sum(x.numel() for x in average["values"]) == count
+    shown = capsys.readouterr()
+    (line,) = [line for line in (shown.out + shown.err).splitlines() if f"trained parameters (--train {train})" in line]
+    assert f"adapter {count_of(before, 'adapter'):.2f} of {count_of(before, 'adapter'):.2f} M" in line
+    if train == "adapter":
+        assert f"unet 0.00 of {count_of(before, 'unet'):.2f} M" in line
+
+
+def count_of(found, part):
+    return sum(x.numel() for name, x in found.items() if name.startswith(f"{part}.")) / 1e6
+
+
+@pytest.mark.parametrize("train", ["adapter", "cross_attention"])
+def test_a_part_is_resumed_to_the_same_bits(train, parent, tmp_path):
+    again = {"pretrained_model_name_or_path": str(parent), "unet_size": None, "conditioning": "class", "train": train}
+    whole = run(tmp_path / "whole", checkpointing_steps=2, **again)
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed = run(tmp_path / "resumed", resume_from_checkpoint="latest", **again)
+    assert largest_difference(weights(load(resumed)), weights(load(whole))) == 0
+    assert log_of(resumed) == log_of(whole)[2:]
+    with pytest.raises(ValueError, match=r"was made with another train \("):
+        run(tmp_path / "resumed", resume_from_checkpoint="checkpoint-2", **again | {"train": "unet"})
+
+
+def test_nothing_to_train(tmp_path):
+    with pytest.raises(ValueError, match="--train adapter: the adapter learns nothing, so nothing is left to train"):
+        run(tmp_path, conditioning="none", train="adapter")
+
+
+def test_each_part_has_a_rate_of_its_own(parent, tmp_path):
+    again = {"pretrained_model_name_or_path": str(parent), "unet_size": None, "conditioning": "text", "use_ema": False}
+    run(tmp_path, adapter_lr=1e-3, learning_rate=1e-5, text_encoder_lr=1e-4, train_text_encoder=True, **again)
+    before, after = weights(load(parent)), weights(load(tmp_path))
+    steps = 4  # of AdamW, whose steps are never much larger than the rate
+    for part, rate in (("unet.", 1e-5), ("adapter.", 1e-3), ("text_encoder.", 1e-4)):
+        moved = max((before[name] - after[name]).abs().max() for name in before if name.startswith(part))
+        assert 0.3 * steps * rate < moved < 1.5 * steps * rate, part
+
+
+# --------------------------------------------------------------------------------------------------- optimizers
+def test_every_name_is_known():
+    assert set(OPTIMIZERS) == set(OPTIMIZER_NAMES)
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "schedulefree", "muon", "adafactor"])
+def test_resumed_equals_uninterrupted(optimizer, tmp_path):
+    arguments = {"conditioning": "class", "optimizer": optimizer, "checkpointing_steps": 2, "max_train_steps": 4}
+    whole = run(tmp_path / "whole", validation_steps=3, **arguments)
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed = run(tmp_path / "resumed", resume_from_checkpoint="latest", **arguments)  # without a look in between
+    assert largest_difference(weights(load(resumed)), weights(load(whole))) == 0
+    assert log_of(resumed) == log_of(whole)[2:]
+    raw = [load_file(whole / f"checkpoint-{i}" / "model.safetensors") for i in (2, 4)]
+    assert largest_difference(*raw) > 0 and all(x.isfinite().all() for x in raw[1].values())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "schedulefree"])
+def test_the_loss_goes_down(optimizer, tmp_path):
+    few = {"dataset_name": "training_common:few_shapes", "max_train_steps": 30, "learning_rate": 2e-3}
+    loss = log_of(run(tmp_path, conditioning="class", optimizer=optimizer, **few))
+    assert sum(loss[-5:]) < 0.8 * sum(loss[:5])
+
+
+def test_the_ordinary_path_clips_as_the_fused_one(tmp_path):
+    arguments = {"conditioning": "class", "max_grad_norm": 0.1, "adam_epsilon": 1e-2}
+    fused = run(tmp_path / "fused", **arguments)
+    ordinary = run(tmp_path / "ordinary", optimizer="torch.optim:AdamW", **arguments)
+    free = run(tmp_path / "free", optimizer="torch.optim:AdamW", **arguments | {"max_grad_norm": 0.0})
+    assert largest_difference(weights(load(fused)), weights(load(ordinary))) < 1e-6
+    assert largest_difference(weights(load(free)), weights(load(ordinary))) > 1e-5
+
+
+@pytest.mark.parametrize("optimizer", ["schedulefree", "muon"])
+def test_gradients_that_are_not_finite_are_left_out(optimizer, tmp_path):
+    folder = run(
+        tmp_path, dataset_name="training_common:some_infinite", optimizer=optimizer, max_train_steps=16, **INFINITE
+    )
+    (skipped,) = set(log_of(folder, "skipped_steps"))
+    assert skipped == 1
+    assert all(x.isfinite().all() for x in weights(load(folder)).values())
+    raw = [load_file(folder / f"checkpoint-{i}" / "model.safetensors") for i in range(1, 17)]
+    same = [largest_difference(a, b) == 0 for a, b in itertools.pairwise(raw)]
+    assert sum(same) <= 1  # the step left out, unless it was the first
+
+
+def test_schedulefree_saves_its_average(tmp_path):
+    """x of Defazio et al. 2024 (arXiv 2405.15682): y = (1 - beta) z + beta x is what the gradients are taken at."""
+    folder = run(tmp_path, conditioning="class", optimizer="schedulefree", checkpointing_steps=4)
+    assert "use_ema: false" in (folder / "training_config.yaml").read_text()
+    y = load_file(folder / "checkpoint-4" / "model.safetensors")["unet.conv_in.weight"]
+    state = torch.load(folder / "checkpoint-4" / "optimizer.bin")["state"]
+    z = next(s["z"] for s in state.values() if s["z"].shape == y.shape)
+    saved = load(folder).unet.conv_in.weight
+    assert torch.allclose(saved, (y - 0.1 * z) / 0.9, atol=1e-6)
+    assert not torch.allclose(saved, y, atol=1e-5)
+
+
+def test_muon_moves_matrices_and_adamw_the_rest():
+    torch.manual_seed(0)
+    values = torch.randn(6, 4), torch.randn(6, 4, 3, 3), torch.randn(6)
+    grads = [torch.randn_like(x) for x in values]
+    parameters, matrix, others = (
+        [torch.nn.Parameter(x.clone()) for x in some] for some in (values, values[:1], values[1:])
+    )
+    alone = [
+        torch.optim.Muon(matrix, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.02, betas=(0.9, 0.99), weight_decay=0.1),
+    ]
+    groups = [{"params": parameters[:2], "lr": 0.02}, {"params": parameters[2:], "lr": 0.02}]
+    both = MuonAndAdamW(groups, lr=0.02, weight_decay=0.1)
+    for _ in range(3):
+        for p, g in zip([*parameters, *matrix, *others], grads * 2, strict=True):
+            p.grad = g.clone()
+        for optimizer in (both, *alone):
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(parameters, [*matrix, *others], strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": "adam"}, r"--optimizer 'adam' is not one of adamw, .*, nor module:Class"),
+        ({"optimizer": "torch.optim:Nothing"}, "cannot import 'torch.optim:Nothing'"),
+        ({"optimizer_config": '{"speed": 3}'}, r"--optimizer adamw \{\"speed\": 3\}: .*unexpected keyword argument"),
+        ({"optimizer_config": "speed"}, "--optimizer adamw speed: Expecting value"),
+        ({"optimizer": "prodigy", "adapter_lr": 0.5}, "prodigy has one rate for all"),
+        (
+            {"optimizer": "schedulefree", "ema_lengths": [0.1]},
+            "--ema_lengths: schedulefree averages the weights itself",
+        ),
+    ],
+)
+def test_refused_in_one_line(arguments, message):
+    parameters = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1e-3}]
+    with pytest.raises(ValueError, match=message) as error:
+        build_optimizer(TrainingConfig(learning_rate=1e-3, **{"adapter_lr": None} | arguments), parameters)
+    assert "\n" not in str(error.value)
+
+
+def test_a_package_that_is_not_installed(tmp_path):
+    """bitsandbytes needs a GPU, so no test installs it."""
+    with pytest.raises(
+        ValueError, match="--optimizer adamw8bit needs the package bitsandbytes: pip install bitsandbytes"
+    ):
+        run(tmp_path, optimizer="adamw8bit")
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_arguments_reach_the_optimizer():
+    parameters = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "lr": 1e-3}]
+    config = TrainingConfig(
+        learning_rate=1e-3, optimizer="muon", adam_weight_decay=0.3, optimizer_config='{"momentum": 0.8}'
+    )
+    (group,) = build_optimizer(config, parameters).param_groups
+    assert (group["weight_decay"], group["momentum"], group["lr"]) == (0.3, 0.8, 1e-3)
