@@ -78,6 +78,8 @@ def clipped_step(
     Returns:
         1 where the step is left out, otherwise 0, a scalar on the device.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # `backward` did all that
+        return torch.tensor(float(optimizer.step_was_skipped), device=accelerator.device)
     fused = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of them
     whole = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if optimizer.scaler is None and whole and fused:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from .setup import (
     make_trainable,
     run_identity,
 )
+from .sharding import RunAccelerator, prepare, run_state
 from .summary import NUM_SAMPLES, write_summary
 from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
 
@@ -92,7 +93,7 @@ def train(config: TrainingConfig) -> Path:
     if config.train_text_encoder is None and parent is not None and parent.components.get("text_encoder") is not None:
         decided["train_text_encoder"] = False  # it is not new
     config = fill_defaults(
-        replace(config, mixed_precision=accelerator.mixed_precision, **decided),
+        replace(config, mixed_precision=accelerator.precision, **decided),
         num_images=None if data.train is None else len(data.train),
         sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
         device=accelerator.device,
@@ -114,7 +115,7 @@ def train(config: TrainingConfig) -> Path:
 
     optimizer = build_optimizer(config, parameter_groups(pipe, config))
     counts = count_trained(pipe)
-    model, optimizer = accelerator.prepare(_Told(pipe, trained), optimizer)
+    model, optimizer = prepare(accelerator, config, _Told(pipe, trained), optimizer)
     optimizer.train()
     parameters = trainable(trained)  # as prepared: they may be sharded
     ema = None
@@ -218,28 +219,21 @@ def train(config: TrainingConfig) -> Path:
         return _finish(accelerator, config, pipe, parent, data, progress, log, hub)
 
 
-def _accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
+def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
+    device = run_state().device
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" also where `accelerate launch` was told nothing
-    precision = config.mixed_precision or (asked if asked != "no" else fast_precision(PartialState().device))
+    precision = config.mixed_precision or (asked if asked != "no" else fast_precision(device))
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     tracker = config.report_to or default_tracker()
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=precision,
+    return RunAccelerator(
+        precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
         # A pretrained text encoder may hold parts, such as BERT's pooler, that we do not use.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.train_text_encoder))],
     )
-    for asked, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
-        if os.environ.get(asked) == "true" and accelerator.distributed_type != kind:  # without a word of accelerate
-            accelerator.print(
-                f"warning: {kind} was asked for, this run is {accelerator.distributed_type.value}: nothing is sharded, "
-                f"each of {accelerator.num_processes} process(es) on {accelerator.device.type} holds the whole model",
-                file=sys.stderr,
-            )
-    return accelerator
 
 
 class _LearningRate:

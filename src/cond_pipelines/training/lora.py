@@ -8,7 +8,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
 
@@ -69,7 +68,7 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
             named = convert_state_dict_to_diffusers(state)
             layers[f"{part}_lora_layers"] = state if any(".lora_A." in name for name in named) else named
             layers[f"{part}_lora_adapter_metadata"] = _plain(module.peft_config["default"].to_dict())
-    StableDiffusionPipeline.save_lora_weights(folder, **layers)
+    type(pipe).save_lora_weights(folder, **layers)
     theirs = [m for k, m in parent.components.items() if isinstance(m, nn.Module) and k != "adapter"]
     components = {k: None if any(c is m for m in theirs) else c for k, c in pipe.components.items()}
     accepted = inspect.signature(type(pipe).__init__).parameters

@@ -1,0 +1,64 @@
+"""Runs whose processes share what one of them would hold: DeepSpeed and FSDP, as accelerate is told to use them."""
+
+import os
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from torch import nn
+
+from .config import TrainingConfig
+
+
+class RunAccelerator(Accelerator):
+    """An Accelerator that computes in `precision` and keeps weights in float32, under DeepSpeed too.
+
+    DeepSpeed's own mixed precision would hand bf16 weights to the moving averages, which then stand still: in bf16
+    1 + 0.001 is 1.
+
+    Raises:
+        ValueError: fp16 with DeepSpeed.
+    """
+
+    def __init__(self, precision: str, **kwargs: Any):
+        self.precision = precision
+        own = _asked_for("DEEPSPEED")
+        if own and precision == "fp16":
+            raise ValueError("--mixed_precision fp16 does not go with DeepSpeed here: bf16 or no")
+        super().__init__(mixed_precision="no" if own else precision, **kwargs)
+        for kind in ("FSDP", "DEEPSPEED"):
+            if _asked_for(kind) and self.distributed_type != kind:  # without a word of accelerate
+                self.print(
+                    f"warning: {kind} was asked for, this run is {self.distributed_type.value}: nothing is sharded, "
+                    f"each of {self.num_processes} process(es) on {self.device.type} holds the whole model",
+                    file=sys.stderr,
+                )
+
+    def autocast(self, *args: Any, **kwargs: Any) -> Any:
+        if self.distributed_type == DistributedType.DEEPSPEED:
+            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return super().autocast(*args, **kwargs)
+
+
+def run_state() -> PartialState:
+    """The processes of this run; DeepSpeed without a GPU needs to be told that they talk through gloo."""
+    alone = _asked_for("DEEPSPEED") and not torch.accelerator.is_available()
+    return PartialState(**({"backend": "gloo"} if alone else {}))
+
+
+def _asked_for(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
+
+
+def prepare(
+    accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, Any]:
+    """As `accelerator.prepare`; DeepSpeed is told what it would otherwise take from a data loader or from its file."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.train_batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "gradient_clipping": config.max_grad_norm,
+        }
+    return accelerator.prepare(model, optimizer)
