@@ -26,6 +26,7 @@ class RunAccelerator(Accelerator):
         own = _asked_for("DEEPSPEED")
         if own and precision == "fp16":
             raise ValueError("--mixed_precision fp16 does not go with DeepSpeed here: bf16 or no")
+        os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # `accelerate launch` sets it to 1, unasked
         super().__init__(mixed_precision="no" if own else precision, **kwargs)
         for kind in ("FSDP", "DEEPSPEED"):
             if _asked_for(kind) and self.distributed_type != kind:  # without a word of accelerate
@@ -42,9 +43,13 @@ class RunAccelerator(Accelerator):
 
 
 def run_state() -> PartialState:
-    """The processes of this run; DeepSpeed without a GPU needs to be told that they talk through gloo."""
-    alone = _asked_for("DEEPSPEED") and not torch.accelerator.is_available()
-    return PartialState(**({"backend": "gloo"} if alone else {}))
+    """The processes of this run, which accelerate joins when it is first asked.
+
+    On a CPU it has to be told so, or it starts that many runs of one process each, which write to one folder.
+    """
+    if _asked_for("DEEPSPEED"):
+        return PartialState(**({} if torch.accelerator.is_available() else {"backend": "gloo"}))
+    return PartialState(cpu=_asked_for("CPU"))
 
 
 def _asked_for(kind: str) -> bool:
