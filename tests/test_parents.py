@@ -569,7 +569,13 @@ class TestUNet2DPipeline(PipelineTester):
 
 
 # ------------------------------------------------------------------------------------ image modes in all settings
-SCHEDULERS = ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
+SCHEDULERS = [
+    "DDIMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",  # two network evaluations a step
+    "EDMEulerScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+]
 
 
 def small_pipe(setting: str, scheduler: str, latent: bool = False) -> ConditionalPipeline:
@@ -648,6 +654,8 @@ def test_images_of_a_unet2d_model():
     assert images.shape == (1, 8, 16, 3)
     with pytest.raises(ValueError, match="height 7 and width 8 must be multiples of 2"):
         pipe("star", height=7)
+    with pytest.raises(ValueError, match="height 9 and width 16 must be multiples of 2"):
+        pipe("star", image=image.resize((16, 9)))
 
 
 @pytest.mark.parametrize(
