@@ -308,6 +308,21 @@ def test_a_component_of_another_library_is_refused(sd_copy, component):
         ConditionalPipeline.from_pretrained(sd_copy)
 
 
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}])
+@pytest.mark.parametrize("component", ["_class_name", "unet"])
+def test_code_in_the_repository_is_not_run(sd_copy, component, trust, tmp_path):
+    """A pipeline, or a network, under a known name in a file of the repository."""
+    names = {"_class_name": "StableDiffusionPipeline", "unet": "UNet2DConditionModel"}
+    index = json.loads((sd_copy / "model_index.json").read_text()) | {component: ["evil", names[component]]}
+    (sd_copy / "model_index.json").write_text(json.dumps(index))
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).write_text('')\n"
+    for folder in (sd_copy, sd_copy / "unet"):
+        (folder / "evil.py").write_text(code + f"from diffusers import {names[component]}\n")
+    with pytest.raises(ValueError, match=r"trust_remote_code|not loaded without trust"):
+        ConditionalPipeline.from_pretrained(sd_copy, **trust)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("layout", ["DDPM", "DDIM", "LDM", "at the root", "without an index"])
 def test_unconditional_formats(layout, tmp_path, hub):
     """google/ddpm-* has UNet and scheduler at its root, with or without a model_index.json, and old names."""
