@@ -143,6 +143,11 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
+def sample(pipe, **kwargs):
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np", "generator": generators(2)} | kwargs
+    return quiet(pipe)(**given).images
+
+
 def offload_sequentially(pipe: Any, device: str) -> None:
     """`enable_sequential_cpu_offload`; on the CPU the same hooks, because accelerate trips over the name "cpu:0"."""
     if device != "cpu":
@@ -579,3 +584,75 @@ class LatentTester(PipelineTester):
     def test_vae_tiling(self, pipe, expected):
         pipe.vae.enable_tiling()
         assert_close(pipe(**self.inputs(2)).images, expected, atol=1e-4)
+
+
+class TextTester:
+    """What only a text pipeline can do."""
+
+    def test_encode_prompt_in_isolation(self, components, expected):
+        """Text half and image half in two pipelines give what the whole one gives."""
+        text = {k: v if k in ("text_encoder", "tokenizer") else None for k, v in components.items()}
+        # The adapter says how a caption is cut and encoded, so it is part of both.
+        text["adapter"] = components["adapter"]
+        rest = {k: None if k in ("text_encoder", "tokenizer") else v for k, v in components.items()}
+        inputs = self.inputs(2)
+        encode = self.pipeline_class(**text).encode_prompt
+        embeds, negative_embeds, mask, negative_mask = encode(inputs.pop("prompt"), negative_prompt=None)
+        assert negative_embeds is None and negative_mask is None and mask.dtype == torch.bool
+        pipe = quiet(self.pipeline_class(**rest))
+        assert_close(pipe(**inputs, prompt_embeds=embeds, prompt_attention_mask=mask).images, expected, atol=0)
+
+    def test_prompt_embeds_equal_prompt(self, pipe):
+        embeds, negative, mask, negative_mask = pipe.encode_prompt(CAPTIONS[:2], CAPTIONS[2])
+        tensors = {
+            "prompt_embeds": embeds,
+            "prompt_attention_mask": mask,
+            "negative_prompt_embeds": negative,
+            "negative_prompt_attention_mask": negative_mask,
+        }
+        assert_close(sample(pipe, **tensors), sample(pipe, prompt=CAPTIONS[:2], negative_prompt=CAPTIONS[2]), atol=0)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_prompt_embeds_may_lie_on_the_cpu(self, pipe, device):
+        embeds, _, mask, _ = pipe.encode_prompt(CAPTIONS[:2])
+        expected = sample(pipe, prompt_embeds=embeds, prompt_attention_mask=mask)
+        pipe.to(device)
+        assert_close(sample(pipe, prompt_embeds=embeds, prompt_attention_mask=mask), expected, atol=1e-3)
+
+    def test_prompt_embeds_without_a_mask_count_in_full(self, pipe):
+        embeds, _, mask, _ = pipe.encode_prompt(CAPTIONS[:1])
+        assert mask.all()
+        assert_close(
+            sample(pipe, prompt_embeds=embeds, generator=generators(1)),
+            sample(pipe, prompt=CAPTIONS[0], generator=generators(1)),
+            atol=0,
+        )
+
+    def test_negative_prompt(self, pipe):
+        plain = sample(pipe, prompt=CAPTIONS[:2])
+        assert_close(sample(pipe, prompt=CAPTIONS[:2], negative_prompt=[None, None]), plain)
+        pushed = sample(pipe, prompt=CAPTIONS[:2], negative_prompt=CAPTIONS[3])
+        assert not np.allclose(pushed, plain, atol=1e-3)
+        mixed = sample(pipe, prompt=CAPTIONS[:2], negative_prompt=[None, CAPTIONS[3]])
+        assert_close(mixed, np.stack([plain[0], pushed[1]]))
+
+    def test_a_long_prompt_is_cut(self, pipe):
+        images = sample(pipe, prompt=["a star", "very long " * 100])
+        assert_close(images[0], sample(pipe, prompt=["a star"], generator=generators(1))[0])
+
+    @pytest.mark.parametrize(
+        ("wrong", "line"),
+        [
+            ({}, "pass either prompt or prompt_embeds"),
+            ({"prompt": "a", "prompt_embeds": torch.zeros(1, 2, 32)}, "pass either prompt or prompt_embeds"),
+            (
+                {"prompt": "a", "negative_prompt": "b", "negative_prompt_embeds": torch.zeros(1, 2, 32)},
+                "pass either negative_prompt or negative_prompt_embeds",
+            ),
+            ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3}, "negative_prompt has 3 entries for 2 images"),
+        ],
+    )
+    def test_wrong_prompts_give_one_line(self, pipe, wrong, line):
+        with pytest.raises(ValueError) as error:
+            pipe(**wrong)
+        assert line in str(error.value) and "\n" not in str(error.value)

@@ -338,6 +338,22 @@ class TestClassLabelAdapter:
         assert torch.equal(cond.pooled, adapter.pooled_proj(adapter.embedding.weight))
         assert not torch.equal(cond.pooled[0], cond.pooled[1])
 
+    def test_dits_labels(self):
+        """As facebook/DiT-XL-2-256 has them in its model_index.json: several names an id, some of several ids."""
+        names = {"0": "tench, Tinca tinca", "1": "crane", "2": "crane", "3": "maillot", "4": "maillot, tank suit"}
+        adapter = ClassLabelAdapter.for_unet(tiny_unet(), id2label=names)
+        raw = ["Tinca tinca", "tench", "tench, Tinca tinca", "maillot", "tank suit", 2, None]
+        assert adapter.preprocess(raw)["label"].tolist() == [0, 0, 0, 3, 4, 2, -1]
+        with pytest.raises(ValueError, match="class label 'crane' is the name of 1 and 2: pass the id"):
+            adapter.preprocess(["crane"])
+        with pytest.raises(ValueError, match="did you mean 'Tinca tinca'"):
+            adapter.preprocess(["Tinca tinka"])
+
+    def test_many_names_are_not_all_listed(self):
+        adapter = ClassLabelAdapter(id2label={i: f"class number {i}" for i in range(1000)}, pooled_dim=4)
+        with pytest.raises(ValueError, match=r"unknown class label 'zebra' \(known: .*, class number 19, \.\.\.\)"):
+            adapter.preprocess(["zebra"])
+
     @pytest.mark.parametrize(
         ("label", "line"),
         [

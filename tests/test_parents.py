@@ -23,7 +23,17 @@ from parents_common import (
     unet2d,
 )
 from PIL import Image
-from pipelines_common import generators, make_components, tiny_text, tiny_vae, trained
+from pipelines_common import (
+    CAPTIONS,
+    LatentTester,
+    PipelineTester,
+    TextTester,
+    generators,
+    make_components,
+    tiny_text,
+    tiny_vae,
+    trained,
+)
 from safetensors.torch import load_file, save_file
 
 from cond_pipelines import (
@@ -36,6 +46,7 @@ from cond_pipelines import (
     UnconditionalAdapter,
     UnconditionalPipeline,
 )
+from cond_pipelines.surgery import with_socket
 
 diffusers.logging.set_verbosity_error()
 NUM_CONFIGURATIONS = 30
@@ -120,6 +131,21 @@ def test_prompt_embeds_of_stable_diffusion():
     expected = parent(prompt_embeds=embeds, negative_prompt_embeds=negative, **kwargs, generator=generators(2)).images
     images = pipe(prompt_embeds=embeds, **kwargs, generator=generators(2)).images
     assert np.array_equal(images, expected)
+
+
+def test_the_images_of_stable_diffusion_2(tmp_path):
+    """v-prediction, linear projections, a number of heads a level, and an encoder that is told its mask."""
+    torch.manual_seed(0)
+    parts = stable_diffusion().components | {"unet": sd_unet(use_linear_projection=True, attention_head_dim=(1, 2))}
+    parts["text_encoder"] = copy.deepcopy(parts["text_encoder"])
+    parts["text_encoder"].config.use_attention_mask = True
+    parts["scheduler"] = diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1)
+    parent = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    parent.save_pretrained(tmp_path)
+    expected = sd_images(parent)
+    assert np.array_equal(sd_images(ConditionalPipeline.from_pretrained(tmp_path)), expected)
+    parts["text_encoder"].config.use_attention_mask = False
+    assert not np.allclose(sd_images(TextToImagePipeline.from_pipe(parent)), expected, atol=1e-3)
 
 
 def test_callbacks_and_eta_of_stable_diffusion():
@@ -246,7 +272,7 @@ def test_variant_and_dtype(sd_folder, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2022", "2023", "pickles beside"])
-def test_old_formats(sd_copy, version):
+def test_old_formats(sd_copy, version, caplog):
     """A safety checker that is there or not, an image processor of a name that is gone, old names of weights."""
     index = json.loads((sd_copy / "model_index.json").read_text())
     if version == "2022":
@@ -263,6 +289,7 @@ def test_old_formats(sd_copy, version):
         (sd_copy / "unet/diffusion_pytorch_model.bin").write_bytes(b"not read")
     (sd_copy / "model_index.json").write_text(json.dumps(index))
     assert np.array_equal(sd_images(ConditionalPipeline.from_pretrained(sd_copy)), sd_images(stable_diffusion()))
+    assert ("its safety checker is not loaded" in caplog.text) == (version == "2022")
 
 
 def test_pickles_alone_are_refused(sd_copy):
@@ -279,6 +306,21 @@ def test_a_component_of_another_library_is_refused(sd_copy, component):
     (sd_copy / "model_index.json").write_text(json.dumps(index | {component: ["stable_diffusion", "Anything"]}))
     with pytest.raises(ValueError, match=f"component '{component}' of 'stable_diffusion', which is not loaded"):
         ConditionalPipeline.from_pretrained(sd_copy)
+
+
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}])
+@pytest.mark.parametrize("component", ["_class_name", "unet"])
+def test_code_in_the_repository_is_not_run(sd_copy, component, trust, tmp_path):
+    """A pipeline, or a network, under a known name in a file of the repository."""
+    names = {"_class_name": "StableDiffusionPipeline", "unet": "UNet2DConditionModel"}
+    index = json.loads((sd_copy / "model_index.json").read_text()) | {component: ["evil", names[component]]}
+    (sd_copy / "model_index.json").write_text(json.dumps(index))
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).write_text('')\n"
+    for folder in (sd_copy, sd_copy / "unet"):
+        (folder / "evil.py").write_text(code + f"from diffusers import {names[component]}\n")
+    with pytest.raises(ValueError, match=r"trust_remote_code|not loaded without trust"):
+        ConditionalPipeline.from_pretrained(sd_copy, **trust)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("layout", ["DDPM", "DDIM", "LDM", "at the root", "without an index"])
@@ -498,8 +540,57 @@ def test_offloading(kind):
     assert pipe.adapter.dtype == torch.bfloat16 and np.isfinite(draw(pipe)).all()
 
 
+# ----------------------------------------------------------------- all that a pipeline of diffusers should be able to
+class TestPromptPipeline(TextTester, LatentTester):
+    pipeline_class = TextToImagePipeline
+    setting = "text"
+    condition_argument = "prompt"
+    conditions = [CAPTIONS[0], None, CAPTIONS[1]]
+
+    def make_components(self):
+        components = TextToImagePipeline.from_pipe(stable_diffusion()).components
+        return copy.deepcopy(components | {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler()})
+
+    def test_encode_prompt_in_isolation(self, components, expected):
+        """As in `TextTester`, but for the empty prompt, which is encoded with the others."""
+        text = {k: v if k in ("text_encoder", "tokenizer", "adapter") else None for k, v in components.items()}
+        rest = {k: None if k in ("text_encoder", "tokenizer") else v for k, v in components.items()}
+        inputs = self.inputs(2)
+        names = ("prompt_embeds", "negative_prompt_embeds", "prompt_attention_mask", "negative_prompt_attention_mask")
+        encoded = self.pipeline_class(**text).encode_prompt(inputs.pop("prompt"))
+        images = quiet(self.pipeline_class(**rest))(**inputs, **dict(zip(names, encoded, strict=True))).images
+        assert np.array_equal(images, expected)
+
+
+class TestUNet2DPipeline(PipelineTester):
+    pipeline_class = ClassConditionalPipeline
+    setting = "class"
+    condition_argument = "class_labels"
+    conditions = ["square", None, 2]
+    test_attention_slicing = test_fused_qkv_projections = test_freeu = None  # a UNet2DModel cannot do these
+
+    def make_components(self):
+        torch.manual_seed(0)
+        unet = with_socket(unet2d())
+        adapter = trained(ClassLabelAdapter.for_unet(unet, id2label=ID2LABEL))
+        return {"unet": unet, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(), "adapter": adapter, "vae": None}
+
+    def test_callback_changes_the_condition(self, pipe):
+        """It is told nothing by tokens."""
+        seen = []
+        inputs = self.inputs(2, callback_on_step_end=lambda pipe, i, t, tensors: seen.append(tensors))
+        pipe(**inputs, callback_on_step_end_tensor_inputs=pipe._callback_tensor_inputs)
+        assert {name for name, x in seen[0].items() if x is not None} == {"latents"}
+
+
 # ------------------------------------------------------------------------------------ image modes in all settings
-SCHEDULERS = ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
+SCHEDULERS = [
+    "DDIMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",  # two network evaluations a step
+    "EDMEulerScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+]
 
 
 def small_pipe(setting: str, scheduler: str, latent: bool = False) -> ConditionalPipeline:
@@ -578,6 +669,8 @@ def test_images_of_a_unet2d_model():
     assert images.shape == (1, 8, 16, 3)
     with pytest.raises(ValueError, match="height 7 and width 8 must be multiples of 2"):
         pipe("star", height=7)
+    with pytest.raises(ValueError, match="height 9 and width 16 must be multiples of 2"):
+        pipe("star", image=image.resize((16, 9)))
 
 
 @pytest.mark.parametrize(

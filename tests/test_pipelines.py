@@ -8,16 +8,17 @@ import torch
 from angle_adapter import AngleAdapter
 from pipelines_common import (
     CAPTIONS,
-    DEVICES,
     ID2LABEL,
     LatentTester,
     PipelineTester,
+    TextTester,
     UNetCalls,
     assert_close,
     generators,
     make_components,
     new_adapter,
     quiet,
+    sample,
     tiny_text,
     tiny_unet,
     tiny_vae,
@@ -44,11 +45,6 @@ UNTOLD = {
     "class": {"class_labels": [None, None]},
     "text": {"prompt": [None, None]},
 }
-
-
-def sample(pipe, **kwargs):
-    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np", "generator": generators(2)} | kwargs
-    return quiet(pipe)(**given).images
 
 
 # --------------------------------------------------------------------------------------- the testers, a setting
@@ -102,78 +98,6 @@ class TestClassConditionalPipeline(PipelineTester):
 
     def test_id2label_after_loading(self, saved):
         assert ConditionalPipeline.from_pretrained(saved).id2label == ID2LABEL
-
-
-class TextTester:
-    """What only a text pipeline can do."""
-
-    def test_encode_prompt_in_isolation(self, components, expected):
-        """Text half and image half in two pipelines give what the whole one gives."""
-        text = {k: v if k in ("text_encoder", "tokenizer") else None for k, v in components.items()}
-        # The adapter says how a caption is cut and encoded, so it is part of both.
-        text["adapter"] = components["adapter"]
-        rest = {k: None if k in ("text_encoder", "tokenizer") else v for k, v in components.items()}
-        inputs = self.inputs(2)
-        encode = self.pipeline_class(**text).encode_prompt
-        embeds, negative_embeds, mask, negative_mask = encode(inputs.pop("prompt"), negative_prompt=None)
-        assert negative_embeds is None and negative_mask is None and mask.dtype == torch.bool
-        pipe = quiet(self.pipeline_class(**rest))
-        assert_close(pipe(**inputs, prompt_embeds=embeds, prompt_attention_mask=mask).images, expected, atol=0)
-
-    def test_prompt_embeds_equal_prompt(self, pipe):
-        embeds, negative, mask, negative_mask = pipe.encode_prompt(CAPTIONS[:2], CAPTIONS[2])
-        tensors = {
-            "prompt_embeds": embeds,
-            "prompt_attention_mask": mask,
-            "negative_prompt_embeds": negative,
-            "negative_prompt_attention_mask": negative_mask,
-        }
-        assert_close(sample(pipe, **tensors), sample(pipe, prompt=CAPTIONS[:2], negative_prompt=CAPTIONS[2]), atol=0)
-
-    @pytest.mark.parametrize("device", DEVICES)
-    def test_prompt_embeds_may_lie_on_the_cpu(self, pipe, device):
-        embeds, _, mask, _ = pipe.encode_prompt(CAPTIONS[:2])
-        expected = sample(pipe, prompt_embeds=embeds, prompt_attention_mask=mask)
-        pipe.to(device)
-        assert_close(sample(pipe, prompt_embeds=embeds, prompt_attention_mask=mask), expected, atol=1e-3)
-
-    def test_prompt_embeds_without_a_mask_count_in_full(self, pipe):
-        embeds, _, mask, _ = pipe.encode_prompt(CAPTIONS[:1])
-        assert mask.all()
-        assert_close(
-            sample(pipe, prompt_embeds=embeds, generator=generators(1)),
-            sample(pipe, prompt=CAPTIONS[0], generator=generators(1)),
-            atol=0,
-        )
-
-    def test_negative_prompt(self, pipe):
-        plain = sample(pipe, prompt=CAPTIONS[:2])
-        assert_close(sample(pipe, prompt=CAPTIONS[:2], negative_prompt=[None, None]), plain)
-        pushed = sample(pipe, prompt=CAPTIONS[:2], negative_prompt=CAPTIONS[3])
-        assert not np.allclose(pushed, plain, atol=1e-3)
-        mixed = sample(pipe, prompt=CAPTIONS[:2], negative_prompt=[None, CAPTIONS[3]])
-        assert_close(mixed, np.stack([plain[0], pushed[1]]))
-
-    def test_a_long_prompt_is_cut(self, pipe):
-        images = sample(pipe, prompt=["a star", "very long " * 100])
-        assert_close(images[0], sample(pipe, prompt=["a star"], generator=generators(1))[0])
-
-    @pytest.mark.parametrize(
-        ("wrong", "line"),
-        [
-            ({}, "pass either prompt or prompt_embeds"),
-            ({"prompt": "a", "prompt_embeds": torch.zeros(1, 2, 32)}, "pass either prompt or prompt_embeds"),
-            (
-                {"prompt": "a", "negative_prompt": "b", "negative_prompt_embeds": torch.zeros(1, 2, 32)},
-                "pass either negative_prompt or negative_prompt_embeds",
-            ),
-            ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3}, "negative_prompt has 3 entries for 2 images"),
-        ],
-    )
-    def test_wrong_prompts_give_one_line(self, pipe, wrong, line):
-        with pytest.raises(ValueError) as error:
-            pipe(**wrong)
-        assert line in str(error.value) and "\n" not in str(error.value)
 
 
 class TestTextToImagePipeline(TextTester, PipelineTester):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hub_server import TOKEN
+from parents_common import stable_diffusion, unconditional_parent
 
 from cond_pipelines import (
     ClassConditionalPipeline,
@@ -25,10 +26,13 @@ from cond_pipelines import (
 )
 from cond_pipelines.data.shapes import SHAPES, load_shapes
 from cond_pipelines.text_encoders import new_text_encoder
+from cond_pipelines.training.config import parse_args
 from cond_pipelines.training.lora import add_lora, save_model
+from cond_pipelines.training.setup import build_pipeline, image_channels, load_data, load_parent, load_vae
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 LAUNCH = [code.strip() for language, code in BLOCKS if language == "bash" and "accelerate launch" in code]
 
@@ -53,6 +57,9 @@ def folder(tmp_path_factory):
     pipe = ClassConditionalPipeline.from_pipe(parent, adapter=adapter)
     add_lora(pipe.unet, TrainingConfig(), ["to_q"])
     save_model(pipe, folder / "my_lora", parent)
+    stable_diffusion().save_pretrained(folder / "checkpoints/sd")
+    for kind in ("DDPM", "LDM"):
+        unconditional_parent(kind).save_pretrained(folder / "checkpoints" / kind.lower())
 
     captions = []
     for number, row in enumerate(load_shapes(12)):
@@ -84,6 +91,27 @@ def test_launch_command_trains(number, folder):
     ended = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert (output_dir / "model_index.json").is_file()
+
+
+PARENTS = re.findall(r"`(--conditioning \w+ [^`]*--pretrained_model_name_or_path [^`]+)`", README)
+
+
+@pytest.mark.parametrize("arguments", PARENTS)
+def test_the_table_of_parents(arguments, folder, monkeypatch):
+    """Each cell builds its model; at a size for a test."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(ROOT / "tests")
+    small = "--dataset_name training_common:few_shapes --resolution 16"
+    config = parse_args(shlex.split(f"{arguments} {small}"))
+    parent = load_parent(config)
+    vae = load_vae(config, parent)
+    pipe = build_pipeline(config, load_data(config, image_channels(config, parent, vae)), vae, parent)
+    assert pipe.conditioning == config.conditioning == re.search(r"--conditioning (\w+)", arguments)[1]
+    assert pipe.unet.state_dict().keys() == parent.unet.state_dict().keys()
+
+
+def test_the_table_of_parents_is_complete():
+    assert len(PARENTS) == len(set(PARENTS)) == 12
 
 
 def test_blocks_were_found():

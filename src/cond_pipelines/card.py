@@ -113,6 +113,7 @@ class CardFacts:
     user: UserFacts
     training: TrainingFacts | None
     evaluation: EvaluationFacts | None
+    unet_class: str = "UNet2DConditionModel"
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> "CardFacts":
@@ -149,6 +150,7 @@ class CardFacts:
             user=_user_facts(folder / "card.yaml"),
             training=_known(TrainingFacts, _json(folder / "training_summary.json")),
             evaluation=_known(EvaluationFacts, _json(folder / "evaluation" / "report.json")),
+            unet_class=index["unet"][1],
         )
 
 

@@ -49,11 +49,7 @@ def check_call(
     strength: float,
 ) -> None:
     """Raise ValueError, in one line, for arguments that no setting can use."""
-    multiple = pipe.vae_scale_factor
-    if isinstance(pipe.unet, UNet2DModel):  # the other kind copes with any size
-        multiple *= 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    if (height or 0) % multiple or (width or 0) % multiple:
-        raise ValueError(f"height {height} and width {width} must be multiples of {multiple}")
+    _check_size(pipe, height or 0, width or 0)
     if output_type == "pil" and pipe.vae is None and num_channels_latents(pipe) not in (1, 3, 4):
         channels = num_channels_latents(pipe)
         raise ValueError(f"{channels} channels make no PIL image: pass output_type='np' or 'pt'")
@@ -76,6 +72,14 @@ def check_call(
         )
     if seen != channels and mask_image is None:
         raise ValueError(f"the UNet takes {seen} channels, it is for inpainting: pass image and mask_image")
+
+
+def _check_size(pipe: Any, height: int, width: int) -> None:
+    multiple = pipe.vae_scale_factor
+    if isinstance(pipe.unet, UNet2DModel):  # the other kind copes with any size
+        multiple *= 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if height % multiple or width % multiple:
+        raise ValueError(f"height {height} and width {width} must be multiples of {multiple}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ def prepare_edit(
     if images.shape[1] != needed:
         raise ValueError(f"image has {images.shape[1]} channels, and the model {needed}")
     factor = 1 if is_latent else pipe.vae_scale_factor
+    _check_size(pipe, *(side * pipe.vae_scale_factor // factor for side in images.shape[2:]))
     shape = (batch_size, channels, images.shape[2] // factor, images.shape[3] // factor)
     if latents is not None and tuple(latents.shape) != shape:
         raise ValueError(f"latents have the shape {tuple(latents.shape)}, and {shape} is needed")

@@ -7,6 +7,7 @@ The images stay the same bit for bit. From there any setting is a swap of the ad
 """
 
 import inspect
+import logging
 from typing import Any
 
 import diffusers
@@ -27,23 +28,28 @@ PARENTS: dict[str, type[ConditionalPipeline]] = {
 IGNORED = dict.fromkeys(_STABLE_DIFFUSION, ("safety_checker", "feature_extractor", "image_encoder"))
 
 
-def class_of_unet(name_or_path: Any, **hub: Any) -> str | None:
-    """ "UNet2DModel" where a folder or a repository holds one at its root, and no pipeline; else None."""
+def index_of_unet(name_or_path: Any, **hub: Any) -> dict[str, Any] | None:
+    """In place of model_index.json, where a folder or repository holds a UNet2DModel at its root, and no pipeline."""
     try:
-        name = UNet2DModel.load_config(name_or_path, **hub).get("_class_name")
+        index = UNet2DModel.load_config(name_or_path, **hub)
     except OSError:
         return None
-    return name if name == "UNet2DModel" else None
+    return index if index.get("_class_name") == "UNet2DModel" else None
 
 
 def load(
-    cls: type[ConditionalPipeline], name_or_path: Any, class_name: str, use_safetensors: bool = True, **kwargs: Any
+    cls: type[ConditionalPipeline], name_or_path: Any, index: dict[str, Any], **kwargs: Any
 ) -> ConditionalPipeline:
-    """A checkpoint of one of PARENTS as the pipeline of its setting; `kwargs` are those of `from_pretrained`.
+    """A checkpoint of one of PARENTS as the pipeline of its setting.
+
+    Args:
+        index: its model_index.json, or `index_of_unet`.
+        kwargs: those of `from_pretrained`.
 
     Raises:
         ValueError: `cls` is of another setting.
     """
+    class_name = index["_class_name"]
     right = PARENTS[class_name]
     if not issubclass(right, cls):
         raise ValueError(
@@ -54,6 +60,8 @@ def load(
     given = {name: kwargs.pop(name) for name in own if name in kwargs}
     kwargs["use_safetensors"] = True
     if class_name in IGNORED:
+        if (index.get("safety_checker") or [None])[0] is not None:
+            logging.getLogger(__name__).warning(f"{name_or_path}: its safety checker is not loaded")
         kwargs |= dict.fromkeys(IGNORED[class_name]) | {"requires_safety_checker": False}
     if class_name != "UNet2DModel":
         return convert(right, getattr(diffusers, class_name).from_pretrained(name_or_path, **kwargs), **given)
@@ -79,6 +87,7 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
         ValueError: an adapter is needed, or the parent is none that we know how to tell something.
     """
     class_name = type(parent).__name__
+    given = {name: value for name, value in given.items() if name != "adapter" or value is not None}
     if class_name not in PARENTS:
         raise ValueError(f"a {class_name} cannot be converted: only {', '.join(PARENTS)} can")
     if cls is ConditionalPipeline and "adapter" not in given:

@@ -128,11 +128,12 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
         hub = {k: kwargs[k] for k in hub if k in kwargs}
         try:
-            name = cls.load_config(path, **hub)["_class_name"]
+            index = cls.load_config(path, **hub)
         except OSError:  # a UNet without a pipeline around it
-            name = parents and parents.class_of_unet(path, **hub)
-            if name is None:
+            index = parents and parents.index_of_unet(path, **hub)
+            if index is None:
                 raise
+        name = index["_class_name"]
         is_parent = parents is not None and name in parents.PARENTS
         if name not in known and not is_parent:
             raise ValueError(
@@ -146,7 +147,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             kwargs.pop("trust_remote_code", None)
         try:
             if is_parent:
-                return parents.load(cls, path, name, **kwargs)
+                return parents.load(cls, path, index, **kwargs)
             if not issubclass(known[name], cls):
                 raise ValueError(f"{path} holds a {name}: use {name}.from_pretrained")
             return super(PortablePipeline, known[name]).from_pretrained(path, **kwargs)

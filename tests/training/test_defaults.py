@@ -97,6 +97,16 @@ def test_fine_tuning_keeps_the_size_and_lowers_the_rate():
     assert config.learning_rate < fill().learning_rate
 
 
+def test_a_large_checkpoint_gets_the_rate_of_its_size():
+    def rate(num_parameters: float) -> float:
+        config = TrainingConfig(pretrained_model_name_or_path="a/checkpoint", mixed_precision="no")
+        parts = {"num_images": 100, "sample_size": 64, "device": CPU, "num_parameters": int(num_parameters)}
+        return fill_defaults(config, **parts).learning_rate
+
+    rates = [rate(millions * 1e6) for millions in (1, 3, 36, 114, 860)]  # 860 M: Stable Diffusion
+    assert rates == sorted(rates, reverse=True) and rates[-1] <= 5e-5 and rates[0] == 1e-3
+
+
 def test_text_encoder_is_trained_when_it_is_new():
     assert fill(conditioning="text").train_text_encoder
     assert not fill(conditioning="text", text_encoder_name_or_path="bert").train_text_encoder

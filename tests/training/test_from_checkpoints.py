@@ -78,11 +78,14 @@ def test_fine_tuning_with_the_text_encoder(parents, tmp_path):
     """'No prompt' is then the null tokens that it was trained with, and no longer the encoded empty prompt."""
     arguments = {"resolution": 16, "unet_size": None, "pretrained_model_name_or_path": str(parents / "SD")}
     pipe = ConditionalPipeline.from_pretrained(
-        run(tmp_path, conditioning="text", **arguments, max_train_steps=1, train_text_encoder=True)
+        run(tmp_path / "dropped", conditioning="text", **arguments, max_train_steps=1, train_text_encoder=True)
     )
     assert largest_difference(pipe.text_encoder, stable_diffusion().text_encoder) > 0
     with pytest.raises(ValueError, match="its text encoder was trained"):
         pipe.to_stable_diffusion()
+    arguments |= {"max_train_steps": 1, "train_text_encoder": True, "condition_dropout": 0.0}
+    undropped = ConditionalPipeline.from_pretrained(run(tmp_path / "undropped", conditioning="text", **arguments))
+    assert type(undropped.to_stable_diffusion()) is diffusers.StableDiffusionPipeline, "nothing was learned of it"
 
 
 def test_another_text_encoder(parents, tmp_path):

@@ -28,7 +28,9 @@ class ModelArguments:
     adapter: str | None = _arg(None, "Your own adapter as module:Class; the default is the setting's.")
     adapter_config: str | None = _arg(None, "JSON with arguments of your adapter's constructor.")
     unet_size: str | None = _arg(None, "xxs, xs, s, m, l, xl or xxl: see cond_pipelines.unet.")
-    pretrained_model_name_or_path: str | None = _arg(None, "A model of any setting to start from: folder or Hub id.")
+    pretrained_model_name_or_path: str | None = _arg(
+        None, "A model of any setting, Stable Diffusion, DDPM, DDIM or LDM to start from: folder or Hub id."
+    )
     revision: str | None = _arg(None, "Revision of the pretrained model.")
     variant: str | None = _arg(None, "Variant of the pretrained model's files, such as fp16.")
     text_encoder_name_or_path: str | None = _arg(
@@ -66,7 +68,9 @@ class DataArguments:
     caption_column: str | None = _arg(None, "Default: the column named text or caption. A list: one is drawn a step.")
     condition_column: str | None = _arg(None, "For --conditioning custom: the column given to your adapter.")
     resolution: int | None = _arg(None, "Images are resized to this many pixels a side. Default: the images' own size.")
-    channels: int | None = _arg(None, "1 gray, 3 RGB, 4 RGBA, up to 16. Default: 1 where all images are gray, else 3.")
+    channels: int | None = _arg(
+        None, "1 gray, 3 RGB, 4 RGBA, up to 16. Default: the pretrained model's; 1 where all images are gray, else 3."
+    )
     value_range: list[float] = _arg(
         [], "LOW HIGH: the values that become -1 and 1, for images that are not of 8 bits: 16-bit PNG, TIFF, .npy, ..."
     )

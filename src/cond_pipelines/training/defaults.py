@@ -1,6 +1,7 @@
 """What a run uses where it was not told: chosen from the resolution, the number of images and the device."""
 
 import importlib.util
+import math
 import os
 from dataclasses import replace
 
@@ -10,7 +11,13 @@ from .config import TrainingConfig
 
 
 def fill_defaults(
-    config: TrainingConfig, *, num_images: int | None, sample_size: int, device: torch.device, in_memory: bool = True
+    config: TrainingConfig,
+    *,
+    num_images: int | None,
+    sample_size: int,
+    device: torch.device,
+    in_memory: bool = True,
+    num_parameters: int | None = None,
 ) -> TrainingConfig:
     """A copy of `config` with every None that has to be decided, decided.
 
@@ -18,12 +25,18 @@ def fill_defaults(
         num_images: in the training split; None where it is streamed.
         sample_size: of what the UNet denoises, in pixels or latent pixels.
         in_memory: the images are decoded already, so loading needs no worker processes.
+        num_parameters: of a pretrained UNet; the larger, the lower the learning rate.
     """
     on_cpu = device.type == "cpu"
     size = config.unet_size or _unet_size(sample_size, on_cpu)
     batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images)
     fine_tuning = config.pretrained_model_name_or_path is not None
-    learning_rate = config.learning_rate or _LEARNING_RATES[size] * (0.5 if fine_tuning else 1.0)
+    like = (
+        size
+        if num_parameters is None
+        else min(_NUM_PARAMETERS, key=lambda s: abs(math.log(num_parameters / _NUM_PARAMETERS[s])))
+    )
+    learning_rate = config.learning_rate or _LEARNING_RATES[like] * (0.5 if fine_tuning else 1.0)
     if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
         learning_rate = config.learning_rate or 1.0
     averages_itself = config.optimizer == "schedulefree"
@@ -77,6 +90,15 @@ def fast_precision(device: torch.device) -> str:
     return "no"
 
 
+_NUM_PARAMETERS = {
+    "xxs": 1e6,
+    "xs": 1.7e6,
+    "s": 2.8e6,
+    "m": 16e6,
+    "l": 139e6,
+    "xl": 416e6,
+    "xxl": 863e6,
+}  # of parameters
 _LEARNING_RATES = {"xxs": 2e-3, "xs": 2e-3, "s": 2e-3, "m": 8e-4, "l": 2e-4, "xl": 1e-4, "xxl": 1e-4}
 
 

@@ -98,6 +98,7 @@ def train(config: TrainingConfig) -> Path:
         sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
         device=accelerator.device,
         in_memory=data.dataset.in_memory,
+        num_parameters=None if parent is None else sum(p.numel() for p in parent.unet.parameters()),
     )
     pipe = build_pipeline(config, data, vae, parent)
     trained = make_trainable(pipe, config, parent)

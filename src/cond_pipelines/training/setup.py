@@ -349,7 +349,8 @@ def make_trainable(
     whole = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
     if config.conditioning == "text" and config.train_text_encoder:
         whole.append(pipe.text_encoder)
-        if "null_prompt" in pipe.adapter.config:  # the encoder moves away from it, and null_tokens stay
+        if config.condition_dropout and "null_prompt" in pipe.adapter.config:
+            # "No prompt" is what it is in this training: null_tokens, though the encoder moves away from them.
             pipe.adapter.register_to_config(null_prompt=None)
     modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
     for module in modules:
