@@ -19,7 +19,7 @@ def with_vectors() -> datasets.Dataset:
 
 
 def with_numbers() -> datasets.Dataset:
-    return load_shapes(8).add_column("size", [None, *(float(i) for i in range(7))])
+    return load_shapes(8).add_column("height", [None, *(float(i) for i in range(7))])
 
 
 def with_a_bad_vector() -> datasets.Dataset:
@@ -152,7 +152,7 @@ def test_going_on(trained, tmp_path):
     adapters = [ConditionalPipeline.from_pretrained(folder).adapter for folder in (trained, again)]
     assert torch.equal(adapters[0].data_mean, adapters[1].data_mean)
     assert torch.allclose(adapters[0].pooled_proj.weight, adapters[1].pooled_proj.weight, atol=1e-6)
-    given = {"adapter_config": '{"mean": 3, "std": 2, "num_tokens": 2}', "condition_column": "size"}
+    given = {"adapter_config": '{"mean": 3, "std": 2, "num_tokens": 2}', "condition_column": "height"}
     other = run(tmp_path / "b", dataset_name="test_embedding_adapter:with_numbers", **arguments | given)
     adapter = ConditionalPipeline.from_pretrained(other).adapter
     assert (adapter.config.embedding_dim, adapter.config.num_tokens) == (1, 2)

@@ -133,7 +133,8 @@ def test_tokens_one_after_the_other_and_pooled_summed(pipe):
     assert cond.tokens.shape[1] == 1 + length + 1
     assert torch.equal(cond.tokens[:, 1 : 1 + length], cond.parts["text"].tokens)
     assert torch.equal(cond.mask[:, 1 : 1 + length], cond.parts["text"].mask)
-    assert cond.mask[:, 0].all() and cond.mask[:, -1].all()
+    assert not cond.mask[1, 1 : 1 + length].all()  # the shorter caption
+    assert cond.mask[:, 0].tolist() == cond.mask[:, -1].tolist() == [True, False, True]  # nothing at all: any
     assert torch.allclose(cond.pooled, sum(part.pooled for part in cond.parts.values()), atol=1e-5)
     assert torch.equal(null.tokens[0], torch.zeros_like(null.tokens[0]))
     assert (cond.parts["label"].pooled[1:] == 0).all() and (cond.parts["text"].pooled[1] != 0).any()
@@ -188,6 +189,12 @@ def test_not_more_passes_than_needed(pipe):
         assert branches[0] is null and branches[-1] is cond
 
 
+def test_an_image_does_not_depend_on_its_batch(pipe):
+    raw = {"label": "red", "angle": 10.0}
+    alone, beside = draw(pipe, [raw])[0], draw(pipe, [raw, {"text": "a blue ring on black " * 3}])[0]
+    assert torch.allclose(alone, beside, atol=1e-4)
+
+
 def test_it_starts_with_no_effect(unet):
     parts = {
         "label": ClassLabelAdapter.for_unet(unet, num_classes=2),
@@ -212,7 +219,7 @@ def test_each_condition_has_a_coin_of_its_own(unet):
     kept = cond.where(keep, adapter.null_like(cond))
     raw = [{"b": [1.0, 2.0]}, {"a": 1}, None, {"a": 1, "b": [1.0, 2.0]}]
     expected = adapter(adapter.preprocess(raw))
-    assert torch.equal(kept.pooled, expected.pooled) and torch.equal(kept.tokens, expected.tokens)
+    assert kept.equal(expected)
 
 
 def test_it_travels(pipe, tmp_path):

@@ -18,32 +18,45 @@ from cond_pipelines.adapters import Conditioning, ConditioningAdapter, Features
 class _Conditions(Conditioning):
     """Several conditions of each image. What the UNet is told: their tokens one after the other, their pooled summed.
 
+    What an image is not told has no part in attention: else it would depend on the longest caption of its batch, of
+    whose length "no caption" is.
+
     Args:
         parts: each by itself, {"label": Conditioning, ...}.
+        told: (B, K) bool, which of them each image is told.
     """
 
     parts: dict[str, Conditioning] = field(default_factory=dict)
+    told: Tensor | None = None
 
     @classmethod
-    def of(cls, parts: dict[str, Conditioning]) -> "_Conditions":
+    def of(cls, parts: dict[str, Conditioning], told: Tensor) -> "_Conditions":
         """Join conditions of the same images."""
-        told = [part for part in parts.values() if part.tokens is not None]
         pooled = [part.pooled for part in parts.values() if part.pooled is not None]
-        tokens = torch.cat([part.tokens for part in told], dim=1) if told else None  # (B, L1 + L2 + ..., token_dim)
-        mask = None
-        if any(part.mask is not None for part in told):
-            masks = [torch.ones_like(p.tokens[..., 0], dtype=torch.bool) if p.mask is None else p.mask for p in told]
-            mask = torch.cat(masks, dim=1)  # (B, L1 + L2 + ...)
-        return cls(tokens, mask, sum(pooled[1:], pooled[0]) if pooled else None, parts)  # pooled: (B, pooled_dim)
+        pooled = sum(pooled[1:], pooled[0]) if pooled else None  # (B, pooled_dim)
+        with_tokens = [
+            (part, k) for part, k in zip(parts.values(), told.unbind(dim=1), strict=True) if part.tokens is not None
+        ]
+        if not with_tokens:
+            return cls(None, None, pooled, parts, told)
+        tokens = torch.cat([part.tokens for part, _ in with_tokens], dim=1)  # (B, L1 + L2 + ..., token_dim)
+        if len(with_tokens) == 1:
+            return cls(tokens, with_tokens[0][0].mask, pooled, parts, told)
+        masks = [told.new_ones(p.tokens.shape[:2]) if p.mask is None else p.mask for p, _ in with_tokens]
+        of_all = torch.cat(masks, dim=1)  # (B, L1 + L2 + ...)
+        of_told = torch.cat([mask & k[:, None] for mask, (_, k) in zip(masks, with_tokens, strict=True)], dim=1)
+        mask = torch.where(told.any(dim=1, keepdim=True), of_told, of_all)  # attention needs a token, of zeros then
+        return cls(tokens, mask, pooled, parts, told)
 
     def map(self, function: Any) -> "_Conditions":
-        return self.of({name: part.map(function) for name, part in self.parts.items()})
+        return self.of({name: part.map(function) for name, part in self.parts.items()}, function(self.told))
 
     def where(self, keep: Tensor, other: "_Conditions") -> "_Conditions":
         """`keep` is (B,) for all conditions of an image, or (B, K) for each of them, in their order."""
         keep = keep.reshape(len(keep), -1).expand(-1, len(self.parts))  # (B, K)
         pairs = zip(self.parts.items(), keep.unbind(dim=1), strict=True)
-        return self.of({name: part.where(k, other.parts[name]) for (name, part), k in pairs})
+        parts = {name: part.where(k, other.parts[name]) for (name, part), k in pairs}
+        return self.of(parts, torch.where(keep, self.told, other.told))
 
     def branches(
         self, null: "_Conditions", guidance_scale: float | dict[str, float]
@@ -58,7 +71,8 @@ class _Conditions(Conditioning):
         branches: list[Conditioning] = [null]
         for i in range(1, len(names)):
             if scales[i - 1] != scales[i]:  # equal ones in a row are one difference
-                branches.append(self.of({n: (self if j < i else null).parts[n] for j, n in enumerate(names)}))
+                first = torch.arange(len(names), device=self.told.device) < i  # (K,)
+                branches.append(self.where(first.expand(len(self), -1), null))
         ends = [i for i in range(len(names)) if i + 1 == len(names) or scales[i] != scales[i + 1]]
         return [*branches, self], [scales[i] for i in ends]
 
@@ -156,7 +170,8 @@ class CompositeAdapter(ConditioningAdapter):
                 raise ValueError(
                     f"condition {condition!r} has {sorted(unknown)}, and the conditions are {list(self.parts)}"
                 )
-        found = {}
+        told = [[(condition or {}).get(name) is not None for name in self.parts] for condition in raw]
+        found = {"told": torch.tensor(told)}  # (B, K)
         for name, part in self.parts.items():
             inputs = part.preprocess([(condition or {}).get(name) for condition in raw], processor)
             found |= {f"{name}.{key}": x for key, x in inputs.items()}
@@ -164,13 +179,16 @@ class CompositeAdapter(ConditioningAdapter):
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
         each = {name: part.encode(_of_part(inputs, name), encoder) for name, part in self.parts.items()}
-        return {f"{name}.{key}": x for name, features in each.items() for key, x in features.items()}
+        found = {f"{name}.{key}": x for name, features in each.items() for key, x in features.items()}
+        return {"told": inputs["told"]} | found
 
     def forward(self, features: Features) -> _Conditions:
-        return _Conditions.of({name: part(_of_part(features, name)) for name, part in self.parts.items()})
+        parts = {name: part(_of_part(features, name)) for name, part in self.parts.items()}
+        return _Conditions.of(parts, features["told"])
 
     def null_like(self, cond: _Conditions) -> _Conditions:
-        return _Conditions.of({name: part.null_like(cond.parts[name]) for name, part in self.parts.items()})
+        parts = {name: part.null_like(cond.parts[name]) for name, part in self.parts.items()}
+        return _Conditions.of(parts, torch.zeros_like(cond.told))
 
     def keep(self, coins: Tensor, probability: float) -> Tensor:
         """(B, 1 + K) to (B, K) bool: the first coin is for all, the others for each."""
