@@ -13,9 +13,11 @@ PUBLIC = [
     "UNET_SIZES",
     "ClassConditionalPipeline",
     "ClassLabelAdapter",
+    "CompositeAdapter",
     "ConditionalPipeline",
     "Conditioning",
     "ConditioningAdapter",
+    "EmbeddingAdapter",
     "Noised",
     "Objective",
     "PromptAdapter",
@@ -49,7 +51,10 @@ def test_every_public_name_is_there(name):
         assert inspect.getdoc(found), f"{name} has no docstring"
 
 
-@pytest.mark.parametrize("module", ["adapters", "prompt_adapter", "conditional_pipeline", "pipelines"])
+@pytest.mark.parametrize(
+    "module",
+    ["adapters", "prompt_adapter", "embedding_adapter", "composite_adapter", "conditional_pipeline", "pipelines"],
+)
 def test_no_adapter_or_pipeline_is_left_out(module):
     kinds = (ConditionalPipeline, Conditioning, ConditioningAdapter, Noised, Objective)
     classes = inspect.getmembers(importlib.import_module(f"cond_pipelines.{module}"), inspect.isclass)

@@ -11,9 +11,11 @@ __version__ = "0.1.0.dev0"
 _EXPORTS = {
     "ClassConditionalPipeline": "pipelines",
     "ClassLabelAdapter": "adapters",
+    "CompositeAdapter": "composite_adapter",
     "ConditionalPipeline": "pipelines",
     "Conditioning": "adapters",
     "ConditioningAdapter": "adapters",
+    "EmbeddingAdapter": "embedding_adapter",
     "Noised": "objectives",
     "Objective": "objectives",
     "PromptAdapter": "prompt_adapter",

@@ -71,6 +71,14 @@ class Conditioning:
         """Batch-wise: this one's images, then the other's."""
         return self._join(other, lambda x, y: torch.cat([x, y]))
 
+    def branches(
+        self, null: "Conditioning", guidance_scale: float | dict[str, float]
+    ) -> tuple[list["Conditioning"], list[float]]:
+        """What guidance asks the UNet, from `null` to all, and the scale of each difference between two of them."""
+        if isinstance(guidance_scale, dict):
+            raise ValueError(f"guidance_scale {guidance_scale} needs conditions with names (a CompositeAdapter)")
+        return [null, self], [guidance_scale]
+
     def unet_kwargs(self, unet: nn.Module | None = None) -> dict[str, Tensor | None]:
         """Under the names of `UNet2DConditionModel.forward`, or, where `unet` is a UNet2DModel, of that one's."""
         if isinstance(unet, UNet2DModel):
@@ -119,6 +127,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     conditioning = "custom"
+    num_coins = 1  # that `keep` takes for each image
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,6 +192,18 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         if cond.tokens is None or self.null_tokens is None:
             return Conditioning(None if cond.tokens is None else torch.zeros_like(cond.tokens), cond.mask, pooled)
         return Conditioning(self.null_tokens.to(cond.tokens).expand(len(cond), -1, -1), None, pooled)
+
+    def keep(self, coins: Tensor, probability: float) -> Tensor:
+        """Condition dropout: which images of a batch are told their condition.
+
+        Args:
+            coins: (B, num_coins), uniform in [0, 1).
+            probability: that an image is told nothing.
+
+        Returns:
+            What the first argument of `Conditioning.where` is: (B,) bool.
+        """
+        return coins[:, 0] >= probability
 
     def fill(self, tokens: Tensor | None = None, mask: Tensor | None = None, pooled: Tensor | None = None):
         """A Conditioning with zeros in every input of the socket that was not given.
@@ -252,6 +273,8 @@ class UnconditionalAdapter(ConditioningAdapter):
 class ClassLabelAdapter(ConditioningAdapter):
     """p(x|y): a learned vector for each class, beside the time embedding and as one token.
 
+    An image may have several labels, in a list: their vectors are summed.
+
     Args:
         num_classes: number of classes; from `id2label` where that is given.
         id2label: {0: "cat", 1: "dog"}; saved in the configuration, so that a model knows its classes' names. DiT's
@@ -265,6 +288,7 @@ class ClassLabelAdapter(ConditioningAdapter):
     Example:
         >>> adapter = ClassLabelAdapter.for_unet(unet, id2label={0: "cat", 1: "dog"})
         >>> features = adapter.preprocess(["dog", 0, None])  # by name, by id, no label: unconditional
+        >>> features = adapter.preprocess([["dog", "cat"], ["dog"]])  # both, one
         >>> cond = adapter(features)
     """
 
@@ -319,13 +343,19 @@ class ClassLabelAdapter(ConditioningAdapter):
             raise ValueError(f"class label {label} is outside of 0 .. {self.num_classes - 1}; None means no label")
         return int(label)
 
-    def preprocess(self, raw: list[int | str | None], processor: Any = None) -> Features:
-        return {"label": torch.tensor([self.label_id(label) for label in raw], dtype=torch.int64)}
+    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+        each = [label if isinstance(label, list | tuple) else [label] for label in raw]
+        ids = [list(dict.fromkeys(self.label_id(label) for label in labels)) for labels in each]
+        length = max((len(row) for row in ids), default=1)
+        if length <= 1:
+            return {"label": torch.tensor([row[0] if row else -1 for row in ids], dtype=torch.int64)}  # (B,)
+        return {"label": torch.tensor([row + [-1] * (length - len(row)) for row in ids])}  # (B, L)
 
     def forward(self, features: Features) -> Conditioning:
-        label = features["label"]  # (B,) int64, -1: no label
-        known = (label >= 0)[:, None]  # (B, 1)
-        vector = self.embedding(label.clamp(min=0))  # (B, embedding_dim)
+        label = features["label"].reshape(len(features["label"]), -1)  # (B, L) int64, -1: no label
+        known = (label >= 0)[..., None]  # (B, L, 1)
+        vector = (self.embedding(label.clamp(min=0)) * known).sum(dim=1)  # (B, embedding_dim)
+        known = known.any(dim=1)  # (B, 1)
         tokens = pooled = None
         if self.config.token_dim is not None:
             tokens = (self.token_proj(vector) * known)[:, None]  # (B, 1, token_dim)

@@ -8,6 +8,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -196,12 +197,13 @@ class ConditionalPipeline(PortablePipeline):
         self, latents: Tensor, t: Tensor, cond: Any, null: Any, guided: bool, beside: Tensor | None = None
     ) -> Tensor:
         """The UNet's answer, with guidance where `guided`: (B, C, h, w). `beside` (B, c, h, w): see `Edit`."""
-        told = null.cat(cond) if guided else cond
-        x_t = torch.cat([latents] * 2) if guided else latents  # (2B or B, C, h, w)
+        branches, scales = cond.branches(null, self.guidance_scale) if guided else ([cond], [])
+        told = reduce(lambda a, b: a.cat(b), branches)
+        x_t = torch.cat([latents] * len(branches))  # (2B or B, C, h, w)
         if hasattr(self.scheduler, "scale_model_input"):
             x_t = self.scheduler.scale_model_input(x_t, t)
         if beside is not None:
-            x_t = torch.cat([x_t, torch.cat([beside] * 2) if guided else beside], dim=1)
+            x_t = torch.cat([x_t, torch.cat([beside] * len(branches))], dim=1)
         kwargs = told.unet_kwargs(self.unet)
         if self.cross_attention_kwargs is not None:
             kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
@@ -209,10 +211,10 @@ class ConditionalPipeline(PortablePipeline):
         if not guided:
             return noise_pred
         # Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, Eq. 6, with scale = 1 + w)
-        noise_pred_null, noise_pred_cond = noise_pred.chunk(2)
-        noise_pred = noise_pred_null + self.guidance_scale * (noise_pred_cond - noise_pred_null)
+        each = noise_pred.chunk(len(branches))
+        noise_pred = sum((s * (b - a) for s, a, b in zip(scales, each[:-1], each[1:], strict=True)), each[0])
         if self.guidance_rescale > 0:
-            noise_pred = rescale_guided(noise_pred, noise_pred_cond, self.guidance_rescale)
+            noise_pred = rescale_guided(noise_pred, each[-1], self.guidance_rescale)
         return noise_pred
 
     def denoise(
@@ -286,7 +288,7 @@ class ConditionalPipeline(PortablePipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | dict[str, float] | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,

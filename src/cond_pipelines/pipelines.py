@@ -68,11 +68,14 @@ class ClassConditionalPipeline(UnconditionalPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | list[int | str | None],
+        class_labels: int | str | list[int | str | list[int | str] | None],
         negative_class_labels: int | str | list[int | str | None] | None = None,
         **sampling: Any,
     ) -> ImagePipelineOutput | tuple:
-        """Sample an image for each label, given by name or by id; None is no label. See `generate` for the rest."""
+        """Sample an image for each label, given by name or by id; None is no label. See `generate` for the rest.
+
+        A list in the list, [["red", "round"], ["blue"], None], is several labels of one image.
+        """
         labels = _as_list(class_labels)
         negative = _as_list(negative_class_labels, len(labels), "negative_class_labels")
         return self.generate(*self.encode_condition(labels, negative), **sampling)

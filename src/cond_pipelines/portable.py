@@ -178,7 +178,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
-    for module in ("prompt_adapter", "pipelines"):
+    for module in ("prompt_adapter", "embedding_adapter", "composite_adapter", "pipelines"):
         importlib.import_module(f"{_PACKAGE}.{module}")
     ignored = importlib.import_module(f"{_PACKAGE}.parents").IGNORED.get(config.get("_class_name"), ())
     for component, value in config.items():
@@ -218,7 +218,8 @@ def add_code(pipe: DiffusionPipeline, folder: Path) -> None:
     file_name = _write(folder, "pipeline", pipeline_code(type(pipe)))
     index["_class_name"] = [file_name, type(pipe).__name__]
     adapter = type(pipe.adapter)
-    file_name = _write(folder / "adapter", "modeling", adapter_code(adapter))
+    parts = [type(m) for m in pipe.adapter.modules() if hasattr(m, "conditioning")]
+    file_name = _write(folder / "adapter", "modeling", adapter_code(adapter, *parts))
     index["adapter"] = [file_name, adapter.__name__]
     index["_adapter_from"] = getattr(sys.modules[adapter.__module__], "_ADAPTER_FROM", adapter.__module__)
     index.pop("_name_or_path", None)  # a path of this machine
@@ -249,15 +250,18 @@ def pipeline_code(cls: type) -> str:
     return join_code(*modules)
 
 
-def adapter_code(cls: type) -> str:
-    """The text of one file that defines the adapter class `cls`, or that imports it and says what to install."""
+def adapter_code(cls: type, *parts: type) -> str:
+    """The text of one file that defines the adapter class `cls`, and the classes of its `parts`.
+
+    Where they need more than one file each, it imports the class and says what to install.
+    """
     if _is_copy(cls):
         return _source(cls.__module__)
     ours, home = f"{_PACKAGE}.adapters", f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
-    if cls.__module__ == ours:
-        return join_code(ours) + home
-    if _stands_alone(cls.__module__, sys.modules[ours]):
-        return join_code(ours, cls.__module__) + home
+    others = [c.__module__ for c in (*parts, cls) if c is not cls] + [cls.__module__]
+    others = [module for module in dict.fromkeys(others) if module != ours]
+    if all(_stands_alone(module, sys.modules[ours]) for module in others):
+        return join_code(ours, *others) + home
     package = cls.__module__.split(".")[0]
     return (
         f'"""The adapter of this model is a part of the package {package}."""\n\n'

@@ -201,7 +201,10 @@ def test_noise_is_a_function_of_seed_and_position():
 
 
 def test_noise_is_standard_normal_and_independent():
-    noise, u, coin = draw_noise(0, torch.arange(2000), (1, 6, 6), "cpu")
+    noise, u, coins = draw_noise(0, torch.arange(2000), (1, 6, 6), "cpu", num_coins=3)
+    assert coins.shape == (2000, 3)
+    assert torch.equal(coins[:, :1], draw_noise(0, torch.arange(2000), (1, 6, 6), "cpu")[2])
+    coin, other_coin = coins[:, 0], coins[:, 2]
     assert noise.dtype == u.dtype == coin.dtype == torch.float32
     assert noise.shape == (2000, 1, 6, 6)
     n = noise.numel()
@@ -212,14 +215,15 @@ def test_noise_is_standard_normal_and_independent():
     assert abs((flat[1:] * flat[:-1]).mean()) < 4 / n**0.5  # from image to image
     assert abs((flat[:, 1:] * flat[:, :-1]).mean()) < 4 / n**0.5  # from pixel to pixel
     assert flat.unique(dim=0).shape == flat.shape
-    for one, other in ((u, coin), (u, flat[:, 0]), (coin, flat[:, 0])):
+    for one, other in ((u, coin), (u, flat[:, 0]), (coin, flat[:, 0]), (coin, other_coin)):
         assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 4 / 2000**0.5
 
 
 @pytest.mark.parametrize("start", [0, 12345, 10**9])
 def test_quantiles_and_coins_are_uniform(start):
     positions = torch.arange(start, start + 1000)
-    _, u, coin = draw_noise(1, positions, (1,), "cpu")
+    _, u, coins = draw_noise(1, positions, (1,), "cpu")
+    coin = coins[:, 0]
     assert 0 < u.min() < u.max() < 1
     assert 0 <= coin.min() < coin.max() < 1
     ideal = (torch.arange(1000) + 0.5) / 1000

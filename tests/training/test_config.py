@@ -219,7 +219,10 @@ def test_paths_are_saved_as_text(tmp_path):
         (["--learning_rate", "nan"], "error: --learning_rate nan must be greater than 0"),
         (["--lr_warmup_steps", "-1"], "error: --lr_warmup_steps -1 must not be negative"),
         (["--condition_dropout", "1"], "error: --condition_dropout 1.0 must be at least 0 and less than 1"),
-        (["--conditioning", "label"], "error: --conditioning 'label' is not one of none, class, text, custom"),
+        (
+            ["--conditioning", "label"],
+            "error: --conditioning 'label' is not one of none, class, text, embedding, custom",
+        ),
         (["--mixed_precision", "fp64"], "error: --mixed_precision 'fp64' is not one of no, fp16, bf16"),
         (["--unet_size", "huge"], "error: --unet_size 'huge' is not one of xxs, xs, s, m, l, xl, xxl"),
         (["--channels", "2"], "error: --channels 2 needs --value_range: 8-bit images have 1, 3 or 4"),

@@ -204,7 +204,7 @@ def _seed_at(seed: int, position: int) -> int:
 
 
 def draw_noise(
-    seed: int, positions: Tensor, shape: tuple[int, ...], device: torch.device | str
+    seed: int, positions: Tensor, shape: tuple[int, ...], device: torch.device | str, num_coins: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Everything random of a training step, each image's from its position.
 
@@ -213,15 +213,16 @@ def draw_noise(
         shape: (C, H, W) of one image or latent.
 
     Returns:
-        noise (B, C, H, W) standard normal float32; u (B,) in (0, 1), the quantile of the time; coin (B,) in [0, 1).
+        noise (B, C, H, W) standard normal float32; u (B,) in (0, 1), the quantile of the time; coins
+        (B, num_coins) in [0, 1).
     """
-    generator, noise, coin = torch.Generator(device), [], []
+    generator, noise, coins = torch.Generator(device), [], []
     for position in positions.tolist():
         generator.manual_seed(_seed_at(seed, position))
         noise.append(torch.randn(shape, generator=generator, device=device))
-        coin.append(torch.rand(1, generator=generator, device=device))
+        coins.append(torch.rand(num_coins, generator=generator, device=device))
     # Times by the golden-ratio sequence: any run of positions covers (0, 1) evenly, so the loss varies less from batch
     # to batch than with independent times (variational diffusion models, arXiv 2107.00630, appendix I.1, likewise).
     start = np.random.default_rng(seed).random()
     u = (start + positions.double() * _GOLDEN_RATIO) % 1.0
-    return torch.stack(noise), u.float().clamp(1e-6, 1 - 1e-6).to(device), torch.cat(coin)
+    return torch.stack(noise), u.float().clamp(1e-6, 1 - 1e-6).to(device), torch.stack(coins)

@@ -358,7 +358,7 @@ class ImageDataset(torch.utils.data.Dataset):
         ]
         values = self.conditions()
         if condition_names:
-            counts = Counter(values)
+            counts = Counter(i for v in values for i in (v if isinstance(v, tuple) else [v]))
             shown = [f"{name} {counts.get(i, 0):,}" for i, name in list(condition_names.items())[:20]]
             more = f", and {len(condition_names) - 20} more" if len(condition_names) > 20 else ""
             lines.append(

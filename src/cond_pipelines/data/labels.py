@@ -4,22 +4,32 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
+import numpy as np
 
 
 class Choices(tuple):
     """Several conditions of one image, such as captions; one is drawn each time."""
 
 
-def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[Any], int | None]]:
-    """Class names and a parser for a column of labels.
+def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[Any], Any]]:
+    """Class names and a parser for a column of labels, or of lists of labels.
 
     Args:
         values: all values of the column.
         feature: its `datasets` feature.
 
     Returns:
-        id2label, and a function from a value to its id (None: no label) that raises ValueError for a bad one.
+        id2label, and a function from a value to its id, or to a tuple of ids (None: no label), that raises ValueError
+        for a bad one.
     """
+    if (of_one := getattr(feature, "feature", None)) is not None:
+        id2label, parse_one = label_parser((v for several in values for v in several or ()), of_one)
+
+        def parse_several(value: Any) -> tuple[int, ...] | None:
+            ids = dict.fromkeys(map(parse_one, value or ()))
+            return tuple(i for i in ids if i is not None) or None
+
+        return id2label, parse_several
     if isinstance(feature, datasets.ClassLabel):
         id2label = dict(enumerate(feature.names))
     else:
@@ -48,6 +58,39 @@ def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[A
         return ids[str(value)]
 
     return id2label, parse
+
+
+def vector_parser() -> Callable[[Any], np.ndarray | None]:
+    """A function from a value to a vector (D,) float32, None for None; it raises ValueError for a bad one."""
+    lengths: list[int] = []
+
+    def parse(value: Any) -> np.ndarray | None:
+        if value is None:
+            return None
+        try:
+            vector = np.asarray(value, dtype=np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(value)[:40]!r} is no vector (another column may be: --condition_column)") from error
+        if len(vector) != (lengths or [len(vector)])[0]:
+            raise ValueError(f"a vector of {len(vector)} numbers, and the first has {lengths[0]}")
+        lengths[:] = [len(vector)]
+        if not np.isfinite(vector).all():
+            raise ValueError("a vector with a number that is not finite (none at all means: no condition)")
+        return vector
+
+    return parse
+
+
+def condition_name(condition: Any, id2label: dict[int, str] | None = None) -> str:
+    """What an image was told, for a person."""
+    if isinstance(condition, dict):
+        return ", ".join(f"{k} {condition_name(v)}" for k, v in condition.items() if v is not None) or "nothing"
+    if isinstance(condition, tuple):
+        return ", ".join(condition_name(c, id2label) for c in condition)
+    if isinstance(condition, list | np.ndarray):
+        shown = ", ".join(f"{x:.3g}" if isinstance(x, float | np.floating) else str(x) for x in condition[:4])
+        return f"[{shown}{', ...' if len(condition) > 4 else ''}]"
+    return str((id2label or {}).get(condition, condition))
 
 
 def parse_caption(value: Any) -> str | Choices:

@@ -12,6 +12,7 @@ _NAMES = {
     "image": ("image", "img", "images", "picture", "photo", "jpg", "png", "webp"),
     "label": ("label", "labels", "class", "classes", "category", "fine_label", "target", "cls"),
     "caption": ("text", "caption", "captions", "prompt", "description", "txt"),
+    "condition": ("embedding", "embeddings", "vector", "features"),
 }
 _HOW = {
     "image": "--image_column",
@@ -146,12 +147,16 @@ def find_columns(
     """
     image = _find(features, "image", image_column, lambda f: isinstance(f, datasets.Image))
     if conditioning == "class":
-        return Columns(image, _find(features, "label", label_column, lambda f: isinstance(f, datasets.ClassLabel)))
+        return Columns(image, _find(features, "label", label_column, _is_label))
     if conditioning == "text":
         return Columns(image, _find(features, "caption", caption_column, lambda f: False, or_only=_is_text))
-    if conditioning == "custom":
+    if conditioning in ("embedding", "custom"):
         return Columns(image, _find(features, "condition", condition_column, lambda f: False))
     return Columns(image)
+
+
+def _is_label(feature: Any) -> bool:
+    return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)  # or a list of labels
 
 
 def _is_text(feature: Any) -> bool:

@@ -24,9 +24,11 @@ def _arg(default: Any, help: str, **kwargs: Any) -> Any:
 
 @dataclass
 class ModelArguments:
-    conditioning: str = _arg("none", "What the model is told: none, class, text, or custom.")
+    conditioning: str = _arg("none", "What the model is told: none, class, text, embedding, or custom.")
     adapter: str | None = _arg(None, "Your own adapter as module:Class; the default is the setting's.")
-    adapter_config: str | None = _arg(None, "JSON with arguments of your adapter's constructor.")
+    adapter_config: str | None = _arg(
+        None, "JSON with arguments of the constructor of your adapter, or of embedding's."
+    )
     unet_size: str | None = _arg(None, "xxs, xs, s, m, l, xl or xxl: see cond_pipelines.unet.")
     pretrained_model_name_or_path: str | None = _arg(
         None, "A model of any setting, Stable Diffusion, DDPM, DDIM or LDM to start from: folder or Hub id."
@@ -66,7 +68,9 @@ class DataArguments:
     image_column: str | None = _arg(None, "Default: the column of type Image.")
     label_column: str | None = _arg(None, "Default: the column of type ClassLabel, or named label.")
     caption_column: str | None = _arg(None, "Default: the column named text or caption. A list: one is drawn a step.")
-    condition_column: str | None = _arg(None, "For --conditioning custom: the column given to your adapter.")
+    condition_column: str | None = _arg(
+        None, "For --conditioning custom: the column given to your adapter. embedding: that of the vectors."
+    )
     resolution: int | None = _arg(None, "Images are resized to this many pixels a side. Default: the images' own size.")
     channels: int | None = _arg(
         None, "1 gray, 3 RGB, 4 RGBA, up to 16. Default: the pretrained model's; 1 where all images are gray, else 3."
@@ -185,7 +189,7 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
                 raise ValueError(f"--{name} {getattr(self, name)!r} is not of type {wanted}")
         choices = {
-            "conditioning": ("none", "class", "text", "custom"),
+            "conditioning": ("none", "class", "text", "embedding", "custom"),
             "unet_size": (None, "xxs", "xs", "s", "m", "l", "xl", "xxl"),
             "on_bad_image": ("error", "skip"),
             "mixed_precision": (None, "no", "fp16", "bf16"),

@@ -179,10 +179,14 @@ def train(config: TrainingConfig) -> Path:
                     with torch.no_grad():
                         x_0 = x_0_of(pipe, batch, config.seed, accelerator.device)  # (B, C, h, w)
                         features = conditions.features(batch.inputs_on(accelerator.device))
-                    noise, u, coin = draw_noise(config.seed, batch.positions, x_0.shape[1:], accelerator.device)
+                    noise, u, coins = draw_noise(
+                        config.seed, batch.positions, x_0.shape[1:], accelerator.device, pipe.adapter.num_coins
+                    )
                     noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
                     with accelerator.autocast():
-                        prediction = model(noised.x_t, noised.t, features, coin >= config.condition_dropout)
+                        prediction = model(
+                            noised.x_t, noised.t, features, pipe.adapter.keep(coins, config.condition_dropout)
+                        )
                     loss = noised.loss(prediction).mean()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:

@@ -22,8 +22,9 @@ from ..conditional_pipeline import ConditionalPipeline
 from ..data import images as im
 from ..data.buckets import bucket_sizes
 from ..data.dataset import ImageDataset, row_name
-from ..data.labels import Choices, label_parser, parse_caption
+from ..data.labels import Choices, label_parser, parse_caption, vector_parser
 from ..data.loading import as_files, find_columns, load_object, load_source
+from ..embedding_adapter import EmbeddingAdapter
 from ..inputs import num_channels_latents
 from ..objectives import Objective
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
@@ -39,6 +40,7 @@ SETTINGS = {
     "none": (UnconditionalPipeline, UnconditionalAdapter),
     "class": (ClassConditionalPipeline, ClassLabelAdapter),
     "text": (TextToImagePipeline, TextAdapter),
+    "embedding": (ConditionalPipeline, EmbeddingAdapter),
     "custom": (ConditionalPipeline, ConditioningAdapter),
 }
 
@@ -98,12 +100,14 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     id2label, parse = None, lambda value: value
     if config.conditioning == "class":
         feature = source.features[columns.condition]
-        if streamed and not hasattr(feature, "names"):
+        if streamed and not hasattr(getattr(feature, "feature", feature), "names"):
             raise ValueError(f"streaming needs a ClassLabel column with names, and {columns.condition!r} is {feature}")
         values = [] if streamed else source.select_columns([columns.condition])[columns.condition]
         id2label, parse = label_parser(values, feature)
     elif config.conditioning == "text":
         parse = parse_caption
+    elif config.conditioning == "embedding":
+        parse = vector_parser()
     config = replace(config, channels=channels or config.channels)
     resolution, channels = _look(config, source, columns.image, streamed)
     dataset = ImageDataset(
@@ -279,7 +283,7 @@ def build_pipeline(
         scheduler = build_scheduler(config, vae is not None)
     components = {"unet": unet, "scheduler": scheduler, "vae": vae}
 
-    if config.conditioning == "text":
+    if config.conditioning == "text" or (config.conditioning == "custom" and config.text_encoder_name_or_path):
         components |= dict(zip(("text_encoder", "tokenizer"), _text_encoder(config, data, parent), strict=True))
     components["adapter"] = _adapter(config, adapter_class, unet, data, components.get("text_encoder"), parent)
     if parent is not None:
@@ -318,8 +322,9 @@ def _adapter(
         cls = load_object(config.adapter)
         if parent is not None and type(parent.adapter) is cls:
             return parent.adapter
+        encoder = {} if text_encoder is None else {"text_encoder": text_encoder}
         try:
-            return cls.for_unet(unet, **json.loads(config.adapter_config or "{}"))
+            return cls.for_unet(unet, **encoder, **json.loads(config.adapter_config or "{}"))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"--adapter_config {config.adapter_config}: {error}") from error
     build = partial(adapter_class.for_unet, unet)
@@ -327,14 +332,35 @@ def _adapter(
         build = partial(build, id2label={str(i): name for i, name in data.id2label.items()})
     elif config.conditioning == "text":
         build = partial(build, text_encoder=text_encoder)
+    elif config.conditioning == "embedding":
+        build = partial(_embedding_adapter, config, unet, data)
     if parent is None or parent.adapter.conditioning != config.conditioning:
         return build()
     # The same setting again: go on with its adapter, when it still fits the data.
+    if config.conditioning == "embedding" and _embedding_dim(data) not in (None, parent.adapter.config.embedding_dim):
+        return build()
     if config.conditioning == "class" and parent.adapter.id2label != data.id2label:
         return build()
     if config.conditioning == "text" and config.text_encoder_name_or_path:
         return build()
     return parent.adapter
+
+
+def _embedding_dim(data: TrainingData) -> int | None:
+    """Of the first vector; None for a streaming set, and where there is none."""
+    rows = [] if data.train is None else (data.conditions([i])[0] for i in data.train)
+    return next((len(vector) for vector in rows if vector is not None), None)
+
+
+def _embedding_adapter(config: TrainingConfig, unet: nn.Module, data: TrainingData) -> EmbeddingAdapter:
+    """With the statistics of the training images, unless they were given."""
+    try:
+        given = json.loads(config.adapter_config or "{}")
+        adapter = EmbeddingAdapter.for_unet(unet, **{"embedding_dim": _embedding_dim(data)} | given)
+    except (TypeError, json.JSONDecodeError) as error:
+        why = "no row has a vector" if data.train is not None else "a streaming set needs embedding_dim in it"
+        raise ValueError(f"--adapter_config {config.adapter_config}: {error}; {why}") from error
+    return adapter if data.train is None or {"mean", "std"} & set(given) else adapter.fit(data.conditions(data.train))
 
 
 def make_trainable(

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..card import TrainingFacts, training_versions, write_card
 from ..conditional_pipeline import ConditionalPipeline
-from ..data.labels import Choices
+from ..data.labels import Choices, condition_name
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .optimizers import trainable
@@ -87,7 +87,7 @@ def _counts(data: TrainingData) -> dict:
         return {}
     found = data.dataset.conditions()
     if data.id2label:
-        counts = Counter(found)
+        counts = Counter(i for c in found for i in (c if isinstance(c, tuple) else [c]))
         return {"class_counts": {name: counts[i] for i, name in data.id2label.items()}}
     texts = [t for c in found for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
     return {"num_captions": len(texts), "num_different_captions": len(set(texts))}
@@ -95,8 +95,9 @@ def _counts(data: TrainingData) -> dict:
 
 def _plain(condition: object, id2label: dict[int, str] | None) -> object:
     """As JSON takes it."""
-    condition = (id2label or {}).get(condition, condition)
-    return condition if isinstance(condition, str | int | float | list) else str(condition)
+    if isinstance(condition, str | float | list) or (isinstance(condition, int) and not id2label):
+        return condition
+    return condition_name(condition, id2label)
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.batches import draw_noise, signed
+from ..data.labels import condition_name
 from ..objectives import Objective
 from ..pictures import image_grid, visible
 from .config import TrainingConfig
@@ -86,7 +87,7 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int) -> l
     if config.validation_prompts:
         labels = {name: i for i, name in (data.id2label or {}).items()}
         prompts = [labels.get(p, int(p) if p.isdigit() and labels else p) for p in config.validation_prompts]
-        if config.conditioning == "custom":  # numbers, lists, ...: as in YAML
+        if config.conditioning in ("embedding", "custom"):  # numbers, lists, ...: as in YAML
             prompts = [yaml.safe_load(p) for p in prompts]
         return [prompts[i % len(prompts)] for i in range(count)]
     if data.id2label:
@@ -137,5 +138,5 @@ def labelled_grid(
     images: list[Image.Image], conditions: list[Any], id2label: dict[int, str] | None = None
 ) -> Image.Image:
     """The images, each with the name of what it was told."""
-    names = [str((id2label or {}).get(c, c)) for c in conditions]
+    names = [condition_name(c, id2label) for c in conditions]
     return image_grid(images, captions=names if any(c is not None for c in conditions) else None)
