@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
@@ -260,9 +259,9 @@ def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------------ samples
-def sample(model: Path | ConditionalPipeline, conditions: list[Any], guidance_scale: float = 2.0) -> list[Image.Image]:
+def sample(model: Path, conditions: list[Any], guidance_scale: float = 2.0) -> list[Image.Image]:
     """An image for each raw condition, each from a seed of its own."""
-    pipe = model if isinstance(model, ConditionalPipeline) else ConditionalPipeline.from_pretrained(model)
+    pipe = ConditionalPipeline.from_pretrained(model)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.unet.set_default_attn_processor()  # faster on a CPU
     pipe.set_progress_bar_config(disable=True)
@@ -276,18 +275,6 @@ def sample(model: Path | ConditionalPipeline, conditions: list[Any], guidance_sc
                 pipe, some, generator=generators, guidance_scale=guidance_scale
             ).images
     return images
-
-
-def snapshots(model: Path, every: int) -> Iterator[tuple[int, ConditionalPipeline]]:
-    """Each so many-th of the 16 averages that `--ema_lengths` kept during training: (step, the pipeline then)."""
-    pipe = ConditionalPipeline.from_pretrained(model)
-    files = sorted((model / "ema").glob("*.safetensors"), key=lambda path: int(path.stem))
-    for path in files[every - 1 :: every]:
-        weights = {name.partition(":")[2]: value for name, value in load_file(path).items()}
-        for part in {name.partition(".")[0] for name in weights}:
-            mine = {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
-            getattr(pipe, part).load_state_dict(mine, strict=False)  # buffers are not averaged
-        yield int(path.stem), pipe
 
 
 # ---------------------------------------------------------------------------------------------------- how sure

@@ -17,9 +17,11 @@ from PIL import Image
 from cond_pipelines.evaluation.measures import Gaussian, frechet_distance, kernel_distance
 
 SIZES = {  # counts: images of each class; steps: of the shared model, and of all the separate ones together
-    "tiny": {"counts": (2,), "steps": 10, "seeds": 1, "num_samples": 3, "network": {"unet_size": "xxs"}},
-    "small": {"counts": (5, 20, 80), "steps": 1000, "seeds": 3, "num_samples": 60, "network": {}},
-    "full": {"counts": (5, 20, 80), "steps": 20_000, "seeds": 5, "num_samples": 500, "network": {"unet_size": "m"}},
+    "tiny": {"counts": (2,), "steps": 4, "num_classes": 2}
+    | {"seeds": 1, "num_samples": 3, "network": {"unet_size": "xxs"}},
+    "small": {"counts": (5, 20, 80), "steps": 500, "num_classes": 5} | {"seeds": 3, "num_samples": 60, "network": {}},
+    "full": {"counts": (5, 20, 80), "steps": 20_000, "num_classes": {"shapes": 5, "digits": 10}}
+    | {"seeds": 5, "num_samples": 500, "network": {"unet_size": "m"}},
 }
 ARMS = ("one shared model", "a model per class")
 MEASURES = {"frechet": "Frechet distance", "kernel": "kernel distance (KID)", "right": "share of samples of the class"}
@@ -61,8 +63,9 @@ def main(args: list[str] | None = None) -> Path:
     options = parse_args(__doc__, args)
     study, data = Study("shared_vs_separate", options, SIZES), Shapes() if options.data == "shapes" else Digits()
     size = study.settings
-    every_label = list(range(len(data.kinds)))
-    real = [pixels(first_of(data.real(), [k])["image"]) for k in every_label]
+    every_label = list(range(size["num_classes"]))
+    held_out = data.real()
+    real = [pixels(first_of(held_out, [k])["image"]) for k in every_label]
 
     values = {arm: {count: [] for count in size["counts"]} for arm in ARMS}  # a {measure: mean of classes} each seed
     for count in size["counts"]:
@@ -85,7 +88,7 @@ def main(args: list[str] | None = None) -> Path:
                     parts.append(found["measured"])
                 values[arm][count].append({m: np.mean([v for p in parts for v in p[m].values()]) for m in MEASURES})
 
-    fresh = data.rows(5000, seed=10**5)
+    fresh = data.rows(200 + 2 * size["num_samples"] * len(data.kinds), seed=10**5)
     floor = [distances(pixels(first_of(fresh, [k], size["num_samples"])["image"]), real[k]) for k in every_label]
     floor = {name: float(np.mean([f[name] for f in floor])) for name in floor[0]}
     return study.finish(*report(values, floor))
