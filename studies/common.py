@@ -5,6 +5,7 @@ pipeline that it left. Needs `pip install 'cond-pipelines[evaluate]'`, for sciki
 """
 
 import argparse
+import importlib.util
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import numpy as np
@@ -29,12 +30,13 @@ Combination = tuple[str, str, str]  # what an image shows: (kind, colour, backgr
 
 TRAINING = {
     "train_batch_size": 16,
-    "logit_mean": 0.5,  # as in the demo: what an image shows is decided at high noise
-    "logit_std": 1.2,
     "validation_fraction": 0.0,
     "validation_steps": 0,
     "report_to": "none",
-    "default_num_inference_steps": 12,
+    # As in the demo. What an image shows is decided at high noise.
+    "logit_mean": 0.5,
+    "logit_std": 1.2,
+    "default_num_inference_steps": 24,
     "default_guidance_scale": 2.0,
 }
 
@@ -52,7 +54,7 @@ class Shapes:
 
     def real(self) -> datasets.Dataset:
         """Images that no model is trained on."""
-        return load_shapes(2000, seed=10**6, combinations="seen")
+        return load_shapes(1000, seed=10**6, combinations="seen")
 
     def caption(self, combination: Combination) -> str:
         return caption(*combination)
@@ -245,7 +247,14 @@ class Study:
 
 def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
     """The command line of a study."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:  # one line, without the usage
+            self.exit(2, f"error: {message}\n")
+
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if importlib.util.find_spec("sklearn") is None:
+        parser.error("scikit-learn is missing: pip install 'cond-pipelines[evaluate]'")
     parser.add_argument("--data", choices=("shapes", "digits"), default="shapes", help="drawn shapes, or real digits")
     parser.add_argument(
         "--size",

@@ -8,11 +8,10 @@ import pytest
 import shared_vs_separate
 import swap
 import unseen_captions
-from common import Digits, interval, parse_args
+from common import Digits, Study, interval, parse_args
 from PIL import Image
 
-# Each data set with a study that suits it: the fewer classes, the fewer models.
-STUDIES = [(swap, "digits"), (unseen_captions, "digits"), (shared_vs_separate, "shapes")]
+STUDIES = [(swap, "digits"), (unseen_captions, "shapes"), (shared_vs_separate, "digits")]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +85,27 @@ def test_every_pair_of_an_unseen_combination_is_seen(digits):
     assert not any(all(word in text for word in combination) for text in captions for combination in digits.unseen)
 
 
+def test_other_settings_are_refused(tmp_path, capsys):
+    options = parse_args("", ["--output_dir", str(tmp_path)])
+    Study("one", options, {"small": {"steps": {"shapes": 2, "digits": 3}, "counts": (1, 2)}})
+    assert Study("one", options, {"small": {"steps": 2, "counts": (1, 2)}}).settings["steps"] == 2
+    with pytest.raises(SystemExit) as ended:
+        Study("one", options, {"small": {"steps": 3, "counts": (1, 2)}})
+    assert ended.value.code == 2
+    assert "one_shapes_small is of other settings" in capsys.readouterr().err
+
+
 def test_images_needed():
     assert swap.images_needed({100: 0.5, 200: 0.9, 300: 1.0}) == pytest.approx(250)
     assert swap.images_needed({100: 0.97, 200: 0.9}) == 100
     assert swap.images_needed({100: 0.5, 200: 0.94}) is None
+
+
+def test_summary_of_swap():
+    curves = {"from the unconditional model": [{100: 0.9, 200: 1.0}] * 2, "from scratch": [{200: 0.5, 400: 0.9}] * 2}
+    found = swap.summary(curves)
+    assert found["part"] == pytest.approx(150 / 400) and found["part_is_an_upper_bound"]
+    assert found["from scratch"] == {"images_to_goal": None, "of_each_seed": [None, None], "longest": 400}
 
 
 def test_interval_is_students():
