@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..conditional_pipeline import ConditionalPipeline
+from .sharding import as_sharded, gathered, local_part
 
 NUM_SNAPSHOTS = 16  # of a run
 _FOLDER, _DEFAULT_LENGTH = "ema", 0.05
@@ -66,22 +67,22 @@ class WeightAverage:
     def step(self, parameters: list[nn.Parameter]) -> None:
         """After each optimizer step."""
         self.num_steps += 1
-        torch._foreach_lerp_(self.values, parameters, 1 - self.decay(self.num_steps))
+        values, weights = [local_part(v) for v in self.values], [local_part(p) for p in parameters]
+        torch._foreach_lerp_(values, weights, 1 - self.decay(self.num_steps))
 
     @torch.no_grad()
     def copy_to(self, parameters: list[nn.Parameter]) -> None:
         torch._foreach_copy_(parameters, self.values)
 
     def state_dict(self) -> dict[str, Any]:
-        """For accelerate's checkpoints."""
-        return {"num_steps": self.num_steps, "values": self.values}
+        """For accelerate's checkpoints, which ask every process for it."""
+        return {"num_steps": self.num_steps, "values": [gathered(value) for value in self.values]}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_steps = state["num_steps"]
-        torch._foreach_copy_(
-            self.values, [v.to(mine.device) for v, mine in zip(state["values"], self.values, strict=True)]
-        )
+        found = [as_sharded(value, mine) for value, mine in zip(state["values"], self.values, strict=True)]
+        torch._foreach_copy_([local_part(mine) for mine in self.values], found)
 
 
 # ---------------------------------------------------------------------------------------------------- any length
@@ -101,7 +102,7 @@ def save_snapshot(output_dir: Path, step: int, pipe: ConditionalPipeline, averag
 
 def _parameters(pipe: ConditionalPipeline) -> dict[str, nn.Parameter]:
     """All that may be trained, in the order in which it is: the UNet's, the adapter's, a text encoder's."""
-    modules = {part: pipe.components.get(part) for part in ("unet", "adapter", "text_encoder")}
+    modules = {name: pipe.components.get(name) for name in ("unet", "adapter", "text_encoder")}
     return {f"{part}.{name}": p for part, module in modules.items() if module for name, p in module.named_parameters()}
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from ..data.dataset import BadRow
 from .checkpoints import Progress, all_checkpoints
+from .sharding import gathered
 
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
@@ -80,14 +81,14 @@ def clipped_step(
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # `backward` did all that
         return torch.tensor(float(optimizer.step_was_skipped), device=accelerator.device)
-    fused = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of them
     whole = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if optimizer.scaler is None and whole and fused:
+    fused = whole and getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of them
+    if optimizer.scaler is None and fused:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if max_norm:
             optimizer.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)  # what they are divided by
     else:
-        norm = accelerator.clip_grad_norm_(parameters, max_norm or float("inf"))
+        norm = gathered(accelerator.clip_grad_norm_(parameters, max_norm or float("inf")))
     left_out = 1 - norm.isfinite().float()
     if optimizer.scaler is None and fused:  # a scaler does the same
         optimizer.optimizer.found_inf = left_out

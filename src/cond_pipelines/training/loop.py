@@ -43,7 +43,7 @@ from .setup import (
     make_trainable,
     run_identity,
 )
-from .sharding import RunAccelerator, prepare, run_state
+from .sharding import RunAccelerator, prepare, run_state, whole_pipeline
 from .summary import NUM_SAMPLES, write_summary
 from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
 
@@ -116,6 +116,7 @@ def train(config: TrainingConfig) -> Path:
 
     optimizer = build_optimizer(config, parameter_groups(pipe, config))
     counts = count_trained(pipe)
+    whole, whole_modules = whole_pipeline(accelerator, pipe, trained)  # to look at and to save
     model, optimizer = prepare(accelerator, config, _Told(pipe, trained), optimizer)
     optimizer.train()
     parameters = trainable(trained)  # as prepared: they may be sharded
@@ -126,7 +127,7 @@ def train(config: TrainingConfig) -> Path:
     averages = [*([ema] if ema else []), *of_length.values()]
     accelerator.register_for_checkpointing(*averages)
     progress = Progress()
-    identity = run_identity(config, data, pipe)
+    identity = run_identity(config, data, whole)
     if config.resume_from_checkpoint:
         progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint, identity)
 
@@ -204,24 +205,24 @@ def train(config: TrainingConfig) -> Path:
             if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
                 save_snapshot(output_dir, progress.step, pipe, of_length)
             if _validate_now(config, progress.step, before, done):
-                with ema_weights(ema, trained, optimizer):
-                    loss_held_out = held_out_loss(pipe, objective, data, accelerator, batch_size)
-                    images = sample_images(pipe, grid_of, accelerator)
+                with ema_weights(ema, whole_modules, parameters, optimizer):
+                    loss_held_out = held_out_loss(whole, objective, data, accelerator, batch_size)
+                    images = sample_images(whole, grid_of, accelerator)
                 log.validation(progress, loss_held_out, labelled_grid(images, grid_of, data.id2label))
                 accelerator.wait_for_everyone()
             if evaluator is not None and progress.step % config.evaluation_steps == 0:
-                with ema_weights(ema, trained, optimizer):
-                    log.evaluation(progress, evaluator(pipe))
+                with ema_weights(ema, whole_modules, parameters, optimizer):
+                    log.evaluation(progress, evaluator(whole))
                 accelerator.wait_for_everyone()
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 save()
-                if accelerator.is_main_process:
-                    with ema_weights(ema, trained, optimizer):
-                        hub.checkpoint(lambda folder: save_model(pipe, folder, parent), progress.step)
+                with ema_weights(ema, whole_modules, parameters, optimizer):
+                    if accelerator.is_main_process:
+                        hub.checkpoint(lambda folder: save_model(whole, folder, parent), progress.step)
             if done < 1 and stop.asked(progress.step):
                 raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
-    with ema_weights(ema, trained, optimizer, restore=False), one_line_failures(progress, output_dir):
-        return _finish(accelerator, config, pipe, parent, data, progress, log, hub)
+    with ema_weights(ema, whole_modules, parameters, optimizer, restore=False), one_line_failures(progress, output_dir):
+        return _finish(accelerator, config, whole, parent, data, progress, log, hub)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:

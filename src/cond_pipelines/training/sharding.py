@@ -1,13 +1,20 @@
-"""Runs whose processes share what one of them would hold: DeepSpeed and FSDP, as accelerate is told to use them."""
+"""Runs whose processes share what one of them would hold: DeepSpeed and FSDP, as accelerate is told to use them.
 
+With FSDP each process holds a part of every weight that is trained. What is sampled from, measured and saved is then a
+copy of the pipeline with all of them, which is filled when it is needed.
+"""
+
+import copy
 import os
 import sys
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..conditional_pipeline import ConditionalPipeline
 from .config import TrainingConfig
 
 
@@ -60,6 +67,8 @@ def prepare(
     accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, Any]:
     """As `accelerator.prepare`; DeepSpeed is told what it would otherwise take from a data loader or from its file."""
+    if accelerator.distributed_type == DistributedType.FSDP and config.ema_lengths:
+        raise ValueError("--ema_lengths does not go with FSDP: leave it out, the ordinary average is kept")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.train_batch_size,
@@ -67,3 +76,48 @@ def prepare(
             "gradient_clipping": config.max_grad_norm,
         }
     return accelerator.prepare(model, optimizer)
+
+
+def whole_pipeline(
+    accelerator: Accelerator, pipe: ConditionalPipeline, trained: list[nn.Module]
+) -> tuple[ConditionalPipeline, list[nn.Module]]:
+    """The pipeline to sample from and to save, and its modules that are trained; before weights are sharded.
+
+    It is `pipe` itself, but with FSDP a copy whose trained modules will stay whole; see `fill`.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return pipe, trained
+    whole, modules = copy.copy(pipe), []
+    for name, module in pipe.components.items():
+        if any(module is m for m in trained):
+            modules.append(copy.deepcopy(module))
+            setattr(whole, name, modules[-1])
+    return whole, modules
+
+
+def is_sharded(values: list[Tensor]) -> bool:
+    """True where each process holds only a part of them."""
+    return any(isinstance(value, DTensor) for value in values)
+
+
+def gathered(value: Tensor) -> Tensor:
+    """All of a tensor; every process must ask for it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local_part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def as_sharded(value: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor what this process holds of `like`."""
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements).to_local() if is_sharded([like]) else value
+
+
+@torch.no_grad()
+def fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    """Copy sharded values into whole parameters, one at a time; every process must do it."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(gathered(value))

@@ -21,27 +21,36 @@ from .config import TrainingConfig
 from .ema import WeightAverage
 from .optimizers import trainable
 from .setup import TrainingData
+from .sharding import fill, is_sharded
 
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
 
 
 @contextmanager
 def ema_weights(
-    ema: WeightAverage | None, modules: list[nn.Module], optimizer: AcceleratedOptimizer, restore: bool = True
+    ema: WeightAverage | None,
+    modules: list[nn.Module],
+    parameters: list[nn.Parameter],
+    optimizer: AcceleratedOptimizer,
+    restore: bool = True,
 ) -> Iterator[None]:
     """Within (and after, without `restore`), the modules hold the moving average and are in eval mode.
 
+    They are those that are trained, or, where `parameters` are sharded, whole copies that are filled from them.
     An optimizer that averages by itself (schedulefree) is asked for its average, and for no rounding when it goes back.
     """
-    parameters = trainable(modules)
+    whole = trainable(modules)
+    sharded = is_sharded(parameters)
     # Batches of other sizes come now, for which nothing need be compiled.
     stance = torch.compiler.set_stance("force_eager")
     training = [module.training for module in modules]
     swaps = ema is not None or hasattr(optimizer.optimizer, "eval")
-    raw = [p.detach().clone() for p in parameters] if restore and swaps else []
+    raw = [p.detach().clone() for p in whole] if restore and swaps and not sharded else []
     optimizer.eval()
-    if ema is not None:
-        ema.copy_to(parameters)
+    if sharded:
+        fill(whole, parameters if ema is None else ema.values)
+    elif ema is not None:
+        ema.copy_to(whole)
     for module in modules:
         module.eval()
     with stance:
@@ -50,9 +59,9 @@ def ema_weights(
         for module, mode in zip(modules, training, strict=True):
             module.train(mode)
         optimizer.train()
-        if swaps:
+        if raw:
             with torch.no_grad():
-                torch._foreach_copy_(parameters, raw)
+                torch._foreach_copy_(whole, raw)
 
 
 @torch.no_grad()

@@ -1,0 +1,96 @@
+"""Sharded weights, by torch's own fully_shard on two processes of the CPU; accelerate shards on GPUs only."""
+
+import subprocess
+import sys
+
+import pytest
+from training_common import log_of, run
+
+from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.loop import train
+
+SHARDED = """
+import copy, torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from types import SimpleNamespace
+from cond_pipelines import UnconditionalAdapter, UnconditionalPipeline, build_unet
+from cond_pipelines.training.ema import WeightAverage, power_function
+from cond_pipelines.training.sharding import is_sharded, whole_pipeline
+from cond_pipelines.training.validation import ema_weights
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+unet = build_unet("xxs", sample_size=8)
+pipe = UnconditionalPipeline(unet, FlowMatchEulerDiscreteScheduler(), UnconditionalAdapter.for_unet(unet))
+alone = copy.deepcopy(pipe.unet)
+accelerator = SimpleNamespace(distributed_type="FSDP")  # what is asked of it
+whole, modules = whole_pipeline(accelerator, pipe, [pipe.unet])
+assert modules == [whole.unet] and whole.unet is not pipe.unet and whole.adapter is pipe.adapter
+
+for block in (*pipe.unet.down_blocks, pipe.unet.mid_block, *pipe.unet.up_blocks):
+    fully_shard(block)
+fully_shard(pipe.unet)
+parameters = list(pipe.unet.parameters())
+assert is_sharded(parameters) and not is_sharded(list(whole.unet.parameters()))
+average, expected = (WeightAverage(p, power_function(0.1)) for p in (parameters, alone.parameters()))
+
+x, t = torch.randn(4, 3, 8, 8), torch.full((4,), 500.0)
+told = {"encoder_hidden_states": torch.zeros(4, 1, 64), "class_labels": torch.zeros(4, 64)}
+steps = [torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (pipe.unet, alone)]
+for _ in range(3):
+    for net, optimizer in zip((pipe.unet, alone), steps):
+        optimizer.zero_grad()
+        net(x, t, **told).sample.square().mean().backward()
+        optimizer.step()
+    average.step(parameters)
+    expected.step(list(alone.parameters()))
+
+def largest(a, b):
+    return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+
+state = average.state_dict()
+assert largest(state["values"], expected.values) < 1e-5, largest(state["values"], expected.values)
+before = [p.to_local().clone() for p in parameters]
+optimizer = SimpleNamespace(optimizer=None, eval=lambda: None, train=lambda: None)
+with ema_weights(average, modules, parameters, optimizer):
+    assert largest(whole.unet.parameters(), expected.values) < 1e-5
+    images = whole(batch_size=2, num_inference_steps=1, output_type="pt", generator=torch.manual_seed(0)).images
+assert all(torch.equal(a, p.to_local()) for a, p in zip(before, parameters)), "training goes on from what it had"
+with ema_weights(None, modules, parameters, optimizer):
+    assert largest(whole.unet.parameters(), alone.parameters()) < 1e-5
+again = WeightAverage(parameters, power_function(0.1))
+again.load_state_dict(state)
+assert largest(again.state_dict()["values"], state["values"]) == 0 and again.num_steps == 3
+dist.barrier()
+dist.destroy_process_group()
+print("sharded and whole agree")
+"""
+
+
+def test_averages_and_samples_of_sharded_weights(tmp_path, subprocess_env):
+    """The average is the one of a network that is whole; what is sampled holds it; training goes on undisturbed."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "sharded.py")]
+    env = subprocess_env | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("sharded and whole agree") == 2
+
+
+def test_gradient_accumulation_is_ours(tmp_path, monkeypatch):
+    """`accelerate launch` puts a 1 into the environment that accelerate would follow."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    two = run(tmp_path / "two", gradient_accumulation_steps=2, train_batch_size=4)
+    one = run(tmp_path / "one", train_batch_size=8)
+    assert log_of(two) == pytest.approx(log_of(one), rel=1e-5)
+
+
+def test_deepspeed_with_fp16_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    config = TrainingConfig(
+        dataset_name="training_common:shapes", resolution=8, mixed_precision="fp16", output_dir=str(tmp_path)
+    )
+    with pytest.raises(ValueError, match="fp16 does not go with DeepSpeed"):
+        train(config)
