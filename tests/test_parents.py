@@ -203,6 +203,8 @@ def test_the_parent_is_left_as_it_was():
     pipe = UnconditionalPipeline.from_pipe(parent)
     assert dict(parent.unet.config) == before and parent.unet.class_embedding is None
     assert pipe.unet.config.class_embed_type == "identity"
+    half = UnconditionalPipeline.from_pipe(copy.deepcopy(parent), dtype=torch.float16)
+    assert half.unet.dtype == half.adapter.dtype == torch.float16 and parent.unet.dtype == torch.float32
     old, new = parent.unet.state_dict(), pipe.unet.state_dict()
     assert old.keys() == new.keys() and all(old[k].data_ptr() == new[k].data_ptr() for k in old)
 

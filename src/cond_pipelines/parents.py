@@ -101,17 +101,17 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
     for name in ("num_inference_steps", "guidance_scale"):
         if name in call:
             parts[f"default_{name}"] = call[name].default
-    for name in ("dtype", "torch_dtype"):
-        given.pop(name, None)
+    dtype = given.pop("dtype", None) or given.pop("torch_dtype", None)
     parts |= given
     is_text = class_name in _STABLE_DIFFUSION
     told = PromptAdapter.for_unet(parent.unet, parent.text_encoder, parent.tokenizer) if is_text else None
     if "adapter" not in parts:
-        parts["adapter"] = told if cls is PARENTS[class_name] and is_text else _untold(cls, parts["unet"])
+        parts["adapter"] = told if is_text and cls.conditioning == "text" else _untold(cls, parts["unet"])
     parts["adapter"].inherit_null(told)
     if (parts["adapter"].device, parts["adapter"].dtype) != (parent.unet.device, parent.unet.dtype):
         parts["adapter"].to(parent.unet.device, parent.unet.dtype)
-    return cls(**parts)
+    pipe = cls(**parts)
+    return pipe if dtype is None else pipe.to(dtype=dtype)
 
 
 def _untold(cls: type[ConditionalPipeline], unet: Any) -> ConditioningAdapter:
