@@ -45,7 +45,8 @@ class _Conditions(Conditioning):
         masks = [told.new_ones(p.tokens.shape[:2]) if p.mask is None else p.mask for p, _ in with_tokens]
         of_all = torch.cat(masks, dim=1)  # (B, L1 + L2 + ...)
         of_told = torch.cat([mask & k[:, None] for mask, (_, k) in zip(masks, with_tokens, strict=True)], dim=1)
-        mask = torch.where(told.any(dim=1, keepdim=True), of_told, of_all)  # attention needs a token, of zeros then
+        any_told = torch.stack([k for _, k in with_tokens], dim=1).any(dim=1, keepdim=True)  # (B, 1)
+        mask = torch.where(any_told, of_told, of_all)  # attention needs a token, of zeros then
         return cls(tokens, mask, pooled, parts, told)
 
     def map(self, function: Any) -> "_Conditions":

@@ -10,15 +10,23 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from hub_server import TOKEN
 from safetensors.torch import load_file
 from training_common import largest_difference, log_of, run, shapes
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, TextAdapter, TextToImagePipeline
+from cond_pipelines import (
+    ClassConditionalPipeline,
+    ConditionalPipeline,
+    TextAdapter,
+    TextToImagePipeline,
+    TrainingConfig,
+)
 from cond_pipelines.hub import push_folder
 from cond_pipelines.text_encoders import train_tokenizer
+from cond_pipelines.training.lora import add_lora
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -245,3 +253,9 @@ def test_no_module_has_such_a_name(arguments, tmp_path):
     with pytest.raises(ValueError, match=r"--lora_target_modules to_z: .* has none, but .*to_q") as error:
         run(tmp_path, **arguments | {"lora_target_modules": ["to_z"]})
     assert "\n" not in str(error.value)
+
+
+def test_a_kind_of_unet_that_takes_none():
+    unet = UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    with pytest.raises(ValueError, match="diffusers gives no LoRA to a UNet2DModel; --train unet trains all of it"):
+        add_lora(unet, TrainingConfig(), ["to_q"])

@@ -25,10 +25,14 @@ def add_lora(module: nn.Module, config: TrainingConfig, target_modules: list[str
         target_modules: ends of their names; default: the attention of a text encoder.
 
     Raises:
-        ValueError: no module has such a name.
+        ValueError: no module has such a name, or this kind of UNet (UNet2DModel) takes none.
     """
     from peft import LoraConfig
 
+    if not hasattr(module, "add_adapter"):
+        raise ValueError(
+            f"--train lora: diffusers gives no LoRA to a {type(module).__name__}; --train unet trains all of it"
+        )
     module.requires_grad_(False)
     targets = target_modules or _TEXT_ENCODER_MODULES
     alpha = config.lora_alpha or config.rank
