@@ -79,12 +79,23 @@ def test_boolean_labels():
     assert [parse(v) for v in (True, False, None)] == [1, 0, None]
 
 
+def test_several_labels_of_an_image():
+    names, parse = label_parser([["b", "a"], None, [], ["b", None]], datasets.List(STRING))
+    assert names == {0: "a", 1: "b"}
+    assert [parse(v) for v in (["b", "a"], None, [], ["b", None, "b"])] == [(1, 0), None, None, (1,)]
+    names, parse = label_parser([[1], [0, 1]], datasets.List(datasets.ClassLabel(names=["x", "y"])))
+    assert names == {0: "x", 1: "y"} and parse([1, -1]) == (1,)
+    with pytest.raises(ValueError, match=r"label 2 is outside of 0 .. 1"):
+        parse([0, 2])
+
+
 @pytest.mark.parametrize(
     ("values", "feature", "message"),
     [
         ([None, None], datasets.Value("null"), "holds no label"),
         (["", None, ""], STRING, "holds no label"),
-        ([[1, 2], [3]], datasets.List(INT), r"holds no labels but List.*--label_column"),
+        ([[[1, 2]], [[3]]], datasets.List(datasets.List(INT)), r"holds no labels but List.*--label_column"),
+        ([[], None], datasets.List(STRING), "holds no label"),
         ([5, 10**9], INT, r"labels up to 1000000000, only 2 different: number them 0, 1, 2"),
     ],
 )

@@ -30,6 +30,10 @@ VALUES = {
     "gradient_checkpointing": True,
     "compile": True,
     "train_data_dir": "images",
+    "with_prior_preservation": True,
+    "class_data_dir": "class_images",
+    "class_prompt": "a photo of a dog",
+    "prior_loss_weight": 0.5,
     "dataset_name": "somebody/something",
     "dataset_config_name": "small",
     "dataset_split": "validation",
@@ -109,6 +113,8 @@ VALUES = {
 }
 # Flags that exclude each other, or need each other.
 WITH = {
+    "with_prior_preservation": {"class_data_dir": "class_images"},
+    "class_data_dir": {"with_prior_preservation": True},
     "use_lora": {"pretrained_model_name_or_path": "parent"},
     "condition_column": {"conditioning": "custom", "adapter": "a:B"},
 }
@@ -231,6 +237,7 @@ def test_paths_are_saved_as_text(tmp_path):
         (["--value_range", "9", "1"], "error: --value_range [9.0, 1.0] must be two numbers, the lower one first"),
         (["--optimizer", "adam"], "error: --optimizer 'adam' is not one of adamw, adamw8bit, prodigy, schedulefree"),
         (["--train", "all"], "error: --train 'all' is not one of unet, adapter, cross_attention, lora"),
+        (["--class_data_dir", "x"], "error: --with_prior_preservation and --class_data_dir need each other"),
         (["--use_lora"], "error: --train lora needs --pretrained_model_name_or_path"),
         (["--use_lora", "--train", "adapter"], "error: --use_lora means --train lora, and --train adapter was given"),
         (["--conditioning", "custom"], "error: --conditioning custom needs --adapter module:Class and "),

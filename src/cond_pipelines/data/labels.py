@@ -22,7 +22,8 @@ def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[A
         id2label, and a function from a value to its id, or to a tuple of ids (None: no label), that raises ValueError
         for a bad one.
     """
-    if (of_one := getattr(feature, "feature", None)) is not None:
+    of_one = getattr(feature, "feature", None)
+    if isinstance(of_one, datasets.ClassLabel | datasets.Value):
         id2label, parse_one = label_parser((v for several in values for v in several or ()), of_one)
 
         def parse_several(value: Any) -> tuple[int, ...] | None:

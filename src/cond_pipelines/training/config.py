@@ -60,6 +60,12 @@ class DataArguments:
     train_data_dir: str | None = _arg(
         None, "Folder of images (metadata.jsonl/.csv or class sub-folders), of parquet/arrow files, or save_to_disk's."
     )
+    with_prior_preservation: bool = _arg(False, "Train on the images of --class_data_dir too (DreamBooth).")
+    class_data_dir: str | None = _arg(
+        None, "Folder of images of what the model knows already and is to keep, such as samples of its own."
+    )
+    class_prompt: str | None = _arg(None, "What all class images show: caption or label. Default: as the folder says.")
+    prior_loss_weight: float = _arg(1.0, "How often a class image is drawn for each other one.")
     dataset_name: str | None = _arg(None, "Hub id, or module:function that returns a data set.")
     dataset_config_name: str | None = _arg(None, "Configuration of the Hub data set.")
     dataset_split: str = _arg("train", "Split to train on.")
@@ -224,6 +230,7 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
                 "checkpoints_total_limit",
             ),
             *(
+                "prior_loss_weight",
                 "rank",
                 "lora_alpha",
                 "max_skipped_steps",
@@ -257,6 +264,10 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             raise ValueError(f"--value_range {self.value_range} must be two numbers, the lower one first")
         if self.channels not in (None, 1, 3, 4) and not self.value_range:
             raise ValueError(f"--channels {self.channels} needs --value_range: 8-bit images have 1, 3 or 4")
+        if self.with_prior_preservation != bool(self.class_data_dir):
+            raise ValueError("--with_prior_preservation and --class_data_dir need each other")
+        if self.with_prior_preservation and self.conditioning not in ("none", "class", "text"):
+            raise ValueError(f"--with_prior_preservation has no meaning for --conditioning {self.conditioning}")
         if self.train_data_dir and self.dataset_name:
             raise ValueError("give either --train_data_dir or --dataset_name, not both")
 

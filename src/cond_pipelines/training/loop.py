@@ -30,7 +30,7 @@ from .evaluating import Evaluator
 from .interruptions import Interrupted, StopSignal, clipped_step, one_line_failures, writable_folder
 from .log import TrainingLog
 from .lora import how_to_load, save_model
-from .optimizers import build_optimizer, check_packages, count_trained, parameter_groups, trainable
+from .optimizers import build_optimizer, check_packages, count_trained, make_trainable, parameter_groups, trainable
 from .pushing import HubPush
 from .setup import (
     TrainingData,
@@ -40,7 +40,6 @@ from .setup import (
     load_data,
     load_parent,
     load_vae,
-    make_trainable,
     run_identity,
 )
 from .sharding import RunAccelerator, prepare, run_state, whole_pipeline

@@ -12,6 +12,7 @@ from torch import nn
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.loading import load_object
 from .config import TrainingConfig
+from .lora import add_lora
 
 # module:Class, its package on PyPI, and the arguments that are not its defaults.
 OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -24,6 +25,41 @@ OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adafactor": ("transformers:Adafactor", "transformers", {"scale_parameter": False, "relative_step": False}),
 }
 _PARTS = ("unet", "adapter", "text_encoder")
+
+
+def make_trainable(
+    pipe: ConditionalPipeline, config: TrainingConfig, parent: ConditionalPipeline | None = None
+) -> list[nn.Module]:
+    """Freeze what stays as it is; returns the modules of which something is trained.
+
+    Raises:
+        ValueError: nothing is left to train.
+    """
+    # What a trained module freezes itself stays frozen.
+    whole = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
+    if config.conditioning == "text" and config.train_text_encoder:
+        whole.append(pipe.text_encoder)
+        if config.condition_dropout and "null_prompt" in pipe.adapter.config:
+            # "No prompt" is what it is in this training: null_tokens, though the encoder moves away from them.
+            pipe.adapter.register_to_config(null_prompt=None)
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    for module in modules:
+        if not any(module is m for m in whole):
+            module.requires_grad_(False)
+    if config.train == "lora":
+        add_lora(pipe.unet, config, config.lora_target_modules)
+        if pipe.adapter is not whole[-1] and whole[-1] is parent.components.get("text_encoder"):
+            add_lora(pipe.text_encoder, config)
+    if config.train == "cross_attention":
+        for name, parameter in pipe.unet.named_parameters():
+            parameter.requires_grad_(".attn2." in name)
+    trained = [module for module in modules if any(p.requires_grad for p in module.parameters())]
+    if not trained or (config.train == "cross_attention" and pipe.unet not in trained):
+        what = "the UNet has no cross-attention" if config.train == "cross_attention" else "the adapter learns nothing"
+        raise ValueError(f"--train {config.train}: {what}, so nothing is left to train; --train unet trains all of it")
+    for module in modules:
+        module.train(module in trained)
+    return trained
 
 
 def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

@@ -24,6 +24,7 @@ from ..data.buckets import bucket_sizes
 from ..data.dataset import ImageDataset, row_name
 from ..data.labels import Choices, label_parser, parse_caption, vector_parser
 from ..data.loading import as_files, find_columns, load_object, load_source
+from ..data.prior import balanced, with_prior
 from ..embedding_adapter import EmbeddingAdapter
 from ..inputs import num_channels_latents
 from ..objectives import Objective
@@ -33,7 +34,6 @@ from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
 from ..vae import VAE, vae_scale_factor
 from .config import TrainingConfig
-from .lora import add_lora
 
 # The whole difference between the settings.
 SETTINGS = {
@@ -97,6 +97,11 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
         config.caption_column,
         config.condition_column,
     )
+    num_own = None if streamed else len(source)
+    if config.class_data_dir:
+        if streamed:
+            raise ValueError("--class_data_dir needs a data set that is not streamed: leave --streaming out")
+        source, columns = with_prior(source, columns, config.conditioning, config.class_data_dir, config.class_prompt)
     id2label, parse = None, lambda value: value
     if config.conditioning == "class":
         feature = source.features[columns.condition]
@@ -131,7 +136,10 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     if streamed:
         return TrainingData(dataset, None, np.array([], dtype=int), id2label)
     dataset.check()
-    return TrainingData(dataset, *dataset.split(config.validation_fraction), id2label)
+    split = dataset.split(config.validation_fraction)
+    if config.class_data_dir:
+        split = balanced(*split, dataset.usable >= num_own, config.prior_loss_weight)
+    return TrainingData(dataset, *split, id2label)
 
 
 def cache_home(config: TrainingConfig) -> Path:
@@ -361,38 +369,3 @@ def _embedding_adapter(config: TrainingConfig, unet: nn.Module, data: TrainingDa
         why = "no row has a vector" if data.train is not None else "a streaming set needs embedding_dim in it"
         raise ValueError(f"--adapter_config {config.adapter_config}: {error}; {why}") from error
     return adapter if data.train is None or {"mean", "std"} & set(given) else adapter.fit(data.conditions(data.train))
-
-
-def make_trainable(
-    pipe: ConditionalPipeline, config: TrainingConfig, parent: ConditionalPipeline | None = None
-) -> list[nn.Module]:
-    """Freeze what stays as it is; returns the modules of which something is trained.
-
-    Raises:
-        ValueError: nothing is left to train.
-    """
-    # What a trained module freezes itself stays frozen.
-    whole = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
-    if config.conditioning == "text" and config.train_text_encoder:
-        whole.append(pipe.text_encoder)
-        if config.condition_dropout and "null_prompt" in pipe.adapter.config:
-            # "No prompt" is what it is in this training: null_tokens, though the encoder moves away from them.
-            pipe.adapter.register_to_config(null_prompt=None)
-    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
-    for module in modules:
-        if not any(module is m for m in whole):
-            module.requires_grad_(False)
-    if config.train == "lora":
-        add_lora(pipe.unet, config, config.lora_target_modules)
-        if pipe.adapter is not whole[-1] and whole[-1] is parent.components.get("text_encoder"):
-            add_lora(pipe.text_encoder, config)
-    if config.train == "cross_attention":
-        for name, parameter in pipe.unet.named_parameters():
-            parameter.requires_grad_(".attn2." in name)
-    trained = [module for module in modules if any(p.requires_grad for p in module.parameters())]
-    if not trained or (config.train == "cross_attention" and pipe.unet not in trained):
-        what = "the UNet has no cross-attention" if config.train == "cross_attention" else "the adapter learns nothing"
-        raise ValueError(f"--train {config.train}: {what}, so nothing is left to train; --train unet trains all of it")
-    for module in modules:
-        module.train(module in trained)
-    return trained
