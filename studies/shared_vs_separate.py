@@ -19,7 +19,11 @@ from cond_pipelines.evaluation.measures import Gaussian, frechet_distance, kerne
 SIZES = {  # counts: images of each class; steps: of the shared model, and of all the separate ones together
     "tiny": {"counts": (2,), "steps": 4, "num_classes": 2}
     | {"seeds": 1, "num_samples": 3, "network": {"unet_size": "xxs"}},
-    "small": {"counts": (5, 20, 80), "steps": 480, "num_classes": {"shapes": 5, "digits": 3}}
+    "small": {
+        "counts": {"shapes": (5, 20, 80), "digits": (5, 80)},
+        "steps": 360,
+        "num_classes": {"shapes": 5, "digits": 3},
+    }
     | {"seeds": 3, "num_samples": 60, "network": {}},
     "full": {"counts": (5, 20, 80), "steps": 20_000, "num_classes": {"shapes": 5, "digits": 10}}
     | {"seeds": 5, "num_samples": 500, "network": {"unet_size": "m"}},
