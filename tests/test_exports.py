@@ -53,7 +53,7 @@ def test_every_public_name_is_there(name):
 
 @pytest.mark.parametrize(
     "module",
-    ["adapters", "prompt_adapter", "embedding_adapter", "composite_adapter", "conditional_pipeline", "pipelines"],
+    ["adapters", "text_adapters", "embedding_adapter", "composite_adapter", "conditional_pipeline", "pipelines"],
 )
 def test_no_adapter_or_pipeline_is_left_out(module):
     kinds = (ConditionalPipeline, Conditioning, ConditioningAdapter, Noised, Objective)

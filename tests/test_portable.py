@@ -97,7 +97,7 @@ def test_installed_base_class(model, place):
     setting, expected, _ = model
     pipe = quiet(ConditionalPipeline.from_pretrained(place))
     assert type(pipe) is CLASSES[setting]
-    assert type(pipe.adapter).__module__ == "cond_pipelines.adapters"
+    assert type(pipe.adapter).__module__.startswith("cond_pipelines.")
     assert np.array_equal(call(pipe, setting), expected)
 
 

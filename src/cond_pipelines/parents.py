@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UN
 from .adapters import ConditioningAdapter, UnconditionalAdapter
 from .conditional_pipeline import ConditionalPipeline
 from .pipelines import TextToImagePipeline, UnconditionalPipeline
-from .prompt_adapter import PromptAdapter
 from .surgery import with_socket
+from .text_adapters import PromptAdapter
 
 _STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 PARENTS: dict[str, type[ConditionalPipeline]] = {

@@ -178,7 +178,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
-    for module in ("prompt_adapter", "embedding_adapter", "composite_adapter", "pipelines"):
+    for module in ("text_adapters", "embedding_adapter", "composite_adapter", "pipelines"):
         importlib.import_module(f"{_PACKAGE}.{module}")
     ignored = importlib.import_module(f"{_PACKAGE}.parents").IGNORED.get(config.get("_class_name"), ())
     for component, value in config.items():

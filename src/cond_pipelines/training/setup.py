@@ -17,7 +17,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..adapters import ClassLabelAdapter, ConditioningAdapter, TextAdapter, UnconditionalAdapter
+from ..adapters import ClassLabelAdapter, ConditioningAdapter, UnconditionalAdapter
 from ..conditional_pipeline import ConditionalPipeline
 from ..data import images as im
 from ..data.buckets import bucket_sizes
@@ -30,6 +30,7 @@ from ..inputs import num_channels_latents
 from ..objectives import Objective
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from ..surgery import with_channels
+from ..text_adapters import TextAdapter
 from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
 from ..vae import VAE, vae_scale_factor

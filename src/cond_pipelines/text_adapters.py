@@ -1,4 +1,4 @@
-"""p(x|text) as Stable Diffusion has it.
+"""p(x|text): captions for a new UNet (TextAdapter), and as Stable Diffusion has them (PromptAdapter).
 
 This file travels with a checkpoint, behind adapters.py, and needs nothing else.
 """
@@ -9,7 +9,83 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cond_pipelines.adapters import Conditioning, ConditioningAdapter, Features
+from cond_pipelines.adapters import Conditioning, ConditioningAdapter, Features, zero_init
+
+
+class TextAdapter(ConditioningAdapter):
+    """p(x|text): the last hidden states of any transformers text encoder (CLIP, T5, BERT-like, GPT-like).
+
+    The hidden states are normalised, because encoders differ in scale by orders of magnitude, then projected to the
+    socket: each token for cross-attention, their mean beside the time embedding. Tokenizers are used as they are: we
+    pad by hand with a mask, so a tokenizer without a pad token (the GPT kind) works and is not changed.
+
+    Args:
+        hidden_size: of the text encoder; `for_unet(unet, text_encoder=...)` reads it.
+        max_length: captions are cut after this many tokens.
+
+    Example:
+        >>> adapter = TextAdapter.for_unet(unet, text_encoder=text_encoder)
+        >>> inputs = adapter.preprocess(["a red circle", None], tokenizer)  # None: unconditional
+        >>> cond = adapter(adapter.encode(inputs, text_encoder))
+    """
+
+    conditioning = "text"
+
+    @register_to_config
+    def __init__(
+        self, hidden_size: int, max_length: int = 77, token_dim: int | None = None, pooled_dim: int | None = None
+    ):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        if token_dim is not None:
+            self.token_proj = zero_init(nn.Linear(hidden_size, token_dim))
+        if pooled_dim is not None:
+            self.pooled_proj = zero_init(nn.Linear(hidden_size, pooled_dim))
+
+    @classmethod
+    def for_unet(cls, unet: nn.Module, text_encoder: nn.Module | None = None, **kwargs: Any) -> "TextAdapter":
+        """Build one for the socket of `unet` and the width and positions of `text_encoder`."""
+        if text_encoder is not None:
+            config = text_encoder.config.get_text_config()
+            positions = getattr(config, "max_position_embeddings", None) or 256
+            kwargs = {"hidden_size": config.hidden_size, "max_length": min(positions, 256)} | kwargs
+        return super().for_unet(unet, **kwargs)
+
+    def preprocess(self, raw: list[str | None], processor: Any = None) -> Features:
+        if processor is None:
+            raise ValueError("TextAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
+        max_length = min(self.config.max_length, processor.model_max_length)
+        ids = [
+            [] if text is None else processor(text, truncation=True, max_length=max_length)["input_ids"] for text in raw
+        ]
+        length = max(1, max(len(row) for row in ids))  # of the longest caption here, not of the encoder
+        pad = processor.pad_token_id or 0  # masked, so any valid id will do
+        return {
+            "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in ids]),  # (B, L)
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids]),  # (B, L)
+        }
+
+    def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
+        mask = inputs["attention_mask"]
+        present = mask.any(dim=1, keepdim=True)  # (B, 1)
+        # An encoder given only masked tokens answers NaN; those rows are zeroed in forward anyway.
+        seen = torch.where(present, mask, torch.ones_like(mask))
+        encoder = encoder.get_encoder() if getattr(encoder.config, "is_encoder_decoder", False) else encoder
+        hidden_states = encoder(input_ids=inputs["input_ids"], attention_mask=seen).last_hidden_state  # (B, L, D)
+        return {"hidden_states": hidden_states, "mask": mask.bool()}
+
+    def forward(self, features: Features) -> Conditioning:
+        mask = features["mask"]  # (B, L)
+        hidden_states = self.norm(features["hidden_states"])  # (B, L, D)
+        present = mask.any(dim=1)[:, None]  # (B, 1), False: no caption
+        tokens = pooled = None
+        if self.config.token_dim is not None:
+            tokens = self.token_proj(hidden_states) * present[..., None]  # (B, L, token_dim)
+        if self.config.pooled_dim is not None:
+            weight = mask[..., None].to(hidden_states.dtype)  # (B, L, 1)
+            mean = (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # (B, D)
+            pooled = self.pooled_proj(mean) * present  # (B, pooled_dim)
+        return self.fill(tokens, mask | ~present, pooled)
 
 
 class PromptAdapter(ConditioningAdapter):
