@@ -27,7 +27,7 @@ from .training.defaults import fast_precision
 from .training.loop import train
 
 _ATTRIBUTES = ("shape", "colour", "background")
-_MINUTES = {"unconditional": 5.95, "class_conditional": 0.9, "text_to_image": 2.2}
+_MINUTES = {"unconditional": 5.8, "class_conditional": 0.9, "text_to_image": 2.2}
 
 
 def demo_shapes() -> datasets.Dataset:
@@ -127,7 +127,7 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     return report
 
 
-def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 3000) -> dict[str, list[dict[str, Any]]]:
+def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 2000) -> dict[str, list[dict[str, Any]]]:
     """Alike, all of it, new: what `cond-pipelines evaluate` measures, of samples that are there already.
 
     In pixels, which is good enough for images this small; the held-out images are drawn from another seed.
