@@ -200,6 +200,8 @@ class Study:
         """
         path, model = self.folder / f"{name}.json", self.folder / name
         config = TRAINING | config
+        if self.options.size == "tiny":
+            config["default_num_inference_steps"] = 2
         if not path.is_file():
             print(f"\n=== {name}", flush=True)
             shutil.rmtree(model, ignore_errors=True)  # of a run that was killed
@@ -321,6 +323,9 @@ def plot(path: Path, panels: list[dict[str, Any]]) -> None:
         if level is not None:
             axes.axhline(level, color="grey", linestyle=":")
         axes.set(**panel)
+        if panel.get("xscale") == "log":
+            axes.set_xticks(xs, [f"{x:,}" for x in xs])
+            axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)

@@ -20,7 +20,7 @@ SIZES = {  # counts: images of each class; steps: of the shared model, and of al
     "tiny": {"counts": (2,), "steps": 4, "num_classes": 2}
     | {"seeds": 1, "num_samples": 3, "network": {"unet_size": "xxs"}},
     "small": {
-        "counts": {"shapes": (5, 20, 80), "digits": (5, 80)},
+        "counts": (5, 20, 80),
         "steps": 360,
         "num_classes": {"shapes": 5, "digits": 3},
     }

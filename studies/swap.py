@@ -15,7 +15,7 @@ from common import Digits, Shapes, Study, parse_args, sample
 
 GOAL = 0.95
 SIZES = {  # class, text: steps of the runs from the unconditional model, and of those from scratch
-    "tiny": {"parent_steps": 2, "class": ((2, 4), (2,)), "text": ((2,), (2,))}
+    "tiny": {"parent_steps": 2, "class": ((2,), (2,)), "text": ((2,), (2,))}
     | {"num_images": 32, "seeds": 1, "num_samples": 4, "network": {"unet_size": "xxs"}},
     "small": {
         "parent_steps": {"shapes": 2400, "digits": 1600},

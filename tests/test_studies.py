@@ -11,7 +11,7 @@ import unseen_captions
 from common import Digits, Study, interval, parse_args
 from PIL import Image
 
-STUDIES = [(swap, "digits"), (unseen_captions, "shapes"), (shared_vs_separate, "digits")]
+STUDIES = [(swap, "digits"), (unseen_captions, "digits"), (shared_vs_separate, "digits")]
 
 
 @pytest.fixture(scope="module")
