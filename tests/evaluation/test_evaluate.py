@@ -44,7 +44,7 @@ def test_the_report(model):
     for row in report["measures"]:
         by_question.setdefault(row["question"], []).append(row["name"])
         assert np.isfinite(row["value"]) and row["better"] in ("higher", "lower")
-        assert row["interval"] is None or row["interval"][0] <= row["interval"][1]
+        assert row["interval"][0] <= row["value"] <= row["interval"][1]
     obeys = {"none": set(), "class": {"obeys y?"}, "text": {"obeys the text?"}}[setting]
     assert set(by_question) == {"alike?", "all of it?", "new?"} | obeys
     pictures = ["samples.png", "nearest.png"] + ["per_class.png"] * (setting == "class")

@@ -203,6 +203,12 @@ def test_the_interval_of_a_mean_covers_it():
     assert 0.88 <= np.mean(holds) <= 1.0
 
 
+def test_the_interval_of_a_statistic_is_that_of_a_mean():
+    values = 5 + normal(200, 1)[:, 0]
+    assert m.interval_of(np.mean, values) == pytest.approx(m.interval_of_mean(values), abs=0.05)
+    assert m.interval_of(np.std, np.ones(20)) == (0, 0)
+
+
 def test_the_interval_of_a_frechet_distance():
     real = m.Gaussian.of(normal(5000))
     few = m.interval_of_frechet(normal(200, mean=0.5, seed=1), real)

@@ -108,10 +108,9 @@ def label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row], dict[st
         read_real = probe(held_out.features)
         ceiling = float((read_real == shown).mean())
     rows = [mean_row("obeys y?", "class read right by a linear probe", (read == asked).astype(float), ceiling)]
-    balance = [m.imbalance(x, frequency) for x in (read, *([read_real] if len(shown) else []))]
-    rows.append(
-        row("all of it?", "class imbalance", balance[0], None, balance[1] if len(balance) > 1 else None, "lower")
-    )
+    interval = m.interval_of(lambda x: m.imbalance(x, frequency), read)
+    floor = m.imbalance(read_real, frequency) if len(shown) else None
+    rows.append(row("all of it?", "class imbalance", m.imbalance(read, frequency), interval, floor, "lower"))
     classes: dict[str, Any] = {"names": list(id2label.values()), "frechet_distance": [], "kernel_distance": []}
     classes["confusion"] = m.confusion(asked, read, len(id2label)).tolist()
     for label in id2label:

@@ -197,7 +197,11 @@ def _classified(
     sure = found.probabilities.max(dim=1).values.numpy()
     return [
         mean_row("obeys y?", "held-out images classified right", right),
-        row("obeys y?", "calibration error of that", m.calibration_error(sure, right), better="lower"),
+        row(
+            *("obeys y?", "calibration error of that", m.calibration_error(sure, right)),
+            m.interval_of(m.calibration_error, sure, right),
+            better="lower",
+        ),
     ]
 
 
