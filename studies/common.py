@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cond_pipelines import ConditionalPipeline
+from cond_pipelines import ConditionalPipeline, demo
 from cond_pipelines.data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from cond_pipelines.training.config import TrainingConfig
-from cond_pipelines.training.defaults import fast_precision
 from cond_pipelines.training.loop import train
 
 Combination = tuple[str, str, str]  # what an image shows: (kind, colour, background)
@@ -270,22 +269,13 @@ def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------------ samples
-def sample(model: Path, conditions: list[Any], guidance_scale: float = 2.0) -> list[Image.Image]:
+def sample(model: Path, conditions: list[Any], **sampling: Any) -> list[Image.Image]:
     """An image for each raw condition, each from a seed of its own."""
     pipe = ConditionalPipeline.from_pretrained(model)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.unet.set_default_attn_processor()  # faster on a CPU
     pipe.set_progress_bar_config(disable=True)
-    precise = fast_precision(pipe.device) != "bf16"
-    images: list[Image.Image] = []
-    for start in range(0, len(conditions), 128):
-        some = conditions[start : start + 128]
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
-        with torch.autocast(pipe.device.type, torch.bfloat16, enabled=not precise):  # as in training
-            images += ConditionalPipeline.__call__(
-                pipe, some, generator=generators, guidance_scale=guidance_scale
-            ).images
-    return images
+    return demo.sample(pipe, conditions, **sampling)
 
 
 # ---------------------------------------------------------------------------------------------------- how sure

@@ -63,14 +63,15 @@ def train_demo(output_dir: Path, speed: float = 1.0) -> dict[str, Path]:
     return folders
 
 
-def sample(pipe: ConditionalPipeline, conditions: list[Any], seed: int = 0) -> list[Image.Image]:
-    """One image for each raw condition, each from a seed of its own, in batches."""
+def sample(pipe: ConditionalPipeline, conditions: list[Any], seed: int = 0, **sampling: Any) -> list[Image.Image]:
+    """One image for each raw condition, each from a seed of its own, in batches; `sampling`: of the call."""
     images: list[Image.Image] = []
     for start in range(0, len(conditions), 128):
         some = conditions[start : start + 128]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision(pipe.device) == "bf16"):  # as in training
-            images += ConditionalPipeline.__call__(pipe, some, generator=generators).images
+        fast = fast_precision(pipe.device) == "bf16"
+        with torch.autocast(pipe.device.type, torch.bfloat16, enabled=fast):  # as in training
+            images += ConditionalPipeline.__call__(pipe, some, generator=generators, **sampling).images
     return images
 
 

@@ -161,7 +161,7 @@ def test_classify(model):
     setting, folder = model
     options = config(folder, classify=True, num_classified=12)
     if setting != "class":
-        with pytest.raises(ValueError, match="--classify needs a class-conditional model"):
+        with pytest.raises(ValueError, match=r"--classify needs a class-conditional model, and this one is"):
             evaluate(options)
         return
     report = evaluate(options)
@@ -171,6 +171,17 @@ def test_classify(model):
     assert accuracy["interval"][0] <= accuracy["value"] <= accuracy["interval"][1]
     assert accuracy["value"] * 12 == pytest.approx(round(accuracy["value"] * 12), abs=0.01)
     assert 0 <= error["value"] <= 1
+
+
+def test_what_has_no_meaning_is_refused_before_sampling(model, tmp_path):
+    setting, folder = model
+    given = {"classifier": "training_common:always_the_first", "clip_model": "any", "unseen_captions": "any"}
+    of = {"classifier": "class", "clip_model": "text", "unseen_captions": "text"}
+    for name, value in given.items():
+        if of[name] != setting:
+            with pytest.raises(ValueError, match=f"--{name} needs a {of[name]}-conditional model, and this one is"):
+                evaluate(config(folder, output_dir=str(tmp_path / "out"), **{name: value}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sweep(model, capsys):
@@ -286,7 +297,12 @@ def test_compare(model, tmp_path, capsys):
     for row in better["measures"]:
         if row["name"] == "Frechet distance":
             row["value"], row["interval"] = 0.01, [0.009, 0.011]
-    for name, content in (("same", report), ("better", better), ("other", report | {"feature_extractor": "x"})):
+    for name, content in (
+        ("same", report),
+        ("better", better),
+        ("other", report | {"feature_extractor": "x"}),
+        ("clip", report | {"clip_model": "x"}),
+    ):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     main(["compare", str(folder), str(tmp_path / "same.json")])
     told = capsys.readouterr().out
@@ -297,6 +313,9 @@ def test_compare(model, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["compare", str(folder), str(tmp_path / "other.json")])
     assert f"differ in feature_extractor ({EXTRACTOR} and x)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder), str(tmp_path / "clip.json")])
+    assert "differ in clip_model (None and x)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compare", str(folder), str(tmp_path / "b")])
     assert "is no evaluation's report.json" in capsys.readouterr().err

@@ -95,9 +95,9 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average():
 
 
 # -------------------------------------------------------------------------------------- precision, recall, copies
-def test_nearest_is_the_brute_force(monkeypatch):
-    monkeypatch.setattr(m, "_BLOCK", 7)
-    a, b = normal(20, 3, seed=1), normal(33, 3, seed=2)
+def test_nearest_is_the_brute_force():
+    """Of more rows than a block holds."""
+    a, b = (normal(n, 3, seed=n).astype(np.float64) for n in (2100, 2500))
     pairs = np.linalg.norm(a[:, None] - b[None], axis=-1)
     distances, indices = m.nearest(a, b, k=4)
     assert np.array_equal(indices, np.argsort(pairs, axis=1)[:, :4])
@@ -126,14 +126,14 @@ def test_noise_is_precise_in_nothing():
     assert found["precision"].mean() == found["coverage"].mean() == 0
 
 
-def test_manifolds_are_the_definition(monkeypatch):
-    monkeypatch.setattr(m, "_BLOCK", 16)
-    real, fake, k = normal(40, 2, seed=1), normal(50, 2, mean=0.5, seed=2), 3
+def test_manifolds_are_the_definition():
+    """Of more rows than a block holds."""
+    real, fake, k = normal(2100, 2, seed=1).astype(np.float64), normal(2200, 2, mean=0.5, seed=2).astype(np.float64), 3
 
     def radius(x):
         return np.sort(np.linalg.norm(x[:, None] - x[None], axis=-1), axis=1)[:, k]
 
-    pairs = np.linalg.norm(real[:, None] - fake[None], axis=-1)  # (40, 50)
+    pairs = np.linalg.norm(real[:, None] - fake[None], axis=-1)  # (2100, 2200)
     found = m.manifolds(real, fake, k)
     assert np.array_equal(found["precision"], (pairs <= radius(real)[:, None]).any(axis=0))
     assert np.array_equal(found["recall"], (pairs <= radius(fake)[None]).any(axis=1))

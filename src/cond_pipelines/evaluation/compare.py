@@ -4,7 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-_SAME = ("setting", "feature_extractor", "resolution_px", "data", "num_train", "num_samples")
+_SAME = (
+    "setting",
+    "feature_extractor",
+    "clip_model",
+    "unseen_captions",
+    "resolution_px",
+    "data",
+    "num_train",
+    "num_samples",
+)
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:

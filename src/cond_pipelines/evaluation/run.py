@@ -1,5 +1,6 @@
 """evaluate(config) -> report: sample, extract features, measure, write."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     folder = Path(
         config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
     )
+    _check_setting(config, pipe.adapter.conditioning)
     data = _load_data(config, pipe)
     rng = np.random.default_rng(config.seed)
     train = np.sort(rng.permutation(data.train)[: config.num_real])
@@ -81,6 +83,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         "num_train": len(train),
         "num_held_out": len(data.held_out),
         "feature_extractor": config.feature_extractor,
+        "clip_model": config.clip_model,
+        "unseen_captions": _fingerprint(asked.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
         "num_inference_steps": num_steps,
         "guidance_scale": scale,
@@ -102,6 +106,18 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     return report
 
 
+def _check_setting(config: EvaluationConfig, conditioning: str) -> None:
+    """Raise ValueError for what has no meaning for a model of this setting, before anything is sampled."""
+    of = {"classifier": "class", "classify": "class", "clip_model": "text", "unseen_captions": "text"}
+    for name, setting in of.items():
+        if getattr(config, name) and conditioning != setting:
+            raise ValueError(f"--{name} needs a {setting}-conditional model, and this one is {conditioning!r}")
+
+
+def _fingerprint(captions: list[str] | None) -> str | None:
+    return None if captions is None else hashlib.sha256("\n".join(captions).encode()).hexdigest()[:12]
+
+
 def _place(folder: Path, kind: str) -> Path:
     """Where samples are kept."""
     return folder / "-".join(["samples", *kind.split()])
@@ -111,7 +127,7 @@ class _Reader:
     """Images to what is measured of them."""
 
     def __init__(self, config: EvaluationConfig, data: TrainingData, folder: Path, device: torch.device):
-        self.config, self.data, self.folder = config, data, folder
+        self.config, self.data, self.kept = config, data, Path(config.features_dir or folder)
         self.extractor = load_extractor(config.feature_extractor, device)
         self.clip = CLIPScore(config.clip_model, device) if config.clip_model else None
 
@@ -129,11 +145,14 @@ class _Reader:
             "extractor": self.config.feature_extractor,
         }
         features = cached(
-            Path(self.config.features_dir or self.folder),
+            self.kept,
             key,
             lambda: extract(self.extractor, self._images(rows), len(rows), self.config.batch_size, what),
         )
-        return Part(features, conditions, self._scores(self._images(rows), conditions) if scored else None)
+        if self.clip is None or not scored:
+            return Part(features, conditions)
+        key |= {"extractor": "CLIP score", "clip_model": self.config.clip_model, "captions": conditions}
+        return Part(features, conditions, cached(self.kept, key, lambda: self._scores(self._images(rows), conditions)))
 
     def _images(self, rows: np.ndarray) -> Any:
         return (real_image(self.data, row) for row in rows)
@@ -188,8 +207,6 @@ def _classified(
     config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[Any]
 ) -> list[Row]:
     """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
-    if not data.id2label:
-        raise ValueError("--classify needs a class-conditional model")
     known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
     images = [real_image(data, data.held_out[i]) for i in known]
     found = pipe.classify(images, list(data.id2label), seed=config.seed)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import Tensor, nn
@@ -115,7 +115,8 @@ def train(config: TrainingConfig) -> Path:
 
     optimizer = build_optimizer(config, parameter_groups(pipe, config))
     counts = count_trained(pipe)
-    whole, whole_modules = whole_pipeline(accelerator, pipe, trained)  # to look at and to save
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    whole, whole_modules = whole_pipeline(pipe, trained, sharded)  # to look at and to save
     model, optimizer = prepare(accelerator, config, _Told(pipe, trained), optimizer)
     optimizer.train()
     parameters = trainable(trained)  # as prepared: they may be sharded
@@ -215,9 +216,10 @@ def train(config: TrainingConfig) -> Path:
                 accelerator.wait_for_everyone()
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 save()
-                with ema_weights(ema, whole_modules, parameters, optimizer):
-                    if accelerator.is_main_process:
-                        hub.checkpoint(lambda folder: save_model(whole, folder, parent), progress.step)
+                if hub.every_save:
+                    with ema_weights(ema, whole_modules, parameters, optimizer):
+                        if accelerator.is_main_process:
+                            hub.checkpoint(lambda folder: save_model(whole, folder, parent), progress.step)
             if done < 1 and stop.asked(progress.step):
                 raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
     with ema_weights(ema, whole_modules, parameters, optimizer, restore=False), one_line_failures(progress, output_dir):

@@ -19,6 +19,7 @@ class HubPush:
 
     def __init__(self, config: TrainingConfig):
         self.config = config
+        self.every_save = config.push_to_hub and config.hub_strategy == "every_save"
         self.repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
         self.pool = ThreadPoolExecutor(1)
         self.running: Future | None = None
@@ -26,8 +27,6 @@ class HubPush:
 
     def checkpoint(self, save: Callable[[str], None], step: int) -> None:
         """`save` the model as it is now into a folder, uploaded while training goes on; not while one is under way."""
-        if not self.config.push_to_hub or self.config.hub_strategy != "every_save":
-            return
         if self.running is not None and not self.running.done():
             return
         folder = tempfile.TemporaryDirectory()

@@ -79,13 +79,13 @@ def prepare(
 
 
 def whole_pipeline(
-    accelerator: Accelerator, pipe: ConditionalPipeline, trained: list[nn.Module]
+    pipe: ConditionalPipeline, trained: list[nn.Module], sharded: bool
 ) -> tuple[ConditionalPipeline, list[nn.Module]]:
     """The pipeline to sample from and to save, and its modules that are trained; before weights are sharded.
 
-    It is `pipe` itself, but with FSDP a copy whose trained modules will stay whole; see `fill`.
+    It is `pipe` itself, or, where weights will be `sharded`, a copy whose trained modules stay whole; see `fill`.
     """
-    if accelerator.distributed_type != DistributedType.FSDP:
+    if not sharded:
         return pipe, trained
     whole, modules = copy.copy(pipe), []
     for name, module in pipe.components.items():
