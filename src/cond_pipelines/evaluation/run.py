@@ -239,6 +239,8 @@ def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingD
     known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}
     vae = pipe.components.get("vae")
     data = load_data(TrainingConfig(**known), (vae or pipe.unet).config.in_channels)
+    if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
+        raise ValueError("models with several labels an image cannot be evaluated yet")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data
