@@ -83,17 +83,23 @@ def clipped_step(
         return torch.tensor(float(optimizer.step_was_skipped), device=accelerator.device)
     whole = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     fused = whole and getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of them
-    if optimizer.scaler is None and fused:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if max_norm:
-            optimizer.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)  # what they are divided by
-    else:
+    if optimizer.scaler is not None or not fused:
         norm = gathered(accelerator.clip_grad_norm_(parameters, max_norm or float("inf")))
+        left_out = 1 - norm.isfinite().float()
+        if optimizer.scaler is not None or not left_out:  # a scaler leaves it out itself
+            optimizer.step()
+        return left_out
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     left_out = 1 - norm.isfinite().float()
-    if optimizer.scaler is None and fused:  # a scaler does the same
-        optimizer.optimizer.found_inf = left_out
-    if optimizer.scaler is not None or fused or not left_out:
-        optimizer.step()
+    wrapped = optimizer.optimizer  # accelerate's own `step` looks for a package each time, as long as the norm takes
+    divisor = (norm / max_norm).clamp(min=1.0) if max_norm else None
+    if norm.device.type == "cpu":  # looking is free, the two tensors are not
+        wrapped.grad_scale, wrapped.found_inf = divisor if max_norm and divisor > 1 else None, None
+        if left_out:
+            return left_out
+    else:
+        wrapped.grad_scale, wrapped.found_inf = divisor, left_out
+    wrapped.step()
     return left_out
 
 
