@@ -22,6 +22,12 @@ def few_shapes() -> datasets.Dataset:
     return load_shapes(8)
 
 
+def many_images() -> datasets.Dataset:
+    """34 MB when they are decoded: more than is kept in memory."""
+    image = load_shapes(1, image_size_px=64)["image"][0]
+    return datasets.Dataset.from_dict({"image": [image]}).select([0] * 2800)
+
+
 def angles() -> datasets.Dataset:
     """With a continuous condition, and None where it is not known."""
     rows = load_shapes(16)

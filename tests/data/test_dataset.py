@@ -1,3 +1,4 @@
+import functools
 import io
 import re
 
@@ -14,10 +15,7 @@ BAD_IMAGES = (3, 70, 99)
 NUM_IMAGES = 100
 
 
-class LazyDataset(ImageDataset):
-    """Nothing is kept in memory: images are read when they are needed."""
-
-    most_in_memory_bytes = 0
+lazy_dataset = functools.partial(ImageDataset, cache_images=False)  # images are read when they are needed
 
 
 def png(i, size=(8, 8)):
@@ -152,7 +150,7 @@ def test_a_bad_image_is_named_by_its_file(tmp_path):
         ImageDataset(rows, Columns("image"), 8, 3).check()
 
 
-@pytest.mark.parametrize("cls", [ImageDataset, LazyDataset])
+@pytest.mark.parametrize("cls", [ImageDataset, lazy_dataset])
 def test_skipped_images_are_named_and_the_rest_is_kept(cls):
     dataset = with_bad_images(cls, on_bad_image="skip")
     dataset.check()
@@ -180,7 +178,7 @@ def test_a_long_list_of_bad_rows_is_cut():
 def test_a_bad_image_found_later_stops_or_is_replaced(caplog):
     bad = 60  # not among the few that are looked at first
     images = [png(i) if i != bad else b"broken" for i in range(NUM_IMAGES)]
-    strict, lenient = make(images, cls=LazyDataset), make(images, cls=LazyDataset, on_bad_image="skip")
+    strict, lenient = make(images, cls=lazy_dataset), make(images, cls=lazy_dataset, on_bad_image="skip")
     for dataset in (strict, lenient):
         dataset.check()
         assert len(dataset) == NUM_IMAGES
@@ -196,12 +194,12 @@ def test_a_bad_image_found_later_stops_or_is_replaced(caplog):
 def test_a_stand_in_comes_from_the_same_split():
     """Otherwise a bad image would let a held-out one into training."""
     images = [png(i) for i in range(NUM_IMAGES)]
-    held_out = make(images, cls=LazyDataset).split(0.5)[1]
+    held_out = make(images, cls=lazy_dataset).split(0.5)[1]
     for i in held_out:
         images[i] = png(200)
     before = next(i - 1 for i in held_out if i - 1 not in held_out)
     images[before] = images[held_out[-1]] = b"broken"
-    dataset = make(images, cls=LazyDataset, on_bad_image="skip")
+    dataset = make(images, cls=lazy_dataset, on_bad_image="skip")
     train, held_out = dataset.split(0.5)
     assert max(shade(dataset[0, i]) for i in train) < 200
     assert {shade(dataset[0, i]) for i in held_out} == {200}
@@ -211,7 +209,7 @@ def test_a_stand_in_comes_from_the_same_split():
 def test_no_image_left():
     with pytest.raises(ValueError, match=r"no usable image among 5 rows; row 0: unreadable"):
         make([b"broken"] * 5, on_bad_image="skip").check()
-    late = make([png(0)] * 40, cls=LazyDataset, on_bad_image="skip")
+    late = make([png(0)] * 40, cls=lazy_dataset, on_bad_image="skip")
     late.rows = datasets.Dataset.from_dict({"image": [{"bytes": b"broken", "path": None}] * 40})
     with pytest.raises(BadRow, match=r"no usable image is left; row \d+: unreadable"):
         late[0, 0]
@@ -251,7 +249,7 @@ def test_the_message_survives_a_worker():
 
 
 # ----------------------------------------------------------------------------------------- what comes out of it
-@pytest.mark.parametrize("cls", [ImageDataset, LazyDataset])
+@pytest.mark.parametrize("cls", [ImageDataset, lazy_dataset])
 def test_pixels_are_the_images(cls):
     dataset = make([png(i, size=(12, 9)) for i in range(40)], cls=cls)
     dataset.check()

@@ -2,16 +2,22 @@
 
 import json
 import os
+import pickle
 
 import numpy as np
+import psutil
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from pipelines_common import tiny_vae
-from training_common import largest_difference, log_of, run
+from training_common import largest_difference, log_of, many_images, run
 from transformers import BertConfig, BertModel
 
 from cond_pipelines import ConditionalPipeline
+from cond_pipelines.data.array_file import stored
+from cond_pipelines.data.dataset import ImageDataset
+from cond_pipelines.data.loading import Columns
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.text_encoders import train_tokenizer
 
@@ -64,6 +70,40 @@ def test_images(trained, images, center_crop):
     changed, kept = trained(center_crop=center_crop, cache_images=True)
     assert len(kept) == 2
     assert log_of(changed) != log_of(first)
+
+
+@pytest.mark.parametrize(("cache_images", "in_file"), [(None, True), (False, False)])
+def test_more_images_than_are_kept_in_memory_are_kept_in_a_file(tmp_path, cache_images, in_file):
+    for count in (30, 2800):
+        rows = many_images().select(range(count))
+        dataset = ImageDataset(rows, Columns("image"), 64, 3, cache_dir=tmp_path, cache_images=cache_images)
+        dataset.check()
+        assert len(list(tmp_path.glob("*/data.bin"))) == int(in_file and count == 2800)
+        assert dataset.in_memory == (cache_images is None)  # or in the page cache: no workers are needed
+        assert np.array_equal(dataset[0, count - 1].pixels, np.asarray(rows[0]["image"]))
+
+
+def mapped_mib(read):
+    """By how much the mapped files that count as this process's memory grow, at most, while `read` goes on."""
+    shared = psutil.Process().memory_info
+    before, most = shared().shared, 0
+    for number, _ in enumerate(read):
+        most = max(most, shared().shared - before) if number % 50 == 0 else most
+    return most / 2**20
+
+
+def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
+    """Files of 160 MB: decoded images, and the rows that they come from."""
+    noise = np.random.default_rng(0).integers(0, 255, (2500, 2**16), dtype=np.uint8)
+    kept = stored(tmp_path / "kept", lambda _: noise)
+    assert mapped_mib(kept[number].sum() for number in range(2500)) < 80
+    assert np.array_equal(pickle.loads(pickle.dumps(kept))[2499], noise[2499])
+    images = [{"bytes": row.tobytes(), "path": None} for row in noise]
+    Dataset.from_dict({"image": images}, Features(image=ImageFeature())).save_to_disk(str(tmp_path / "rows"))
+    dataset = ImageDataset(Dataset.load_from_disk(str(tmp_path / "rows")), Columns("image"), 8, 3)
+    assert mapped_mib(dataset.rows[number] for number in range(2500)) > 120  # as `datasets` has it
+    dataset = ImageDataset(Dataset.load_from_disk(str(tmp_path / "rows")), Columns("image"), 8, 3)
+    assert mapped_mib(dataset._image(number) for number in range(2500)) < 80
 
 
 def test_bad_images_are_known_from_the_file_too(trained, images, capsys):

@@ -234,33 +234,52 @@ def test_another_run_is_refused_and_the_difference_named(saved, tmp_path, change
 
 # ------------------------------------------------------------------------------------------------------- failing
 def run_on_a_small_disk(tmp_path, env, size_mb, **settings):
-    """Its line on stderr, and the checkpoints that are left, of a run that saves at every step until it cannot."""
+    """Exit code, stderr, and a copy of what is left, of a run that has the only room in `tmp_path`."""
     after = Path(f"{tmp_path}.after")
     script = (
         f"mount -t tmpfs -o size={size_mb}m tmpfs {tmp_path} && "
         f'{{ "$@" 2> {tmp_path}.err; code=$?; cp -r {tmp_path} {after}; exit $code; }}'
     )
-    settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1} | settings
     args = flags(output_dir=tmp_path, **settings)
     env = python_path(env) | {"OMP_NUM_THREADS": "1"}
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     told = Path(f"{tmp_path}.err").read_text()
-    assert done.returncode == 1, told[-2000:] + done.stderr
-    assert "Traceback" not in told
-    assert not list(after.glob("unfinished*"))
+    assert "Traceback" not in told, told[-2000:] + done.stderr
+    assert not list(after.rglob("unfinished*"))
+    return done.returncode, told, after
+
+
+def line_of_a_full_disk(code, told):
+    assert code == 1, told[-2000:]
     (line,) = [line for line in told.splitlines() if line.startswith("error:")]
     assert "No space left" in line or "disk is full" in line
-    return line, all_checkpoints(after)
+    return line
 
 
 def test_a_full_disk(tmp_path, subprocess_env):
     """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
-    line, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=40)
+    settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1}
+    code, told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=40, **settings)
+    line, after = line_of_a_full_disk(code, told), all_checkpoints(after)
     assert after and all(broken(path) is None for path in after)
     step = int(after[-1].name.split("-")[1])
     assert line.startswith(f"error: step {step + 2}: ") or line.startswith(f"error: step {step + 1}: ")
     assert f"{after[-1].name} is whole: go on with the same command and --resume_from_checkpoint latest" in line
+
+
+@pytest.mark.parametrize("cache_images", [None, True])
+def test_a_full_disk_for_decoded_images(tmp_path, subprocess_env, cache_images):
+    """34 MB of them on a file system of 24: they are decoded at every use, unless the file was asked for."""
+    settings = {"dataset_name": "training_common:many_images", "resolution": 64, "max_train_steps": 1}
+    settings |= {"cache_dir": tmp_path / "cache", "cache_images": cache_images, "train_batch_size": 2}
+    code, told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=24, **settings)
+    if cache_images:
+        assert str(tmp_path / "cache/cond_pipelines/images-") in line_of_a_full_disk(code, told)
+    else:
+        assert code == 0, told[-2000:]
+        assert "images are decoded at every use: " in told and "No space left" in told
+        assert (after / "model_index.json").is_file()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
@@ -278,17 +297,15 @@ def test_a_read_only_folder(tmp_path, subprocess_env):
     assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
 
 
-def test_a_data_set_that_vanishes(tmp_path, monkeypatch):
+def test_a_data_set_that_vanishes(tmp_path):
     """In the middle of the run, read by a worker process."""
     from PIL import Image
 
-    from cond_pipelines.data.dataset import ImageDataset
-
-    monkeypatch.setattr(ImageDataset, "most_in_memory_bytes", 0)
     (tmp_path / "images").mkdir()
     for i in range(64):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/{i:02}.png")
     settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
+    settings |= {"cache_images": False}
 
     def remove():
         while not (tmp_path / "out/checkpoint-2").is_dir():

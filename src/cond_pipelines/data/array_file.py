@@ -1,12 +1,17 @@
 """Arrays that are made once and read again: in one memory-mapped file, shared by all processes."""
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+
+# Pages of a mapped file count as this process's memory until it lets go of them; the page cache keeps them. A read maps
+# the 64 KiB around its first and its last page too (Linux' fault_around_bytes).
+_MOST_MAPPED_BYTES, _AROUND_BYTES = 32 * 2**20, 2 * 2**16
 
 
 class ArrayFile:
@@ -21,10 +26,16 @@ class ArrayFile:
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         facts = json.loads((folder / "facts.json").read_text())
         self.notes = {int(k): v for k, v in facts["notes"].items()}
         self.index = np.load(folder / "index.npy")  # (N, 1 + dimensions): offset, shape, -1 for what is not there
-        self.data = np.memmap(folder / "data.bin", dtype=facts["dtype"], mode="r") if facts["dtype"] else None
+        self.dtype, self.mapped_bytes = np.dtype(facts["dtype"]), 0
+        with (folder / "data.bin").open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if facts["dtype"] else None
+
+    def __reduce__(self) -> tuple[type["ArrayFile"], tuple[Path]]:
+        return ArrayFile, (self.folder,)  # a worker process maps the file itself
 
     def __len__(self) -> int:
         return len(self.index)
@@ -36,7 +47,12 @@ class ArrayFile:
         if number not in self:
             raise KeyError(number)
         offset, *shape = (n for n in self.index[number].tolist() if n >= 0)
-        return self.data[offset : offset + int(np.prod(shape))].reshape(shape)
+        count = int(np.prod(shape))
+        self.mapped_bytes += count * self.dtype.itemsize + _AROUND_BYTES
+        if self.mapped_bytes > _MOST_MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)
+            self.mapped_bytes = 0
+        return np.frombuffer(self.map, self.dtype, count, offset * self.dtype.itemsize).reshape(shape)
 
 
 def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | None]]) -> ArrayFile:
@@ -47,6 +63,9 @@ def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | 
 
     Args:
         make: gives the arrays in order, None for one that is missing; may note a word on any in the dictionary it gets.
+
+    Raises:
+        OSError: `folder` cannot be written to; nothing is left there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -56,8 +75,10 @@ def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | 
             unfinished.mkdir()
             try:
                 _write(unfinished, make)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(unfinished, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
                 raise
             unfinished.rename(folder)
     return ArrayFile(folder)

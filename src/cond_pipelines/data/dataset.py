@@ -20,7 +20,7 @@ from . import images as im
 from .array_file import ArrayFile, stored
 from .buckets import nearest_size
 from .labels import Choices
-from .loading import Columns, as_files
+from .loading import Columns, as_files, reopened
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class ImageDataset(torch.utils.data.Dataset):
         parse_condition: value of the condition column to raw condition; raises ValueError for a bad one.
         value_range: what becomes -1 and 1, for images that are not of 8 bits; see `images.to_array`.
         buckets: (height, width) of which each image gets the nearest, instead of (resolution, resolution).
-        cache_dir: keep decoded images in a file there, instead of in memory where they fit.
+        cache_dir: where decoded images are kept in a file: if there are too many for memory, unless decoding them takes
+            long; with `cache_images` always. Without it, or without `cache_dir`, they are read whenever they are used.
     """
 
     rows: datasets.Dataset
@@ -80,14 +81,16 @@ class ImageDataset(torch.utils.data.Dataset):
     value_range: tuple[float, float] | None = None
     buckets: list[tuple[int, int]] | None = None
     cache_dir: Path | None = None
+    cache_images: bool | None = None
     skipped: list[str] = field(default_factory=list)
 
-    # Decoded images are kept in memory where all of them take less than this.
-    most_in_memory_bytes: ClassVar[int] = 2 * 2**30
-    most_in_memory_sec: ClassVar[float] = 90.0
+    # Unless told, decoded images are kept in memory up to the first, in a file up to the second and third.
+    most_in_memory_bytes: ClassVar[int] = 32 * 2**20
+    most_in_file_bytes: ClassVar[int] = 2 * 2**30
+    most_in_file_sec: ClassVar[float] = 90.0
 
     def __post_init__(self) -> None:
-        self.in_memory = False
+        self.in_memory, self._read_bytes = False, 0
         used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
         self.rows = as_files(self.rows.select_columns(used), self.columns.image)
         self.splits: list[np.ndarray] = []
@@ -169,7 +172,7 @@ class ImageDataset(torch.utils.data.Dataset):
             return self.resolution
         if row not in self._sizes:
             try:
-                found = im.size_px(self.rows[row][self.columns.image])
+                found = im.size_px(self._image(row))
             except OSError as error:
                 raise self._unreadable(error, self.name(row)) from error
             self._sizes[row] = nearest_size(*found, self.buckets)
@@ -187,11 +190,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def name(self, row: int) -> str:
         """How a user finds this row: its file where there is one."""
-        return row_name(f"row {row}", self.rows[row][self.columns.image])
+        return row_name(f"row {row}", self._image(row))
 
     def read_image(self, row: int) -> np.ndarray:
         """(H, W, C) uint8 with the shorter side at the resolution. Raises BadRow."""
-        return self._to_array(self.rows[row][self.columns.image], lambda: self.name(row))
+        return self._to_array(self._image(row), lambda: self.name(row))
 
     def read_condition(self, row: int) -> Any:
         """The raw condition, None where the setting has none. Raises BadRow."""
@@ -224,7 +227,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise BadRow(f"{name()}: {error}; mend it, or --on_bad_image skip") from error
 
     def check(self) -> None:
-        """Look at every condition, and at every image too where they fit in memory, which they then stay in.
+        """Look at every condition, and at every image too where they are kept decoded.
 
         Raises:
             BadRow: for the first bad row, where on_bad_image is "error".
@@ -239,7 +242,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 except BadRow as error:
                     self._reject(error, row, bad)
         rows = np.setdiff1d(np.arange(len(self.rows)), bad)
-        self.usable = self._preload(rows) if self.cache_dir is None else self._from_cache(rows)
+        self.usable = self._from_cache(rows) if self.cache_images else self._preload(rows)
         if not len(self):
             raise ValueError(
                 f"no usable image among {len(self.rows)} rows" + "".join(f"; {s}" for s in self.skipped[:3])
@@ -252,16 +255,22 @@ class ImageDataset(torch.utils.data.Dataset):
         bad.append(row)
 
     def _preload(self, rows: np.ndarray) -> np.ndarray:
-        """Decode all, or the first few where all would take too much memory or time. Returns the usable rows."""
+        """Decode all, into memory or a file, or a few where all would take too much room or time: the usable rows."""
         rng = np.random.default_rng(0)
         start, probe = time.perf_counter(), rows[np.sort(rng.permutation(len(rows))[:32])]
         bad: list[int] = []
         self._decode(probe, bad)
         sec = (time.perf_counter() - start) / max(1, len(probe)) * len(rows)
         size = np.mean([a.nbytes for a in self._arrays.values()] or [0]) * len(rows)
-        self.in_memory = bool(size <= self.most_in_memory_bytes and sec <= self.most_in_memory_sec)
+        quick = self.cache_images is None and sec <= self.most_in_file_sec
+        self.in_memory = bool(quick and size <= self.most_in_memory_bytes)
         if self.in_memory:
             self._decode(np.setdiff1d(rows, probe), bad, progress=sec > 2)
+        elif quick and size <= self.most_in_file_bytes and self.cache_dir is not None:
+            try:
+                return self._from_cache(np.setdiff1d(rows, bad))
+            except OSError as error:
+                _logger.warning("images are decoded at every use: %s cannot be written to: %s", self.cache_dir, error)
         return np.setdiff1d(rows, bad)
 
     def _from_cache(self, rows: np.ndarray) -> np.ndarray:
@@ -290,7 +299,7 @@ class ImageDataset(torch.utils.data.Dataset):
             ).encode()
         )
         for start in range(0, len(self.rows), 256):
-            for value in self._values(list(range(start, min(start + 256, len(self.rows))))):
+            for value in self._images(list(range(start, min(start + 256, len(self.rows))))):
                 if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
                     digest.update(repr(value).encode())
                 else:
@@ -299,8 +308,16 @@ class ImageDataset(torch.utils.data.Dataset):
                     digest.update(repr((str(found), stat and (stat.st_size, stat.st_mtime_ns))).encode())
         return digest.hexdigest()[:16]
 
-    def _values(self, rows: list[int]) -> list[Any]:
-        return self.rows[rows][self.columns.image]
+    def _image(self, row: int) -> Any:
+        return self._images([row])[0]
+
+    def _images(self, rows: list[int]) -> list[Any]:
+        """Undecoded: a path, or bytes from a file that `datasets` maps into memory, and never lets go of."""
+        values = self.rows[rows][self.columns.image]
+        self._read_bytes += sum(len(v["bytes"]) for v in values if isinstance(v, dict) and v.get("bytes"))
+        if self._read_bytes > self.most_in_memory_bytes:
+            self.rows, self._read_bytes = reopened(self.rows), 0
+        return values
 
     def _read(self, row: int, value: Any) -> np.ndarray | BadRow:
         try:
@@ -321,7 +338,7 @@ class ImageDataset(torch.utils.data.Dataset):
         with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             for start in range(0, len(rows), 256):  # one row at a time is several times slower to get
                 some = rows[start : start + 256].tolist()
-                yield from zip(some, pool.map(self._read, some, self._values(some)), strict=True)
+                yield from zip(some, pool.map(self._read, some, self._images(some)), strict=True)
                 bar.update(len(some))
 
     def fingerprint(self) -> str:

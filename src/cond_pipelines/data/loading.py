@@ -1,6 +1,7 @@
 """Find the images, their labels and their captions, whatever form they come in."""
 
 import importlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def as_files(rows: Any, image_column: str) -> Any:
     if not (is_file or is_image):
         raise ValueError(f"column {image_column!r} holds no images but {feature}: name another with --image_column")
     return rows.cast_column(image_column, datasets.Image(decode=False))
+
+
+def reopened(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows, of files that are mapped into memory anew: what was read of the old mapping counts as ours."""
+    return pickle.loads(pickle.dumps(rows)) if rows.cache_files else rows
 
 
 def load_object(path: str) -> Any:

@@ -23,6 +23,10 @@ def main(args: list[str] | None = None, **defaults: Any) -> None:
         _end(f"error: {_last_line(error)}", 2, error)
     except TrainingFailure as error:
         _end(f"error: {_last_line(error)}", 1, error)
+    except OSError as error:
+        if error.errno is None:  # not of the disk
+            raise
+        _end(f"error: {_last_line(error)}: make room, or mend the path", 1, error)
     except Interrupted as error:
         _end(f"{error}; go on with the same command and --resume_from_checkpoint latest", 0, error)
 

@@ -127,7 +127,7 @@ def train(config: TrainingConfig) -> Path:
     averages = [*([ema] if ema else []), *of_length.values()]
     accelerator.register_for_checkpointing(*averages)
     progress = Progress()
-    identity = run_identity(config, data, whole)
+    identity = run_identity(config, data, whole, accelerator.distributed_type)
     if config.resume_from_checkpoint:
         progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint, identity)
 

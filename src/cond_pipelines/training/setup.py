@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import diffusers
 import numpy as np
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -129,7 +129,8 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
         seed=config.seed,
         value_range=tuple(config.value_range) or None,
         buckets=bucket_sizes(resolution) if config.aspect_buckets else None,
-        cache_dir=cache_home(config) if config.cache_images else None,
+        cache_dir=cache_home(config),
+        cache_images=config.cache_images,
     )
     for flag in ("cache_images", "aspect_buckets"):
         if streamed and getattr(config, flag):
@@ -238,7 +239,9 @@ def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
     return Objective.from_scheduler(scheduler, **given)
 
 
-def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPipeline) -> dict[str, Any]:
+def run_identity(
+    config: TrainingConfig, data: TrainingData, pipe: ConditionalPipeline, kind: DistributedType
+) -> dict[str, Any]:
     """What must not change when a run is resumed, as JSON takes it."""
     adapter = {k: v for k, v in pipe.adapter.config.items() if not k.startswith("_")}
     identity = {
@@ -256,6 +259,7 @@ def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPi
         "optimizer": config.optimizer,
         "use_ema": config.use_ema,
         "ema_lengths": config.ema_lengths,
+        "sharding": kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "none",
     }
     return json.loads(json.dumps(identity))
 
