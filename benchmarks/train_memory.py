@@ -1,7 +1,8 @@
 """python benchmarks/train_memory.py: peak memory of a training run on 1,000 and on 100,000 images.
 
 Each run is a process of its own, which takes its images from parquet files; printed are the peak resident set sizes,
-and their ratio, of a streamed set and of one whose decoded images are kept in a file.
+and their ratio, of a set as it is by default (of 32 px and 300 MB when decoded, so in a file), of one whose decoded images
+are kept in a file from the first one on, and of a streamed one.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def write_parquet(folder: Path, count: int) -> None:
 
 def peak_mib(folder: Path, options: argparse.Namespace, *more: str) -> float:
     """Peak resident set size of a run."""
-    args = ["--train_data_dir", str(folder), "--resolution", "16", "--conditioning", "class", "--unet_size", "xxs"]
+    args = ["--train_data_dir", str(folder), "--resolution", "32", "--conditioning", "class", "--unet_size", "xxs"]
     args += ["--max_train_steps", str(options.steps), "--train_batch_size", "32", "--report_to", "none", *more]
     args += ["--default_num_inference_steps", "1", "--validation_steps", "0", "--mixed_precision", "no"]
     with tempfile.TemporaryDirectory() as out:
@@ -49,9 +50,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for count in options.counts:
             write_parquet(Path(folder) / str(count), count)
-        for name, flag in (("streaming", "--streaming"), ("cache_images", "--cache_images")):
-            # The second run of each: the first one makes what is kept.
-            peaks = [[peak_mib(Path(folder) / str(n), options, flag) for _ in range(2)][-1] for n in options.counts]
+        for name, flag in (("default", []), ("cache_images", ["--cache_images"]), ("streaming", ["--streaming"])):
+            # The larger of two runs of each: the first one makes what is kept.
+            peaks = [max(peak_mib(Path(folder) / str(n), options, *flag) for _ in range(2)) for n in options.counts]
             result[name] = {"peak_mib": [round(p) for p in peaks], "ratio": round(peaks[1] / peaks[0], 3)}
     print(json.dumps({"images": options.counts, "datasets": datasets.__version__, **result}))
 

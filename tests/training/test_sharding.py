@@ -1,10 +1,12 @@
-"""Sharded weights, by torch's own fully_shard on two processes of the CPU; accelerate shards on GPUs only."""
+"""Sharded weights on CPUs: by torch's own fully_shard, and by accelerate, which takes the CPUs for GPUs."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from training_common import log_of, run
+from training_common import flags, log_of, run
 
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
@@ -76,6 +78,39 @@ def test_averages_and_samples_of_sharded_weights(tmp_path, subprocess_env):
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("sharded and whole agree") == 2
+
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/sharding_check.py"
+
+
+def test_fsdp_trains_as_ddp_does_and_resumes_exactly(subprocess_env):
+    """With training/accelerate/fsdp2.yaml: gradients, clipping, averages, checkpoints, held-out loss and samples."""
+    command = [sys.executable, str(BENCHMARK), "--kind", "fsdp2", "--steps", "4"]
+    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "nothing is sharded" not in done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["against_ddp"] < 1e-5 and found["resumed_against_whole"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags_", "words"),
+    [
+        ({"optimizer": "adafactor"}, "--optimizer adafactor does not go with FSDP: adamw does"),
+        ({"ema_lengths": "0.05"}, "--ema_lengths does not go with FSDP"),
+        ({"resume_from_checkpoint": "latest"}, "was made with another sharding (none, now FSDP)"),
+    ],
+)
+def test_what_does_not_go_with_sharding_is_refused(tmp_path, subprocess_env, flags_, words):
+    if "resume_from_checkpoint" in flags_:
+        run(tmp_path, checkpointing_steps=1, max_train_steps=1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(BENCHMARK), "as_on_gpus"]
+    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    env["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
+    command = [sys.executable, *launcher, *flags(output_dir=tmp_path, max_train_steps=2, **flags_)]
+    done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1 and f"error: --{next(iter(flags_))}" in done.stderr
+    assert words in done.stderr, done.stderr[-3000:]
 
 
 def test_gradient_accumulation_is_ours(tmp_path, monkeypatch):

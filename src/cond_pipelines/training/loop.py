@@ -42,7 +42,7 @@ from .setup import (
     load_vae,
     run_identity,
 )
-from .sharding import RunAccelerator, prepare, run_state, whole_pipeline
+from .sharding import RunAccelerator, how_sharded, prepare, run_state, whole_pipeline
 from .summary import NUM_SAMPLES, write_summary
 from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
 
@@ -127,7 +127,7 @@ def train(config: TrainingConfig) -> Path:
     averages = [*([ema] if ema else []), *of_length.values()]
     accelerator.register_for_checkpointing(*averages)
     progress = Progress()
-    identity = run_identity(config, data, whole, accelerator.distributed_type)
+    identity = run_identity(config, data, whole) | how_sharded(accelerator)
     if config.resume_from_checkpoint:
         progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint, identity)
 

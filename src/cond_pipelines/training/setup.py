@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import diffusers
 import numpy as np
-from accelerate import DistributedType, PartialState
+from accelerate import PartialState
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -239,9 +239,7 @@ def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
     return Objective.from_scheduler(scheduler, **given)
 
 
-def run_identity(
-    config: TrainingConfig, data: TrainingData, pipe: ConditionalPipeline, kind: DistributedType
-) -> dict[str, Any]:
+def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPipeline) -> dict[str, Any]:
     """What must not change when a run is resumed, as JSON takes it."""
     adapter = {k: v for k, v in pipe.adapter.config.items() if not k.startswith("_")}
     identity = {
@@ -259,7 +257,6 @@ def run_identity(
         "optimizer": config.optimizer,
         "use_ema": config.use_ema,
         "ema_lengths": config.ema_lengths,
-        "sharding": kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "none",
     }
     return json.loads(json.dumps(identity))
 

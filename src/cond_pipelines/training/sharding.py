@@ -16,6 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..conditional_pipeline import ConditionalPipeline
 from .config import TrainingConfig
+from .optimizers import OPTIMIZERS
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class RunAccelerator(Accelerator):
@@ -66,16 +69,31 @@ def _asked_for(kind: str) -> bool:
 def prepare(
     accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, Any]:
-    """As `accelerator.prepare`; DeepSpeed is told what it would otherwise take from a data loader or from its file."""
-    if accelerator.distributed_type == DistributedType.FSDP and config.ema_lengths:
+    """As `accelerator.prepare`; DeepSpeed is told what it would otherwise take from a data loader or from its file.
+
+    Raises:
+        ValueError: sharding does not go with the optimizer, or with --ema_lengths.
+    """
+    kind = accelerator.distributed_type
+    if kind in _SHARDED and config.optimizer in OPTIMIZERS and config.optimizer != "adamw":
+        # Tried: the others fail in a step on part of a weight, in saving, or in resuming.
+        raise ValueError(f"--optimizer {config.optimizer} does not go with {kind.value}: adamw does")
+    if kind == DistributedType.FSDP and config.ema_lengths:
         raise ValueError("--ema_lengths does not go with FSDP: leave it out, the ordinary average is kept")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if kind == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.train_batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "gradient_clipping": config.max_grad_norm,
         }
     return accelerator.prepare(model, optimizer)
+
+
+def how_sharded(accelerator: Accelerator) -> dict[str, Any]:
+    """What must not change when a run is resumed: a checkpoint of one kind is not read by another."""
+    kind = accelerator.distributed_type
+    parts = {"processes of DeepSpeed": accelerator.num_processes} if kind == DistributedType.DEEPSPEED else {}
+    return {"sharding": kind.value if kind in _SHARDED else "none"} | parts
 
 
 def whole_pipeline(

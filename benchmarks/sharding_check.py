@@ -1,0 +1,106 @@
+"""Do FSDP2 and DeepSpeed ZeRO-2 train as DDP does?
+
+    python benchmarks/sharding_check.py --kind fsdp2
+    python benchmarks/sharding_check.py --kind deepspeed_zero2    # needs `pip install deepspeed`
+
+Two processes each, on CPUs or on two GPUs: the loss curves of DDP and of the other with the same images, noise and
+times, and of the other stopped and resumed. Prints the largest relative differences as one JSON object.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import accelerate
+import torch
+from accelerate import DistributedType, PartialState
+
+from cond_pipelines.training.__main__ import main as main_of_training
+
+ROOT = Path(__file__).parents[1]
+
+
+def train_as_on_gpus(args: list[str]) -> None:
+    """Train on CPUs that accelerate takes for GPUs: it would not shard there, though PyTorch does."""
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    main_of_training(args)
+
+
+def command(kind: str) -> list[str]:
+    """What launches a run of two processes, up to its own flags."""
+    if kind == "ddp":
+        return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cond_pipelines.training"]
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no"]
+    launcher += ["--config_file", str(ROOT / f"training/accelerate/{kind}.yaml")]
+    if kind == "fsdp2" and not torch.cuda.is_available():
+        return [*launcher, __file__, "as_on_gpus"]
+    return [*launcher, "-m", "cond_pipelines.training"]
+
+
+def run(folder: Path, kind: str, options: argparse.Namespace, steps: int) -> list[float]:
+    """The losses of a run of two processes, which resumes what is in `folder`."""
+    env = dict(os.environ)
+    if not torch.cuda.is_available():
+        env |= {"OMP_NUM_THREADS": "1"}
+        env |= {"DS_ACCELERATOR": "cpu"} if kind == "deepspeed_zero2" else {"ACCELERATE_USE_CPU": "true"}
+    flags = {
+        "conditioning": "class",
+        "dataset_name": "cond_pipelines.demo:demo_shapes",
+        "max_train_samples": 500,
+        "resolution": 16,
+        "unet_size": "xxs",
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": steps,
+        "lr_scheduler": "constant",
+        "checkpointing_steps": options.steps // 2,
+        "resume_from_checkpoint": "latest",
+        "logging_steps": 1,
+        "validation_steps": 0,
+        "validation_fraction": 0.01,
+        "report_to": "none",
+        "default_num_inference_steps": 2,
+        "mixed_precision": options.mixed_precision,
+        "output_dir": folder,
+    }
+    args = [x for name, value in flags.items() for x in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, *command(kind), *args], env=env, check=True)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("fsdp2", "deepspeed_zero2"), default="fsdp2")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--mixed_precision", default="no")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        ddp = run(Path(folder) / "ddp", "ddp", options, options.steps)
+        sharded = run(Path(folder) / "sharded", options.kind, options, options.steps)
+        half = f"sharded/checkpoint-{options.steps // 2}"
+        shutil.copytree(Path(folder) / half, Path(folder) / "resumed" / Path(half).name)
+        shutil.copy(Path(folder) / "sharded/log.jsonl", Path(folder) / "resumed")
+        resumed = run(Path(folder) / "resumed", options.kind, options, options.steps)
+    assert len(ddp) == len(sharded) == len(resumed) == options.steps
+
+    def difference(a: list[float], b: list[float]) -> float:
+        return max(abs(x - y) / y for x, y in zip(a, b, strict=True))
+
+    result = {**vars(options), "torch": torch.__version__, "accelerate": accelerate.__version__}
+    result |= {"against_ddp": difference(sharded, ddp), "resumed_against_whole": difference(resumed, sharded)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["as_on_gpus"]:
+        train_as_on_gpus(sys.argv[2:])
+    else:
+        main()
