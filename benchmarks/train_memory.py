@@ -1,8 +1,8 @@
 """python benchmarks/train_memory.py: peak memory of a training run on 1,000 and on 100,000 images.
 
 Each run is a process of its own, which takes its images from parquet files; printed are the peak resident set sizes,
-and their ratio, of a set as it is by default (of 32 px and 300 MB when decoded, so in a file), of one whose decoded images
-are kept in a file from the first one on, and of a streamed one.
+and their ratio: of a set as it is by default (300 MB when decoded, so in a file), of one whose decoded images are kept
+in a file from the first one on, and of a streamed one.
 """
 
 import argparse
