@@ -18,7 +18,7 @@ from cond_pipelines import TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.training.defaults import fast_precision
 
-_LOG_EVERY = 5
+LOG_EVERY = 5
 
 
 def told_nothing(unet: torch.nn.Module, batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -54,8 +54,13 @@ def bare_steps(options: argparse.Namespace, precision: str, device: torch.device
     return sec[options.warmup :]
 
 
+def by_fives(sec: list[float]) -> list[float]:
+    """Means of as many steps as `train` has between two lines of its log here."""
+    return list(np.reshape(sec, (-1, LOG_EVERY)).mean(axis=1))
+
+
 def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> list[float]:
-    """Seconds of a step of the real `train`, from its own log: means of `_LOG_EVERY` steps."""
+    """Seconds of a step of the real `train`, from its own log: means of `LOG_EVERY` steps."""
     with tempfile.TemporaryDirectory() as folder:
         train(
             TrainingConfig(
@@ -65,7 +70,7 @@ def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
                 train_batch_size=options.train_batch_size,
                 mixed_precision=precision,
                 max_train_steps=options.steps + options.warmup,
-                logging_steps=_LOG_EVERY,
+                logging_steps=LOG_EVERY,
                 validation_steps=0,
                 default_num_inference_steps=1,
                 output_dir=folder,
@@ -73,7 +78,7 @@ def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
         )
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     elapsed = [line["elapsed_sec"] for line in lines if "loss" in line]  # after 5, 10, ... steps
-    return list(np.diff(elapsed)[options.warmup // _LOG_EVERY - 1 :] / _LOG_EVERY)
+    return list(np.diff(elapsed)[options.warmup // LOG_EVERY - 1 :] / LOG_EVERY)
 
 
 def main() -> None:
@@ -95,8 +100,7 @@ def main() -> None:
         for number, image in enumerate(load_shapes(1000, image_size_px=max(16, options.resolution))["image"]):
             image.save(data_dir / f"{number:05}.png")
         for _ in range(options.turns):
-            single = bare_steps(options, precision, torch.device("cpu"))
-            bare += list(np.reshape(single, (-1, _LOG_EVERY)).mean(1))
+            bare += by_fives(bare_steps(options, precision, torch.device("cpu")))
             ours += train_steps(options, precision, data_dir)
     result = {
         **{k: getattr(options, k) for k in ("unet_size", "resolution", "train_batch_size")},

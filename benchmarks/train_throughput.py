@@ -9,8 +9,8 @@ Images a second of three loops on the same UNet, batch, data and precision, whic
     bare    forward, backward and fused AdamW on one random batch: the limit
 
 png32: 32 px PNGs; jpeg512: 512 px JPEGs, parts of scikit-learn's two photographs, trained at 32 px; text: 32 px PNGs
-with captions. The ratios are of medians of single steps. On CUDA it also prints the share of the device's peak that the
-UNet's own operations make up.
+with captions. The ratios are of medians of the means of five steps, between two lines of our log (as a rule there are
+fifty). On CUDA it also prints the share of the device's peak that the UNet's own operations make up.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from train_overhead import bare_steps, told_nothing
+from train_overhead import LOG_EVERY, bare_steps, by_fives, told_nothing
 
 from cond_pipelines import TextAdapter, TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
@@ -71,7 +71,7 @@ def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tu
                 compile=options.compile,
                 random_flip=True,
                 max_train_steps=options.steps + options.warmup,
-                logging_steps=1,
+                logging_steps=LOG_EVERY,
                 validation_steps=0,
                 default_num_inference_steps=1,
                 report_to="none",
@@ -79,9 +79,9 @@ def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tu
             )
         )
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    counted = [line for line in lines if "loss" in line][options.warmup :]
-    sec = list(np.diff([line["elapsed_sec"] for line in lines if "loss" in line])[options.warmup - 1 :])
-    return sec, sum(line["data_wait_sec"] for line in counted) / max(1e-9, sum(sec))
+    counted = [line for line in lines if "loss" in line][options.warmup // LOG_EVERY - 1 :]  # after 5, 10, ... steps
+    sec = np.diff([line["elapsed_sec"] for line in counted])
+    return list(sec / LOG_EVERY), sum(line["data_wait_sec"] for line in counted[1:]) / sum(sec)
 
 
 class _Folder(torch.utils.data.Dataset):
@@ -155,7 +155,7 @@ def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
         ema.step(unet.parameters())
         loss.detach().item()
         sec.append(time.perf_counter() - start)
-    return sec[options.warmup :], sum(waited[options.warmup :]) / sum(sec[options.warmup :])
+    return by_fives(sec[options.warmup :]), sum(waited[options.warmup :]) / sum(sec[options.warmup :])
 
 
 def model_flops(options: argparse.Namespace) -> float:
@@ -181,8 +181,8 @@ def main() -> None:
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--mixed_precision", default=None)
     parser.add_argument("--compile", action="store_true", help="of ours")
-    parser.add_argument("--steps", type=int, default=12, help="counted, in each turn")
-    parser.add_argument("--warmup", type=int, default=3, help="not counted, in each turn")
+    parser.add_argument("--steps", type=int, default=10, help="counted, in each turn; by fives")
+    parser.add_argument("--warmup", type=int, default=5, help="not counted, in each turn; by fives")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -194,7 +194,7 @@ def main() -> None:
         data_dir.mkdir()
         write_data(options.data, data_dir, 600)
         for _ in range(options.turns):
-            sec["bare"] += bare_steps(options, precision, device)
+            sec["bare"] += by_fives(bare_steps(options, precision, device))
             for name, steps in (("plain", plain_steps), ("ours", our_steps)):
                 found, waited = steps(options, precision, data_dir)
                 sec[name] += found

@@ -148,7 +148,8 @@ class DDPM(Objective):
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         num_timesteps = len(self.alphas_cumprod)
         t = (u * num_timesteps).long().clamp(max=num_timesteps - 1)  # (B,)
-        alpha_bar = self.alphas_cumprod.to(x_0.device)[t]  # (B,)
+        self.alphas_cumprod = self.alphas_cumprod.to(x_0.device)  # once: a copy makes the CPU wait for a GPU
+        alpha_bar = self.alphas_cumprod[t]  # (B,)
         return self._at(x_0, noise, t, alpha_bar, self._weight(alpha_bar))
 
     def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:

@@ -237,7 +237,7 @@ def test_each_caption_is_encoded_once(models):
     batches = [["a red circle", "a blue square on a white background"], ["a red circle", None, "a ring", "a ring"]]
     for captions in (*batches, *batches):
         inputs = conditions.preprocess(captions)
-        cond = pipe.adapter(conditions.features(inputs))
+        cond = pipe.adapter(conditions.features(inputs, pipe.device))
         seen = len(encoded)
         direct = pipe.adapter(pipe.adapter.encode(inputs, pipe.text_encoder))
         encoded[seen:] = []

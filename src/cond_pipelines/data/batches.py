@@ -40,9 +40,6 @@ class Batch:
         """(B, C, H, W) float32 in [-1, 1] on the device."""
         return signed(self.pixels.to(device, non_blocking=True))
 
-    def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
-        return {name: x.to(device, non_blocking=True) for name, x in self.inputs.items()}
-
     def pin_memory(self) -> "Batch":
         inputs = {name: x.pin_memory() for name, x in self.inputs.items()}
         return Batch(
@@ -225,4 +222,5 @@ def draw_noise(
     # to batch than with independent times (variational diffusion models, arXiv 2107.00630, appendix I.1, likewise).
     start = np.random.default_rng(seed).random()
     u = (start + positions.double() * _GOLDEN_RATIO) % 1.0
-    return torch.stack(noise), u.float().clamp(1e-6, 1 - 1e-6).to(device), torch.stack(coins)
+    u = u.float().clamp(1e-6, 1 - 1e-6).to(device, non_blocking=True)  # else the CPU waits for a GPU
+    return torch.stack(noise), u, torch.stack(coins)

@@ -83,16 +83,15 @@ def x_0_of(pipe: ConditionalPipeline, batch: Batch, seed: int, device: torch.dev
 
 # ---------------------------------------------------------------------------------------------------------- text
 class StoredFeatures:
-    """Features of captions on disk, found by their token ids.
+    """Features of captions on disk, found by their token ids; on the CPU.
 
     Args:
         keys: of each caption, as `ConditionEncoder.keys` makes them.
         dtypes: of each feature. file: the features of each caption in turn, as float32.
     """
 
-    def __init__(self, keys: list[bytes], dtypes: dict[str, torch.dtype], file: ArrayFile, device: torch.device):
-        self.rows, self.dtypes = {key: row for row, key in enumerate(keys)}, dtypes
-        self.file, self.device = file, device
+    def __init__(self, keys: list[bytes], dtypes: dict[str, torch.dtype], file: ArrayFile):
+        self.rows, self.dtypes, self.file = {key: row for row, key in enumerate(keys)}, dtypes, file
 
     def __contains__(self, key: bytes) -> bool:
         return key in self.rows
@@ -100,7 +99,7 @@ class StoredFeatures:
     def __getitem__(self, key: bytes) -> dict[str, Tensor]:
         first = self.rows[key] * len(self.dtypes)
         return {
-            name: torch.tensor(self.file[first + number]).to(self.device, dtype)
+            name: torch.tensor(self.file[first + number]).to(dtype)
             for number, (name, dtype) in enumerate(self.dtypes.items())
         }
 
@@ -120,22 +119,18 @@ def cache_text(config: TrainingConfig, data: TrainingData, conditions: Condition
     for some in _batches(sorted(texts)):
         text_of |= zip(conditions.keys(conditions.preprocess(some)), some, strict=True)
     keys = sorted(text_of, key=lambda key: (len(key), key))  # of like length together: little padding
-    one = _on(device, conditions.preprocess([text_of[keys[0]]]))
-    dtypes = {name: x.dtype for name, x in conditions.encode_each(one, [0])[0].items()}
+    one = conditions.preprocess([text_of[keys[0]]])
+    dtypes = {name: x.dtype for name, x in conditions.encode_each(one, [0], device)[0].items()}
 
     def make(_: dict[int, str]) -> Iterator[np.ndarray]:
         for some in tqdm(_batches(keys), desc="Encoding captions", unit="batch"):
-            inputs = _on(device, conditions.preprocess([text_of[key] for key in some]))
-            for features in conditions.encode_each(inputs, range(len(some))):
+            inputs = conditions.preprocess([text_of[key] for key in some])
+            for features in conditions.encode_each(inputs, list(range(len(some))), device):
                 yield from (features[name].float().cpu().numpy() for name in dtypes)
 
     depends_on = (type(conditions.adapter).__name__, fingerprint_of(conditions.encoder), *(key.hex() for key in keys))
-    conditions.stored = StoredFeatures(keys, dtypes, stored(cache_folder(config, "text", *depends_on), make), device)
+    conditions.stored = StoredFeatures(keys, dtypes, stored(cache_folder(config, "text", *depends_on), make))
 
 
 def _batches(items: list) -> list[list]:
     return [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
-
-
-def _on(device: torch.device, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.to(device) for name, x in inputs.items()}

@@ -32,35 +32,34 @@ class ConditionEncoder:
         return self.adapter.preprocess(raw, self.tokenizer)
 
     @torch.no_grad()
-    def features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs to features, each with B rows."""
+    def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Inputs, on the CPU, to features on a device, each with B rows; without waiting for a GPU."""
         if self.trainable:
-            return inputs
+            return _on(device, inputs)
         if self.encoder is None or "attention_mask" not in inputs:
-            return self.adapter.encode(inputs, self.encoder)
+            return self.adapter.encode(_on(device, inputs), self.encoder)
         keys = self.keys(inputs)
-        found = {key: self.stored[key] for key in keys if key in self.stored}
-        found |= {key: self._remembered[key] for key in keys if key in self._remembered}
+        if all(key in self.stored for key in keys):
+            return _on(device, _padded([self.stored[key] for key in keys]))
+        found = {key: self._remembered[key] for key in keys if key in self._remembered}
         first = {key: row for row, key in enumerate(keys) if key not in found}
         if first:
-            for key, features in zip(first, self.encode_each(inputs, list(first.values())), strict=True):
+            for key, features in zip(first, self.encode_each(inputs, list(first.values()), device), strict=True):
                 found[key] = features
                 self._remember(key, features)
-        return {
-            name: pad_sequence([found[key][name] for key in keys], batch_first=True)  # (B, longest here, ...)
-            for name in found[keys[0]]
-        }
+        return _padded([found[key] for key in keys])
 
     def keys(self, inputs: dict[str, Tensor]) -> list[bytes]:
-        """The token ids of each caption, without padding."""
+        """The token ids of each caption, without padding; of inputs on the CPU."""
         mask = inputs["attention_mask"].bool()  # (B, L)
-        return [ids[m].cpu().numpy().tobytes() for ids, m in zip(inputs["input_ids"], mask, strict=True)]
+        return [ids[m].numpy().tobytes() for ids, m in zip(inputs["input_ids"], mask, strict=True)]
 
     @torch.no_grad()
-    def encode_each(self, inputs: dict[str, Tensor], rows: list[int]) -> list[dict[str, Tensor]]:
+    def encode_each(self, inputs: dict[str, Tensor], rows: list[int], device: torch.device) -> list[dict[str, Tensor]]:
         """The features of some rows of a batch of captions, each without the padding of the batch."""
-        encoded = self.adapter.encode({name: x[rows] for name, x in inputs.items()}, self.encoder)
-        lengths = inputs["attention_mask"][rows].sum(dim=1).clamp(min=1).tolist()
+        inputs = {name: x[rows] for name, x in inputs.items()}
+        encoded = self.adapter.encode(_on(device, inputs), self.encoder)
+        lengths = inputs["attention_mask"].sum(dim=1).clamp(min=1).tolist()
         return [{name: x[i, :length].clone() for name, x in encoded.items()} for i, length in enumerate(lengths)]
 
     def _remember(self, key: bytes, features: dict[str, Tensor]) -> None:
@@ -68,3 +67,13 @@ class ConditionEncoder:
         if self._bytes + size <= _REMEMBERED_BYTES:
             self._remembered[key] = features
             self._bytes += size
+
+
+def _on(device: torch.device, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    pinned = values if device.type != "cuda" else {name: x.pin_memory() for name, x in values.items()}
+    return {name: x.to(device, non_blocking=True) for name, x in pinned.items()}
+
+
+def _padded(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Those of each caption as those of a batch: (B, longest here, ...)."""
+    return {name: pad_sequence([one[name] for one in features], batch_first=True) for name in features[0]}

@@ -179,7 +179,7 @@ def train(config: TrainingConfig) -> Path:
                     log.data_wait_sec += time.perf_counter() - asked
                     with torch.no_grad():
                         x_0 = x_0_of(pipe, batch, config.seed, accelerator.device)  # (B, C, h, w)
-                        features = conditions.features(batch.inputs_on(accelerator.device))
+                        features = conditions.features(batch.inputs, accelerator.device)
                     noise, u, coins = draw_noise(
                         config.seed, batch.positions, x_0.shape[1:], accelerator.device, pipe.adapter.num_coins
                     )
