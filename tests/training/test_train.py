@@ -1,7 +1,10 @@
+import io
 import re
 import subprocess
 import sys
+import tarfile
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,7 @@ from cond_pipelines import (
     UnconditionalPipeline,
 )
 from cond_pipelines.data.batches import draw_noise
-from cond_pipelines.data.shapes import SHAPES
+from cond_pipelines.data.shapes import SHAPES, load_shapes
 from cond_pipelines.text_encoders import train_tokenizer
 from cond_pipelines.training.__main__ import main
 from cond_pipelines.training.conditions import ConditionEncoder
@@ -309,6 +312,31 @@ def test_streaming(tmp_path):
     run(tmp_path / "parts", **arguments | {"max_train_steps": 2})
     parts = run(tmp_path / "parts", **arguments, resume_from_checkpoint="latest")
     assert largest_difference(load(whole).unet, load(parts).unet) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("tar", [0, 2, 5]), ("parquet", ["ring", "disk"]), ("lists", [[0, 1], [1]])]
+)
+def test_a_stream_with_classes_that_it_does_not_name(tmp_path, kind, labels):
+    """Numbers in tar shards, words in parquet, several of an image: the classes of the same set not streamed."""
+    images = load_shapes(24)["image"]
+    (tmp_path / "data").mkdir()
+    labels = [labels[i % len(labels)] for i in range(24)]
+    if kind == "tar":
+        with tarfile.open(tmp_path / "data/0.tar", "w") as tar:
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+                image.save(file := io.BytesIO(), "PNG")
+                for ending, content in (("png", file.getvalue()), ("cls", str(label).encode())):
+                    entry = tarfile.TarInfo(f"{number:05}.{ending}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    else:
+        datasets.Dataset.from_dict({"image": images, "label": labels}).to_parquet(tmp_path / "data/0.parquet")
+    settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "data"), "conditioning": "class"}
+    settings |= {"cache_dir": str(tmp_path / "cache"), "max_train_steps": 1}
+    streamed = load(run(tmp_path / "streamed", **settings, streaming=True))
+    assert streamed.adapter.id2label == load(run(tmp_path / "whole", **settings)).adapter.id2label
+    assert len(streamed.adapter.id2label) == {"tar": 6, "parquet": 2, "lists": 2}[kind]
 
 
 def test_small_evaluations(tmp_path):

@@ -106,9 +106,11 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     id2label, parse = None, lambda value: value
     if config.conditioning == "class":
         feature = source.features[columns.condition]
-        if streamed and not hasattr(getattr(feature, "feature", feature), "names"):
-            raise ValueError(f"streaming needs a ClassLabel column with names, and {columns.condition!r} is {feature}")
-        values = [] if streamed else source.select_columns([columns.condition])[columns.condition]
+        values = []
+        if not streamed:
+            values = source.select_columns([columns.condition])[columns.condition]
+        elif not hasattr(getattr(feature, "feature", feature), "names"):
+            values = _distinct(source, columns.condition)
         id2label, parse = label_parser(values, feature)
     elif config.conditioning == "text":
         parse = parse_caption
@@ -142,6 +144,13 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     if config.class_data_dir:
         split = balanced(*split, dataset.usable >= num_own, config.prior_loss_weight)
     return TrainingData(dataset, *split, id2label)
+
+
+def _distinct(stream: Any, column: str) -> list[Any]:
+    """The different labels of a stream, which is read to its end for them; one of a ClassLabel says them itself."""
+    PartialState().on_main_process(tqdm.write)(f"reading the whole column {column!r} for its classes")
+    rows = stream.select_columns([column])
+    return list({tuple(v) if isinstance(v, list) else v for v in (row[column] for row in rows)})
 
 
 def cache_home(config: TrainingConfig) -> Path:

@@ -92,7 +92,7 @@ def prepare(
 def how_sharded(accelerator: Accelerator) -> dict[str, Any]:
     """What must not change when a run is resumed: a checkpoint of one kind is not read by another."""
     kind = accelerator.distributed_type
-    parts = {"processes of DeepSpeed": accelerator.num_processes} if kind == DistributedType.DEEPSPEED else {}
+    parts = {"number of DeepSpeed's processes": accelerator.num_processes} if kind == DistributedType.DEEPSPEED else {}
     return {"sharding": kind.value if kind in _SHARDED else "none"} | parts
 
 
