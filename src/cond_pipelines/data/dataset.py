@@ -64,8 +64,9 @@ class ImageDataset(torch.utils.data.Dataset):
         parse_condition: value of the condition column to raw condition; raises ValueError for a bad one.
         value_range: what becomes -1 and 1, for images that are not of 8 bits; see `images.to_array`.
         buckets: (height, width) of which each image gets the nearest, instead of (resolution, resolution).
-        cache_dir: where decoded images are kept in a file: if there are too many for memory, unless decoding them takes
-            long; with `cache_images` always. Without it, or without `cache_dir`, they are read whenever they are used.
+        cache_dir: where decoded images are kept in a file, if they are.
+        cache_images: True: in a file; False: decoded at every use; None: in memory, in a file or not at all, by what
+            room and time it takes.
     """
 
     rows: datasets.Dataset
