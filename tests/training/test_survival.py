@@ -257,11 +257,16 @@ def line_of_a_full_disk(code, told):
     return line
 
 
+def save_until_the_disk_is_full(tmp_path, env, size_mb, **settings):
+    """The line that is said then, and the checkpoints that are left."""
+    settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1} | settings
+    code, told, after = run_on_a_small_disk(tmp_path, env, size_mb=size_mb, **settings)
+    return line_of_a_full_disk(code, told), all_checkpoints(after)
+
+
 def test_a_full_disk(tmp_path, subprocess_env):
     """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
-    settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1}
-    code, told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=40, **settings)
-    line, after = line_of_a_full_disk(code, told), all_checkpoints(after)
+    line, after = save_until_the_disk_is_full(tmp_path, subprocess_env, size_mb=40)
     assert after and all(broken(path) is None for path in after)
     step = int(after[-1].name.split("-")[1])
     assert line.startswith(f"error: step {step + 2}: ") or line.startswith(f"error: step {step + 1}: ")
@@ -369,7 +374,7 @@ def test_out_of_memory(tmp_path, subprocess_env):
 
 def test_rotation_deletes_only_after_the_new_one_is_complete(tmp_path, subprocess_env):
     """Room for one checkpoint and a half: the second cannot be written, the only one to be kept is still there."""
-    told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=20, checkpoints_total_limit=1)
+    told, after = save_until_the_disk_is_full(tmp_path, subprocess_env, size_mb=20, checkpoints_total_limit=1)
     assert [path.name for path in after] == ["checkpoint-1"] and broken(after[0]) is None
     assert "checkpoint-1 is whole: go on with the same command" in told
 
