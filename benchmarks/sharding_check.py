@@ -1,10 +1,10 @@
-"""Do FSDP2 and DeepSpeed ZeRO-2 train as DDP does?
+"""Do FSDP2 and DeepSpeed ZeRO-2 train as one process does?
 
     python benchmarks/sharding_check.py --kind fsdp2
     python benchmarks/sharding_check.py --kind deepspeed_zero2    # needs `pip install deepspeed`
 
-Two processes each, on CPUs or on two GPUs: the loss curves of DDP and of the other with the same images, noise and
-times, and of the other stopped and resumed. Prints the largest relative differences as one JSON object.
+The loss curves of one process, of two sharded ones (on CPUs or on two GPUs) with half of the batch each, so with the
+same images, noise and times, and of those resumed half-way. Prints the largest relative differences as one JSON object.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import accelerate
 import torch
 from accelerate import DistributedType, PartialState
 
+from cond_pipelines import TrainingConfig, train
 from cond_pipelines.training.__main__ import main as main_of_training
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +34,7 @@ def train_as_on_gpus(args: list[str]) -> None:
 
 
 def command(kind: str) -> list[str]:
-    """What launches a run of two processes, up to its own flags."""
-    if kind == "ddp":
-        return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cond_pipelines.training"]
+    """What launches a sharded run of two processes, up to its own flags."""
     launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no"]
     launcher += ["--config_file", str(ROOT / f"training/accelerate/{kind}.yaml")]
     if kind == "fsdp2" and not torch.cuda.is_available():
@@ -43,21 +42,21 @@ def command(kind: str) -> list[str]:
     return [*launcher, "-m", "cond_pipelines.training"]
 
 
-def run(folder: Path, kind: str, options: argparse.Namespace, steps: int) -> list[float]:
-    """The losses of a run of two processes, which resumes what is in `folder`."""
+def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list[float]:
+    """The losses of a run, which resumes what is in `folder`."""
     env = dict(os.environ)
     if not torch.cuda.is_available():
         env |= {"OMP_NUM_THREADS": "1"}
-        env |= {"DS_ACCELERATOR": "cpu"} if kind == "deepspeed_zero2" else {"ACCELERATE_USE_CPU": "true"}
+        env |= {"DS_ACCELERATOR": "cpu"} if options.kind == "deepspeed_zero2" else {"ACCELERATE_USE_CPU": "true"}
     flags = {
         "conditioning": "class",
         "dataset_name": "cond_pipelines.demo:demo_shapes",
         "max_train_samples": 500,
         "resolution": 16,
         "unet_size": "xxs",
-        "train_batch_size": 4,
+        "train_batch_size": 4 if sharded else 8,
         "gradient_accumulation_steps": 2,
-        "max_train_steps": steps,
+        "max_train_steps": options.steps,
         "lr_scheduler": "constant",
         "checkpointing_steps": options.steps // 2,
         "resume_from_checkpoint": "latest",
@@ -67,10 +66,13 @@ def run(folder: Path, kind: str, options: argparse.Namespace, steps: int) -> lis
         "report_to": "none",
         "default_num_inference_steps": 2,
         "mixed_precision": options.mixed_precision,
-        "output_dir": folder,
+        "output_dir": str(folder),
     }
-    args = [x for name, value in flags.items() for x in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, *command(kind), *args], env=env, check=True)
+    if sharded:
+        args = [x for name, value in flags.items() for x in (f"--{name}", str(value))]
+        subprocess.run([sys.executable, *command(options.kind), *args], env=env, check=True)
+    else:
+        train(TrainingConfig(**flags))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
 
@@ -83,19 +85,19 @@ def main() -> None:
     parser.add_argument("--mixed_precision", default="no")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        ddp = run(Path(folder) / "ddp", "ddp", options, options.steps)
-        sharded = run(Path(folder) / "sharded", options.kind, options, options.steps)
+        alone = run(Path(folder) / "alone", options, sharded=False)
+        sharded = run(Path(folder) / "sharded", options)
         half = f"sharded/checkpoint-{options.steps // 2}"
         shutil.copytree(Path(folder) / half, Path(folder) / "resumed" / Path(half).name)
         shutil.copy(Path(folder) / "sharded/log.jsonl", Path(folder) / "resumed")
-        resumed = run(Path(folder) / "resumed", options.kind, options, options.steps)
-    assert len(ddp) == len(sharded) == len(resumed) == options.steps
+        resumed = run(Path(folder) / "resumed", options)
+    assert len(alone) == len(sharded) == len(resumed) == options.steps
 
     def difference(a: list[float], b: list[float]) -> float:
         return max(abs(x - y) / y for x, y in zip(a, b, strict=True))
 
     result = {**vars(options), "torch": torch.__version__, "accelerate": accelerate.__version__}
-    result |= {"against_ddp": difference(sharded, ddp), "resumed_against_whole": difference(resumed, sharded)}
+    result |= {"against_one_process": difference(sharded, alone), "resumed_against_whole": difference(resumed, sharded)}
     print(json.dumps(result))
 
 
