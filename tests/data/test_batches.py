@@ -1,5 +1,6 @@
 import io
 import itertools
+import multiprocessing
 
 import datasets
 import numpy as np
@@ -99,8 +100,15 @@ def test_a_start_reads_nothing_of_what_came_before():
     assert [position for position, _ in next(iter(sampler))] == [10**12 + i for i in range(4)]
 
 
-def test_workers_change_nothing():
-    assert take(24, num_workers=2) == take(24)
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_change_nothing(method):
+    """Whatever Python starts processes with: since 3.14 it is no longer fork."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        assert take(24, num_workers=2) == take(24)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_batch_contents():

@@ -176,7 +176,8 @@ def make_loader(
 
     common = {"collate_fn": collate, "num_workers": num_workers, "pin_memory": pin_memory}
     if num_workers:
-        common |= {"persistent_workers": True, "prefetch_factor": 4}
+        # What they need is not pickled. Python 3.14 does not fork by itself.
+        common |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork"}
     if indices is None:
         stream = _Stream(dataset, batch_size, seed, rank, world_size, start)
         return torch.utils.data.DataLoader(

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import sys
 from dataclasses import replace
 
 import torch
@@ -51,7 +52,8 @@ def fill_defaults(
             max_train_steps = min(max(max_train_steps, 3_000), 100_000)
     workers = config.dataloader_num_workers
     if workers is None:
-        workers = 0 if in_memory else max(1, min(8, (os.cpu_count() or 2) - 1))
+        forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
+        workers = max(1, min(8, (os.cpu_count() or 2) - 1)) if forks and not in_memory else 0
     return replace(
         config,
         unet_size=None if fine_tuning else size,
