@@ -100,7 +100,9 @@ class DataArguments:
     )
     cache_latents: bool = _arg(False, "Encode each image once, with a VAE, and keep that under --cache_dir.")
     cache_text_embeddings: bool = _arg(False, "Encode each caption once, and keep that under --cache_dir.")
-    dataloader_num_workers: int | None = _arg(None, "Default: none where decoded images are kept; some on Linux otherwise.")
+    dataloader_num_workers: int | None = _arg(
+        None, "Default: none where decoded images are kept, or where not on Linux."
+    )
 
 
 @dataclass
