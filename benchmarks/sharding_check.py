@@ -19,6 +19,7 @@ from pathlib import Path
 import accelerate
 import torch
 from accelerate import DistributedType, PartialState
+from safetensors.torch import load_file
 
 from cond_pipelines import TrainingConfig, train
 from cond_pipelines.training.__main__ import main as main_of_training
@@ -43,7 +44,7 @@ def command(kind: str) -> list[str]:
 
 
 def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list[float]:
-    """The losses of a run, which resumes what is in `folder`."""
+    """The losses of a run, which resumes what is in `folder`, and the losses of the images held out."""
     env = dict(os.environ)
     if not torch.cuda.is_available():
         env |= {"OMP_NUM_THREADS": "1"}
@@ -61,8 +62,7 @@ def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list
         "checkpointing_steps": options.steps // 2,
         "resume_from_checkpoint": "latest",
         "logging_steps": 1,
-        "validation_steps": 0,
-        "validation_fraction": 0.01,
+        "validation_steps": options.steps // 2,
         "report_to": "none",
         "default_num_inference_steps": 2,
         "mixed_precision": options.mixed_precision,
@@ -74,7 +74,7 @@ def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list
     else:
         train(TrainingConfig(**flags))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line[key] for line in lines for key in ("loss", "held_out_loss") if key in line]
 
 
 def main() -> None:
@@ -91,13 +91,19 @@ def main() -> None:
         shutil.copytree(Path(folder) / half, Path(folder) / "resumed" / Path(half).name)
         shutil.copy(Path(folder) / "sharded/log.jsonl", Path(folder) / "resumed")
         resumed = run(Path(folder) / "resumed", options)
-    assert len(alone) == len(sharded) == len(resumed) == options.steps
+        weights = [
+            load_file(Path(folder) / name / "unet/diffusion_pytorch_model.safetensors") for name in ("alone", "sharded")
+        ]
+    assert len(alone) == len(sharded) == len(resumed) == options.steps + 2
 
     def difference(a: list[float], b: list[float]) -> float:
         return max(abs(x - y) / y for x, y in zip(a, b, strict=True))
 
     result = {**vars(options), "torch": torch.__version__, "accelerate": accelerate.__version__}
     result |= {"against_one_process": difference(sharded, alone), "resumed_against_whole": difference(resumed, sharded)}
+    result["largest_difference_of_saved_weights"] = max(
+        (weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]
+    )
     print(json.dumps(result))
 
 

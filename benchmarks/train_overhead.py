@@ -59,6 +59,14 @@ def by_fives(sec: list[float]) -> list[float]:
     return list(np.reshape(sec, (-1, LOG_EVERY)).mean(axis=1))
 
 
+def means_of_log(folder: Path, warmup: int) -> tuple[list[float], float]:
+    """The same of a run's log, after the first steps, and the share of that time spent waiting for data."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line][warmup // LOG_EVERY - 1 :]
+    sec = np.diff([line["elapsed_sec"] for line in lines])
+    return list(sec / LOG_EVERY), sum(line["data_wait_sec"] for line in lines[1:]) / sum(sec)
+
+
 def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> list[float]:
     """Seconds of a step of the real `train`, from its own log: means of `LOG_EVERY` steps."""
     with tempfile.TemporaryDirectory() as folder:
@@ -76,9 +84,7 @@ def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
                 output_dir=folder,
             )
         )
-        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    elapsed = [line["elapsed_sec"] for line in lines if "loss" in line]  # after 5, 10, ... steps
-    return list(np.diff(elapsed)[options.warmup // LOG_EVERY - 1 :] / LOG_EVERY)
+        return means_of_log(Path(folder), options.warmup)[0]
 
 
 def main() -> None:

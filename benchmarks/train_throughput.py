@@ -28,7 +28,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from train_overhead import LOG_EVERY, bare_steps, by_fives, told_nothing
+from train_overhead import LOG_EVERY, bare_steps, by_fives, means_of_log, told_nothing
 
 from cond_pipelines import TextAdapter, TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
@@ -56,7 +56,7 @@ def write_data(kind: str, folder: Path, count: int) -> None:
 
 
 def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tuple[list[float], float]:
-    """Seconds of each step, and the share of them spent waiting for data."""
+    """Seconds of a step, means of `LOG_EVERY`, and the share of them spent waiting for data."""
     text = {"conditioning": "text", "text_encoder_name_or_path": options.text_encoder_name_or_path}
     with tempfile.TemporaryDirectory() as folder:
         train(
@@ -78,10 +78,7 @@ def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tu
                 output_dir=folder,
             )
         )
-        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    counted = [line for line in lines if "loss" in line][options.warmup // LOG_EVERY - 1 :]  # after 5, 10, ... steps
-    sec = np.diff([line["elapsed_sec"] for line in counted])
-    return list(sec / LOG_EVERY), sum(line["data_wait_sec"] for line in counted[1:]) / sum(sec)
+        return means_of_log(Path(folder), options.warmup)
 
 
 class _Folder(torch.utils.data.Dataset):

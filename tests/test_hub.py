@@ -162,9 +162,8 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_push_that_breaks_leaves_everything_as_it_was(pipe, tmp_path, hub, no_pauses, case, monkeypatch):
+def test_a_push_that_breaks_leaves_everything_as_it_was(pipe, tmp_path, hub, case):
     pattern, failure, words = FAILURES[case]
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda sec: None)
     pipe.push_to_hub("me/model", token=TOKEN)
     before = dict(hub.repos["me/model"].files()), hub.repos["me/model"].branches["main"]
     with torch.no_grad():
@@ -181,9 +180,8 @@ def test_a_push_that_breaks_leaves_everything_as_it_was(pipe, tmp_path, hub, no_
 
 
 @pytest.mark.parametrize("case", ["create", "preupload", "rate limit", "dropped upload", "dropped commit"])
-def test_a_passing_failure_is_tried_again(pipe, hub, no_pauses, case, monkeypatch):
+def test_a_passing_failure_is_tried_again(pipe, hub, case):
     pattern, failure, _ = FAILURES[case]
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda sec: None)
     hub.fail(pattern, times=1, **failure)
     pipe.push_to_hub("me/model", token=TOKEN)
     assert "model_index.json" in hub.repos["me/model"].files()

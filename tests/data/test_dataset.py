@@ -156,11 +156,11 @@ def test_skipped_images_are_named_and_the_rest_is_kept(cls):
     dataset.check()
     good = [i for i in range(NUM_IMAGES) if i not in BAD_IMAGES]
     if cls is ImageDataset:
-        assert dataset.in_memory
+        assert dataset.decoded
         assert dataset.usable.tolist() == good
         assert [shade(dataset[0, i]) for i in range(len(dataset))] == good
     else:
-        assert not dataset.in_memory
+        assert not dataset.decoded
         seen = {shade(dataset[0, i]) for i in range(len(dataset))}
         assert seen == set(good)
     assert {int(re.match(r"row (\d+): unreadable", line)[1]) for line in dataset.skipped} == set(BAD_IMAGES)

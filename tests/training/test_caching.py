@@ -79,7 +79,7 @@ def test_more_images_than_are_kept_in_memory_are_kept_in_a_file(tmp_path, cache_
         dataset = ImageDataset(rows, Columns("image"), 64, 3, cache_dir=tmp_path, cache_images=cache_images)
         dataset.check()
         assert len(list(tmp_path.glob("*/data.bin"))) == int(in_file and count == 2800)
-        assert dataset.in_memory == (cache_images is None)  # or in the page cache: no workers are needed
+        assert dataset.decoded == (cache_images is None)  # or in the page cache: no workers are needed
         assert np.array_equal(dataset[0, count - 1].pixels, np.asarray(rows[0]["image"]))
 
 

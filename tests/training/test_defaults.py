@@ -8,9 +8,9 @@ from cond_pipelines.unet import UNET_SIZES
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def fill(num_images=1700, sample_size=32, device=CPU, in_memory=True, **arguments):
+def fill(num_images=1700, sample_size=32, device=CPU, decoded=True, **arguments):
     config = TrainingConfig(**{"mixed_precision": "no"} | arguments)
-    return fill_defaults(config, num_images=num_images, sample_size=sample_size, device=device, in_memory=in_memory)
+    return fill_defaults(config, num_images=num_images, sample_size=sample_size, device=device, decoded=decoded)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
@@ -54,7 +54,7 @@ GIVEN = {
 
 
 def test_what_is_given_is_kept():
-    config = fill(in_memory=False, **GIVEN)
+    config = fill(decoded=False, **GIVEN)
     assert {name: getattr(config, name) for name in GIVEN} == GIVEN
 
 
@@ -88,7 +88,7 @@ def test_a_stream_needs_a_length():
 
 def test_workers_only_where_images_are_read_from_disk():
     assert fill().dataloader_num_workers == 0
-    assert fill(in_memory=False).dataloader_num_workers >= 1
+    assert fill(decoded=False).dataloader_num_workers >= 1
 
 
 def test_fine_tuning_keeps_the_size_and_lowers_the_rate():

@@ -11,6 +11,7 @@ from training_common import flags, log_of, run
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/sharding_check.py"
 SHARDED = """
 import copy, torch
 import torch.distributed as dist
@@ -80,17 +81,15 @@ def test_averages_and_samples_of_sharded_weights(tmp_path, subprocess_env):
     assert done.stdout.count("sharded and whole agree") == 2
 
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks/sharding_check.py"
-
-
 def test_fsdp_trains_as_one_process_does_and_resumes_exactly(subprocess_env):
-    """With training/accelerate/fsdp2.yaml: gradients, clipping, averages, checkpoints, held-out loss and samples."""
+    """With training/accelerate/fsdp2.yaml: gradients, clipping, checkpoints, held-out loss, the saved average."""
     command = [sys.executable, str(BENCHMARK), "--kind", "fsdp2", "--steps", "4"]
     done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "nothing is sharded" not in done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["against_one_process"] < 1e-5 and found["resumed_against_whole"] == 0
+    assert found["largest_difference_of_saved_weights"] < 1e-5
 
 
 @pytest.mark.parametrize(

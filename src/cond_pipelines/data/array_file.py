@@ -11,7 +11,7 @@ from filelock import FileLock
 
 # Pages of a mapped file count as this process's memory until it lets go of them; the page cache keeps them. A read maps
 # the 64 KiB around its first and its last page too (Linux' fault_around_bytes).
-_MOST_MAPPED_BYTES, _AROUND_BYTES = 32 * 2**20, 2 * 2**16
+MOST_MAPPED_BYTES, _AROUND_BYTES = 32 * 2**20, 2 * 2**16
 
 
 class ArrayFile:
@@ -49,7 +49,7 @@ class ArrayFile:
         offset, *shape = (n for n in self.index[number].tolist() if n >= 0)
         count = int(np.prod(shape))
         self.mapped_bytes += count * self.dtype.itemsize + _AROUND_BYTES
-        if self.mapped_bytes > _MOST_MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        if self.mapped_bytes > MOST_MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self.map.madvise(mmap.MADV_DONTNEED)
             self.mapped_bytes = 0
         return np.frombuffer(self.map, self.dtype, count, offset * self.dtype.itemsize).reshape(shape)

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ import torch
 from tqdm.auto import tqdm
 
 from . import images as im
-from .array_file import ArrayFile, stored
+from .array_file import MOST_MAPPED_BYTES, ArrayFile, stored
 from .buckets import nearest_size
-from .labels import Choices
+from .labels import Choices, summary_of_conditions
 from .loading import Columns, as_files, reopened
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ class ImageDataset(torch.utils.data.Dataset):
     most_in_file_sec: ClassVar[float] = 90.0
 
     def __post_init__(self) -> None:
-        self.in_memory, self._read_bytes = False, 0
+        self.decoded, self._read_bytes = False, 0
         used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
         self.rows = as_files(self.rows.select_columns(used), self.columns.image)
         self.splits: list[np.ndarray] = []
@@ -264,8 +263,8 @@ class ImageDataset(torch.utils.data.Dataset):
         sec = (time.perf_counter() - start) / max(1, len(probe)) * len(rows)
         size = np.mean([a.nbytes for a in self._arrays.values()] or [0]) * len(rows)
         quick = self.cache_images is None and sec <= self.most_in_file_sec
-        self.in_memory = bool(quick and size <= self.most_in_memory_bytes)
-        if self.in_memory:
+        self.decoded = bool(quick and size <= self.most_in_memory_bytes)
+        if self.decoded:
             self._decode(np.setdiff1d(rows, probe), bad, progress=sec > 2)
         elif quick and size <= self.most_in_file_bytes and self.cache_dir is not None:
             try:
@@ -286,7 +285,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 yield None if isinstance(result, BadRow) else result
 
         self._arrays = stored(self.cache_dir / f"images-{self.images_fingerprint()}", make)
-        self.in_memory, bad = True, []
+        self.decoded, bad = True, []
         for row in rows:
             if row not in self._arrays:
                 self._reject(BadRow(self._arrays.notes[int(row)]), int(row), bad)
@@ -316,7 +315,7 @@ class ImageDataset(torch.utils.data.Dataset):
         """Undecoded: a path, or bytes from a file that `datasets` maps into memory, and never lets go of."""
         values = self.rows[rows][self.columns.image]
         self._read_bytes += sum(len(v["bytes"]) for v in values if isinstance(v, dict) and v.get("bytes"))
-        if self._read_bytes > self.most_in_memory_bytes:
+        if self._read_bytes > MOST_MAPPED_BYTES:
             self.rows, self._read_bytes = reopened(self.rows), 0
         return values
 
@@ -374,21 +373,7 @@ class ImageDataset(torch.utils.data.Dataset):
         lines = [
             f"images: {len(self):,} usable of {len(self.rows):,}, {self.resolution} px, {self.channels} channel(s)"
         ]
-        values = self.conditions()
-        if condition_names:
-            counts = Counter(i for v in values for i in (v if isinstance(v, tuple) else [v]))
-            shown = [f"{name} {counts.get(i, 0):,}" for i, name in list(condition_names.items())[:20]]
-            more = f", and {len(condition_names) - 20} more" if len(condition_names) > 20 else ""
-            lines.append(
-                f"classes ({len(condition_names)}): {', '.join(shown)}{more}; without a label: {counts[None]:,}"
-            )
-        texts = [t for v in values for t in (v if isinstance(v, Choices) else [v]) if isinstance(t, str)]
-        if texts and not condition_names:
-            words = np.array([len(t.split()) for t in texts])
-            lines.append(
-                f"captions: {len(texts):,} ({len(set(texts)):,} different), {words.min()} to {words.max()} words, "
-                f"median {int(np.median(words))}; for example {texts[0]!r}"
-            )
+        lines += summary_of_conditions(self.conditions(), condition_names)
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped):,}")
             lines += [f"  {reason}" for reason in self.skipped[:10]]

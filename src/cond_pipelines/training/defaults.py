@@ -17,7 +17,7 @@ def fill_defaults(
     num_images: int | None,
     sample_size: int,
     device: torch.device,
-    in_memory: bool = True,
+    decoded: bool = True,
     num_parameters: int | None = None,
 ) -> TrainingConfig:
     """A copy of `config` with every None that has to be decided, decided.
@@ -25,7 +25,7 @@ def fill_defaults(
     Args:
         num_images: in the training split; None where it is streamed.
         sample_size: of what the UNet denoises, in pixels or latent pixels.
-        in_memory: the images are decoded already, so loading needs no worker processes.
+        decoded: the images are decoded already, so loading needs no worker processes.
         num_parameters: of a pretrained UNet; the larger, the lower the learning rate.
     """
     on_cpu = device.type == "cpu"
@@ -53,7 +53,7 @@ def fill_defaults(
     workers = config.dataloader_num_workers
     if workers is None:
         forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
-        workers = max(1, min(8, (os.cpu_count() or 2) - 1)) if forks and not in_memory else 0
+        workers = max(1, min(8, (os.cpu_count() or 2) - 1)) if forks and not decoded else 0
     return replace(
         config,
         unet_size=None if fine_tuning else size,

@@ -96,7 +96,7 @@ def train(config: TrainingConfig) -> Path:
         num_images=None if data.train is None else len(data.train),
         sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
         device=accelerator.device,
-        in_memory=data.dataset.in_memory,
+        decoded=data.dataset.decoded,
         num_parameters=None if parent is None else sum(p.numel() for p in parent.unet.parameters()),
     )
     pipe = build_pipeline(config, data, vae, parent)
