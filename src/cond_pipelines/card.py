@@ -16,6 +16,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .files import read_json, read_text, whole_file, write_text
+from .provenance import LORA_FILE, belongs, ignored, report_belongs
+
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 MARK = "<!-- Written by cond-pipelines card: change card.yaml, not this page. -->"
 _TASKS = {"none": "unconditional-image-generation", "class": "unconditional-image-generation", "text": "text-to-image"}
@@ -49,6 +52,7 @@ class UserFacts:
 class TrainingFacts:
     """What the training run saw and did, from training_summary.json."""
 
+    run: str | None = None  # that it is of; pictures say the same
     num_images: int | None = None  # None: streamed
     num_held_out: int = 0
     resolution_px: int | None = None
@@ -134,22 +138,25 @@ class CardFacts:
         factor = 1 if vae is None else 2 ** (len(vae.get("block_out_channels", [0])) - 1)
         size = unet.get("sample_size") or 0
         pictures = ["samples.png", "loss.png", *sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))]
+        setting, height_px = settings.get(class_name, "custom"), factor * (size[0] if isinstance(size, list) else size)
+        training = _known(TrainingFacts, _json(folder / "training_summary.json"))
+        run = training.run if training is not None else None
         return cls(
             class_name=class_name,
-            setting=settings.get(class_name, "custom"),
-            resolution_px=factor * (size[0] if isinstance(size, list) else size),
+            setting=setting,
+            resolution_px=height_px,
             width_px=factor * (size[1] if isinstance(size, list) else size),
             num_channels=(vae or unet).get("in_channels", 3),
             latent=vae is not None,
-            lora=(folder / "pytorch_lora_weights.safetensors").is_file(),
+            lora=_is_lora(folder, run),
             id2label={str(k): v for k, v in (adapter.get("id2label") or {}).items()},
             num_inference_steps=index.get("default_num_inference_steps", 30),
             guidance_scale=index.get("default_guidance_scale", 2.5),
             scheduler=index["scheduler"][1],
-            pictures=[p for p in pictures if (folder / p).is_file()],
+            pictures=[p for p in pictures if (folder / p).is_file() and belongs(folder / p, run)],
             user=_user_facts(folder / "card.yaml"),
-            training=_known(TrainingFacts, _json(folder / "training_summary.json")),
-            evaluation=_known(EvaluationFacts, _json(folder / "evaluation" / "report.json")),
+            training=training,
+            evaluation=_evaluation(folder, setting, height_px if vae is None else None),
             unet_class=index["unet"][1],
         )
 
@@ -198,13 +205,36 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """Render README.md in `folder`; one that was not written by this library is left alone."""
     folder, path = Path(folder), Path(folder) / "README.md"
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
+    if path.is_file() and not is_our_card(path):
         return path
     facts = CardFacts.of_folder(folder)
-    render_card(facts, repo_id or folder.resolve().name).save(path)
-    if facts.evaluation is not None:
-        _write_eval_results(facts, folder)
+    with whole_file(path) as unfinished:
+        render_card(facts, repo_id or folder.resolve().name).save(unfinished)
+    _write_eval_results(facts, folder)
     return path
+
+
+def is_our_card(path: Path) -> bool:
+    """Whether a README.md was written by this library."""
+    return path.is_file() and MARK.encode() in path.read_bytes()
+
+
+def _is_lora(folder: Path, run: str | None) -> bool:
+    """Whether the model is a LoRA: one that lies beside a complete UNet is not of it."""
+    path = folder / LORA_FILE
+    if not path.is_file() or not belongs(path, run):
+        return False
+    if complete := next(folder.glob("unet/*.safetensors"), None):
+        ignored(path, f"the model is complete without it ({complete.relative_to(folder)})")
+    return complete is None
+
+
+def _evaluation(folder: Path, setting: str, resolution_px: int | None) -> EvaluationFacts | None:
+    """What was measured of these weights."""
+    path = folder / "evaluation" / "report.json"
+    report, known = _json(path), {"resolution_px": resolution_px} if resolution_px else {}
+    known |= {} if setting == "custom" else {"setting": setting}
+    return _known(EvaluationFacts, report) if report_belongs(report, folder, path, known) else None
 
 
 def training_versions() -> dict[str, str]:
@@ -268,16 +298,17 @@ def _write_eval_results(facts: CardFacts, folder: Path) -> None:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     dataset = facts.user.dataset or (facts.training.dataset if facts.training else None)
-    if not _is_hub_id(dataset):
+    path = folder / ".eval_results" / "cond_pipelines.yaml"
+    if facts.evaluation is None or not _is_hub_id(dataset):
+        path.unlink(missing_ok=True)  # of weights, or of data, that were here before
         return
     notes = f"{facts.evaluation.num_samples} samples, features of {facts.evaluation.feature_extractor}"
     entries = [
         EvalResultEntry(dataset, task_id=row["name"].lower().replace(" ", "_"), value=row["value"], notes=notes)
         for row in facts.evaluation.measures
     ]
-    path = folder / ".eval_results" / "cond_pipelines.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))
 
 
 def _is_hub_id(name: str | None) -> bool:
@@ -285,7 +316,7 @@ def _is_hub_id(name: str | None) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _known(cls: type, values: dict[str, Any] | None) -> Any:
@@ -295,7 +326,7 @@ def _known(cls: type, values: dict[str, Any] | None) -> Any:
 
 
 def _user_facts(path: Path) -> UserFacts:
-    values = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    values = (yaml.safe_load(read_text(path)) or {}) if path.is_file() else {}
     known = asdict(UserFacts())
     unknown = [k for k in values if k not in known] if isinstance(values, dict) else [str(values)[:40]]
     if unknown:

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from .files import show_any_text
+
 _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
     "demo": "train on shapes",
@@ -21,6 +23,7 @@ def main(args: list[str] | None = None) -> None:
         prog="cond-pipelines", epilog=epilog, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=_COMMANDS, nargs="?")
+    show_any_text()
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         parser.print_help()

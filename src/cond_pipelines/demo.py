@@ -21,7 +21,9 @@ from .conditional_pipeline import ConditionalPipeline
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from .evaluation.features import extract, pixels
 from .evaluation.rows import distribution_rows
+from .files import write_json
 from .pictures import image_grid
+from .provenance import save_picture
 from .training.config import TrainingConfig
 from .training.defaults import fast_precision
 from .training.loop import train
@@ -123,8 +125,8 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     for name, pipe in pipes.items():
         report[name]["num_inference_steps"] = pipe.config.default_num_inference_steps
         report[name]["guidance_scale"] = pipe.config.default_guidance_scale
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    gallery(panels).save(output_dir / "gallery.png")
+    write_json(output_dir / "report.json", report)
+    save_picture(gallery(panels), output_dir / "gallery.png")
     return report
 
 

@@ -1,6 +1,5 @@
 """Pushing a model to the Hub: what belongs to it and nothing else, in one commit."""
 
-import json
 import os
 import shutil
 import sys
@@ -14,6 +13,8 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from .card import write_card
+from .files import read_json, read_text, write_json, write_text
+from .provenance import report_belongs
 
 _PAGE = (
     "README.md",
@@ -107,7 +108,7 @@ def push_folder(
 def _copy_model(folder: Path, stage: Path) -> None:
     """The components that model_index.json names, and the code."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
         code, components = index["_class_name"], {k: v for k, v in index.items() if isinstance(v, list) and k[0] != "_"}
         if not isinstance(code, list) or "adapter" not in components:
             raise KeyError("code")
@@ -129,11 +130,14 @@ def _copy_model(folder: Path, stage: Path) -> None:
 
 
 def _copy_page(folder: Path, stage: Path) -> None:
-    """The card and what it shows."""
+    """The card and what it shows, of the weights that are in `stage`."""
     paths = [folder / name for name in _PAGE]
     paths += [
         p for sub, patterns in _PAGE_FOLDERS.items() for pattern in patterns for p in folder.glob(f"{sub}/{pattern}")
     ]
+    report = folder / "evaluation/report.json"
+    if report.is_file() and not report_belongs(read_json(report), stage, report, {}):
+        paths = [path for path in paths if path.parent.name not in ("evaluation", ".eval_results")]
     for path in paths:
         target = stage / path.relative_to(folder)
         if path.is_file() and not target.exists():
@@ -144,15 +148,15 @@ def _copy(source: Path, target: Path) -> None:
     """A hard link where that is possible; a clean copy of what may hold the machine's paths."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.name == "training_config.yaml":
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(source))
         values = {k: _without_path(v) for k, v in values.items() if k != "hub_token"}
-        target.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        write_text(target, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     elif source.suffix == ".json" and source.name.endswith(("config.json", "model_index.json")):
-        values = json.loads(source.read_text(encoding="utf-8"))
+        values = read_json(source)
         for key in ("_name_or_path", "name_or_path"):
             if key in values:
                 values[key] = _without_path(values[key])
-        target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(target, values)
     elif source.name == "README.md":  # which is rendered again
         shutil.copyfile(source, target)
     else:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .files import whole_file
+
 
 def image_grid(
     images: Sequence[Image.Image],
@@ -51,12 +53,15 @@ def visible(image: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if channels < 3 else pixels if channels < 5 else pixels[..., :3])
 
 
-def loss_plot(path: Path, train: list[tuple[int, float]], held_out: list[tuple[int, float]]) -> None:
+def loss_plot(
+    path: Path, train: list[tuple[int, float]], held_out: list[tuple[int, float]], run: str | None = None
+) -> None:
     """Write the loss curve as PNG.
 
     Args:
         train: (step, mean loss since the last entry).
         held_out: (step, loss of held-out images at fixed noise and times).
+        run: the file says that it is of it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
@@ -74,4 +79,5 @@ def loss_plot(path: Path, train: list[tuple[int, float]], held_out: list[tuple[i
     axes.grid(alpha=0.3)
     if train or held_out:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png", metadata=None if run is None else {"run": run})

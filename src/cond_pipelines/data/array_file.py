@@ -2,16 +2,22 @@
 
 import json
 import mmap
-import shutil
+import sys
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from tqdm.auto import tqdm
+
+from ..files import read_checked_json, read_json, sha256_of, whole_folder, write_checked_json
 
 # Pages of a mapped file count as this process's memory until it lets go of them; the page cache keeps them. A read maps
 # the 64 KiB around its first and its last page too (Linux' fault_around_bytes).
 MOST_MAPPED_BYTES, _AROUND_BYTES = 32 * 2**20, 2 * 2**16
+_FACTS, _BLOCK_BYTES, _MOST_CHECKED = "facts.json", 2**20, 4096
 
 
 class ArrayFile:
@@ -27,7 +33,7 @@ class ArrayFile:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = read_json(folder / _FACTS)
         self.notes = {int(k): v for k, v in facts["notes"].items()}
         self.index = np.load(folder / "index.npy")  # (N, 1 + dimensions): offset, shape, -1 for what is not there
         self.dtype, self.mapped_bytes = np.dtype(facts["dtype"]), 0
@@ -56,10 +62,10 @@ class ArrayFile:
 
 
 def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | None]]) -> ArrayFile:
-    """The arrays in `folder`, which are made first where they are not there.
+    """The arrays in `folder`, which are made first where they are not there, or are damaged.
 
-    Written beside and renamed when whole, under a lock: a run that is killed leaves nothing that is taken for whole,
-    and of several processes one makes them while the others wait.
+    Written whole, under a lock: a run that is killed, or loses its power, leaves nothing that is taken for whole, and
+    of several processes one makes them while the others wait.
 
     Args:
         make: gives the arrays in order, None for one that is missing; may note a word on any in the dictionary it gets.
@@ -68,19 +74,17 @@ def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | 
         OSError: `folder` cannot be written to; nothing is left there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            unfinished = folder.with_name(f"unfinished-{folder.name}")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
-                _write(unfinished, make)
-            except BaseException as error:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                if isinstance(error, OSError):
+    if not folder.is_dir() or _damage(folder) is not None:
+        with FileLock(f"{folder}.lock"):
+            damage = _damage(folder) if folder.is_dir() else None  # another process may have made it
+            if damage is not None:
+                tqdm.write(f"warning: {folder} does not verify ({damage}): it is made again", file=sys.stderr)
+            if damage is not None or not folder.is_dir():
+                try:
+                    with whole_folder(folder) as unfinished:
+                        _write(unfinished, make)
+                except OSError as error:
                     raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
-                raise
-            unfinished.rename(folder)
     return ArrayFile(folder)
 
 
@@ -100,4 +104,31 @@ def _write(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | 
     padded = [(entry or []) + [-1] * (width - len(entry or [])) for entry in index]
     np.save(folder / "index.npy", np.array(padded, np.int64).reshape(-1, width))
     facts = {"dtype": dtype.str if dtype is not None else None, "notes": notes}
-    (folder / "facts.json").write_text(json.dumps(facts))
+    write_checked_json(folder / _FACTS, json.loads(json.dumps(facts)) | _checksums(folder))
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the files, by their checksums; None where nothing is."""
+    try:
+        facts = read_checked_json(folder / _FACTS, ("dtype", "notes", "index", "num_bytes", "blocks"))
+        if (folder / "data.bin").stat().st_size != facts["num_bytes"]:
+            return "data.bin is cut off"
+        found = _checksums(folder, facts["blocks"])
+    except (OSError, ValueError) as error:
+        return str(error)
+    return next((f"the checksum of {k} is wrong" for k in ("index", "blocks") if found[k] != facts[k]), None)
+
+
+def _checksums(folder: Path, expected: list[int] | None = None) -> dict[str, Any]:
+    """Of the index, and of each MiB of the data; of `expected` ones no more than 4 GiB are read, evenly spread."""
+    num_bytes = (folder / "data.bin").stat().st_size
+    count = -(-num_bytes // _BLOCK_BYTES)
+    blocks = list(expected or [0] * count)
+    chosen = (
+        range(count) if expected is None else np.unique(np.linspace(0, count - 1, min(count, _MOST_CHECKED)).round())
+    )
+    with (folder / "data.bin").open("rb") as file:
+        for number in map(int, chosen):
+            file.seek(number * _BLOCK_BYTES)
+            blocks[number] = zlib.crc32(file.read(_BLOCK_BYTES))
+    return {"index": sha256_of(folder / "index.npy"), "num_bytes": num_bytes, "blocks": blocks}

@@ -1,8 +1,9 @@
 """Two evaluations side by side: which differences are larger than chance."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ..files import read_json
 
 _SAME = (
     "setting",
@@ -52,7 +53,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     found = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
     if found is None:
         raise ValueError(f"{path} is no evaluation's report.json, and holds none")
-    return json.loads(found.read_text(encoding="utf-8"))
+    return read_json(found)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

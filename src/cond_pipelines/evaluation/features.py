@@ -3,15 +3,18 @@
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.loading import load_object
+from ..files import load_array, save_array
 
 # (N images as RGB PIL) -> (N, D) float32
 Extractor = Callable[[list[Image.Image]], np.ndarray]
@@ -182,15 +185,16 @@ def _checked(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def cached(folder: Path, key: dict, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` gives, kept in `folder` under a hash of `key`."""
+    """What `make` gives, kept in `folder` under a hash of `key`; made again where the file is damaged."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"features-{name}.npy"
     if path.is_file():
-        return np.load(path)
+        try:
+            return load_array(path)
+        except ValueError as error:
+            tqdm.write(f"warning: {error}: it is made again", file=sys.stderr)
     features = make()
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.save(file, features)
-    unfinished.rename(path)
+    with FileLock(f"{path}.lock"):  # several evaluations may share the folder
+        save_array(path, features)
     return features

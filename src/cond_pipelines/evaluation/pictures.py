@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import whole_file
 from ..pictures import image_grid
 
 
@@ -47,4 +48,5 @@ def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
     if len(names) <= 40:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    figure.savefig(path, dpi=100)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=100, format="png")

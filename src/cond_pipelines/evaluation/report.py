@@ -1,13 +1,14 @@
 """What an evaluation leaves: report.json, report.md and pictures."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..files import write_json, write_text
+from ..provenance import save_picture
 from ..training.setup import TrainingData
 from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
 from .sampling import read_samples, to_image
@@ -15,7 +16,7 @@ from .sampling import read_samples, to_image
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.json and report.md."""
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", report)
     lines = [
         f"# Evaluation of {report['model']}\n",
         f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
@@ -29,7 +30,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         real = "" if row["real"] is None else row["real"]
         lines.append(f"| {row['question']} | {row['name']} | {row['value']} | {interval} | {real} | {row['better']} |")
     lines += _class_lines(report["classes"])
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
 def _class_lines(classes: dict[str, Any]) -> list[str]:
@@ -65,10 +66,11 @@ def write_pictures(
     """
     images = list(itertools.islice(read_samples(samples), 512))
     names = [str((data.id2label or {}).get(c, c)) for c in asked]
-    samples_sheet(images, names if asked[0] is not None else None).save(folder / "samples.png")
-    nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]]).save(folder / "nearest.png")
+    save_picture(samples_sheet(images, names if asked[0] is not None else None), folder / "samples.png")
+    nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])
+    save_picture(nearest, folder / "nearest.png")
     if data.id2label:
-        per_class_sheet(images, asked, data.id2label).save(folder / "per_class.png")
+        save_picture(per_class_sheet(images, asked, data.id2label), folder / "per_class.png")
     if classes:
         confusion_plot(np.array(classes["confusion"]), classes["names"], folder / "confusion.png")
 

@@ -13,6 +13,9 @@ from accelerate import Accelerator
 from ..card import write_card
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.labels import Choices
+from ..files import read_text, show_any_text
+from ..locks import locked_folder
+from ..provenance import weights_fingerprint
 from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
 from . import measures as m
@@ -32,11 +35,18 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     Raises:
         ValueError: in one line: no such model, data that do not fit it, too few images.
     """
+    show_any_text()
     accelerator = Accelerator()
-    pipe = ConditionalPipeline.from_pretrained(config.model).to(accelerator.device)
     folder = Path(
         config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
     )
+    with locked_folder(folder, accelerator.is_main_process):
+        return _evaluate(config, accelerator, folder)
+
+
+def _evaluate(config: EvaluationConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+    weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
+    pipe = ConditionalPipeline.from_pretrained(config.model).to(accelerator.device)
     _check_setting(config, pipe.adapter.conditioning)
     data = _load_data(config, pipe)
     rng = np.random.default_rng(config.seed)
@@ -78,6 +88,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     guided = scale != 1 and any(condition is not None for condition in asked[""])
     report = {
         "model": config.model,
+        "weights": weights,
         "setting": pipe.adapter.conditioning,
         "num_samples": config.num_samples,
         "num_train": len(train),
@@ -172,7 +183,7 @@ def _unseen_captions(
     found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
     if config.unseen_captions:
         try:
-            lines = Path(config.unseen_captions).read_text(encoding="utf-8").splitlines()
+            lines = read_text(config.unseen_captions).splitlines()
         except OSError as error:
             raise ValueError(f"--unseen_captions {config.unseen_captions}: {error.strerror}") from error
         lines = [line.strip() for line in lines if line.strip()]
@@ -225,7 +236,7 @@ def _classified(
 def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingData:
     """The data set of the training run, or another one given; refuses what cannot be measured."""
     path = Path(config.model) / "training_config.yaml"
-    known = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    known = yaml.safe_load(read_text(path)) if path.is_file() else {}
     given = {"train_data_dir": config.train_data_dir, "dataset_name": config.dataset_name}
     if any(given.values()):
         known |= given

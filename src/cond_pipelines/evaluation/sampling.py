@@ -1,6 +1,7 @@
 """Samples to measure: one seed an image, in parts that a killed run keeps and that processes share."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..conditional_pipeline import ConditionalPipeline
+from ..files import load_array, read_json, save_array, write_json
 
 _PART = 64  # images of a file
 
@@ -41,7 +43,7 @@ def draw_samples(
     if accelerator.is_main_process:
         _check_key(folder, key | {"model": weights_of(pipe)})
     accelerator.wait_for_everyone()
-    missing = [i for i in range(-(-len(conditions) // _PART)) if not (folder / f"{i:05d}.npy").is_file()]
+    missing = [i for i in range(-(-len(conditions) // _PART)) if not _is_there(folder / f"{i:05d}.npy")]
     accelerator.wait_for_everyone()  # all have looked before one writes
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     pipe.set_progress_bar_config(disable=True)
@@ -53,21 +55,37 @@ def draw_samples(
             images = ConditionalPipeline.__call__(
                 pipe, some, generator=generators, output_type="np", **settings
             ).images  # (64, H, W, C) in [0, 1]
-        unfinished = folder / f"{part:05d}.unfinished"
-        with unfinished.open("wb") as file:
-            np.save(file, (images * 255).round().astype(np.uint8))
-        unfinished.rename(folder / f"{part:05d}.npy")
+        save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8))
     accelerator.wait_for_everyone()
 
 
 def _check_key(folder: Path, key: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "key.json"
-    before = json.loads(path.read_text()) if path.is_file() else json.loads(json.dumps(key))
+    before = json.loads(json.dumps(key))
+    if path.is_file():
+        try:
+            before = dict(read_json(path))
+        except (ValueError, TypeError) as error:  # nothing says whose samples these are
+            tqdm.write(f"warning: {path} is damaged ({error}): the samples are drawn again", file=sys.stderr)
+            for part in folder.glob("[0-9]*.npy"):
+                part.unlink()
     for name, value in json.loads(json.dumps(key)).items():
         if before.get(name) != value:
             raise ValueError(f"{folder} holds samples of another {name}: delete it, or name another --output_dir")
-    path.write_text(json.dumps(key))
+    write_json(path, key)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a part was drawn; a damaged one counts as not drawn."""
+    try:
+        load_array(path)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        tqdm.write(f"warning: {error}: its samples are drawn again", file=sys.stderr)
+        return False
+    return True
 
 
 def weights_of(pipe: ConditionalPipeline) -> str:
@@ -79,7 +97,7 @@ def weights_of(pipe: ConditionalPipeline) -> str:
 def read_samples(folder: Path) -> Iterator[Image.Image]:
     """The images, in order."""
     for path in sorted(folder.glob("[0-9]*.npy")):
-        for array in np.load(path):
+        for array in load_array(path):
             yield to_image(array)
 
 

@@ -1,11 +1,11 @@
 """The same evaluation at several settings of the sampler: a table, the trade-off, the best one."""
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json, whole_file, write_json, write_text
 from .config import EvaluationConfig
 from .run import evaluate
 
@@ -48,8 +48,8 @@ def sweep(config: EvaluationConfig) -> list[dict[str, Any]]:
         reports.append(evaluate(replace(one, features_dir=str(folder))))
     if not reports[0]:  # a process that is not the main one
         return reports
-    (folder / "sweep.json").write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
-    (folder / "sweep.md").write_text(table(reports), encoding="utf-8")
+    write_json(folder / "sweep.json", reports)
+    write_text(folder / "sweep.md", table(reports))
     _plot(reports, folder / "sweep.png")
     if config.write_best:
         write_best(model, reports, config.write_best, list(grid))
@@ -64,10 +64,10 @@ def write_best(model: Path, reports: list[dict[str, Any]], measure: str, names: 
     sign = 1 if rows[0][measure]["better"] == "lower" else -1
     best = min(range(len(reports)), key=lambda i: sign * rows[i][measure]["value"])
     index_file = model / "model_index.json"
-    index = json.loads(index_file.read_text(encoding="utf-8"))
+    index = read_json(index_file)
     chosen = {name: reports[best][name] for name in names}
     index |= {f"default_{name}": value for name, value in chosen.items()}
-    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(index_file, index, sort_keys=True)
     print(f"best by {measure}: {', '.join(f'{k} {v:g}' for k, v in chosen.items())}, now the default of {model}")
     return chosen
 
@@ -103,4 +103,5 @@ def _plot(reports: list[dict[str, Any]], path: Path) -> None:
             axes.annotate(f"{reports[i]['guidance_scale']:g}", place, textcoords="offset points", xytext=(5, 5))
     axes.set(xlabel=across, ylabel="Frechet distance", title="each point a guidance scale")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")

@@ -1,10 +1,8 @@
-"""Checkpoints to resume from: written beside, then renamed, so that one that is there is whole."""
+"""Checkpoints to resume from: one that has its name is whole, and on the disk."""
 
-import hashlib
-import json
-import os
+import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,34 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-_PREFIX, _MANIFEST = "checkpoint-", "manifest.json"
+from ..files import (
+    finish_folder,
+    read_checked_json,
+    read_json,
+    remove_folder,
+    sha256_of,
+    unfinished_folder,
+    write_checked_json,
+    write_json,
+)
+
+_MANIFEST, _NAME = "manifest.json", re.compile(r"checkpoint-(0|[1-9][0-9]*)", re.ASCII)  # no other is the run's own
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Args:
+        files: their checksums. identity: what must be the same when the run is resumed.
+        run: that wrote it; None: an earlier version, which did not say.
+        number: of the checkpoint, in the order in which the run wrote them; -1: an earlier version's.
+    """
+
+    files: dict[str, str]
+    identity: dict[str, Any]
+    run: str | None = None
+    number: int = -1
 
 
 @dataclass
@@ -44,107 +69,142 @@ def save_checkpoint(
     progress: Progress,
     keep: int | None = None,
     identity: dict[str, Any] | None = None,
+    run: str | None = None,
 ) -> Path:
-    """Write `checkpoint-<step>` under `folder`, then delete the oldest beyond `keep`.
+    """Write `checkpoint-<step>` under `folder`; when it is on the disk, delete the oldest of this run beyond `keep`.
 
     Args:
         identity: what must be the same when the run is resumed; see `load_checkpoint`.
+        run: see `Manifest`. Checkpoints of another run are left alone.
 
     Raises:
         OSError: it cannot be written; what was written of it is deleted, older checkpoints stay.
     """
-    path = folder / f"{_PREFIX}{progress.step}"
-    unfinished = folder / f"unfinished-{path.name}"
+    path = folder / f"checkpoint-{progress.step}"
+    unfinished = unfinished_folder(path)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for left in folder.glob(f"unfinished-{_PREFIX}*"):  # by a run that was killed here
+        for left in folder.glob(unfinished_folder(folder / "*checkpoint-*").name):  # by a run that was killed here
             shutil.rmtree(left, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(unfinished), safe_serialization=True)
         accelerator.wait_for_everyone()  # save_state ends without a barrier
         if accelerator.is_main_process:
-            (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
-            _write_manifest(unfinished, identity or {})
-            shutil.rmtree(path, ignore_errors=True)
-            unfinished.rename(path)
+            write_json(unfinished / "progress.json", asdict(progress))
+            number = 1 + max((m.number for _, m in _readable(folder)), default=-1)
+            _write_manifest(unfinished, Manifest({}, identity or {}, run, number))
+            finish_folder(unfinished, path)
     except (OSError, RuntimeError, SafetensorError):  # a full disk is any of these
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    if accelerator.is_main_process:
-        for old in all_checkpoints(folder)[: -keep if keep else 0]:
-            shutil.rmtree(old)
+    if accelerator.is_main_process and keep:
+        mine = [p for p, manifest in _readable(folder) if manifest.run in (run, None) and not p.is_symlink()]
+        for old in mine[:-keep]:
+            remove_folder(old)
     accelerator.wait_for_everyone()
     return path
 
 
-def _write_manifest(folder: Path, identity: dict[str, Any]) -> None:
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())  # on the disk before the name says that it is whole
-        files[str(path.relative_to(folder))] = _sha256(path)
-    (folder / _MANIFEST).write_text(json.dumps({"files": files, "identity": identity}, indent=2))
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    files = {p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    write_checked_json(folder / _MANIFEST, asdict(manifest) | {"files": files})
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises ValueError for anything but what was written."""
+    file = path / _MANIFEST
+    try:
+        values = read_json(file)
+        if not isinstance(values, dict) or set(values) != {"files", "identity"}:  # which an earlier version wrote
+            values = read_checked_json(file, tuple(f.name for f in fields(Manifest)))
+        manifest = Manifest(**values)
+        files, good = manifest.files, isinstance(manifest.identity, dict) and isinstance(manifest.number, int)
+        if not (good and isinstance(files, dict) and files and all(isinstance(v, str) for v in files.values())):
+            raise ValueError("it does not list the files")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{_MANIFEST} cannot be read: {error}") from error
+    return manifest
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Those whose name says that they are complete, oldest first."""
-    found = [p for p in folder.glob(f"{_PREFIX}*") if (p / _MANIFEST).is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+    """Those whose name says that they are complete, oldest first.
+
+    The order is that in which they were written: a run that goes back to step 5 leaves an older checkpoint-10.
+    """
+    found = [p for p in folder.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file()]
+    numbers = {path: manifest.number for path, manifest in _manifests(found)}  # unknown: damaged, looked at first
+    return sorted(found, key=lambda p: (numbers.get(p, float("inf")), int(p.name.removeprefix("checkpoint-"))))
+
+
+def _manifests(paths: list[Path]) -> list[tuple[Path, Manifest]]:
+    found = []
+    for path in paths:
+        try:
+            found.append((path, read_manifest(path)))
+        except ValueError:
+            continue
+    return found
+
+
+def _readable(folder: Path) -> list[tuple[Path, Manifest]]:
+    return _manifests(all_checkpoints(folder))
 
 
 def broken(path: Path) -> str | None:
     """What is wrong with a checkpoint, by its checksums; None where nothing is."""
     try:
-        files = json.loads((path / _MANIFEST).read_text())["files"]
-        for name, checksum in files.items():
+        for name, checksum in read_manifest(path).files.items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _sha256(path / name) != checksum:
+            if sha256_of(path / name) != checksum:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{_MANIFEST} cannot be read: {error}"
+    except (OSError, ValueError) as error:
+        return str(error)
     return None
 
 
 def load_checkpoint(
-    accelerator: Accelerator, folder: Path, which: str, identity: dict[str, Any] | None = None
-) -> Progress:
+    accelerator: Accelerator,
+    folder: Path,
+    which: str,
+    identity: dict[str, Any] | None = None,
+    run: str | None = None,
+) -> tuple[Progress, str | None]:
     """Restore all that was prepared or registered; `latest` of an empty folder starts fresh.
 
-    `latest` is the newest that verifies; damaged ones are passed over with a warning.
+    `latest` is the newest that verifies; damaged ones, and those of another run, are passed over with a warning.
 
     Args:
         identity: what the run is: its data set, resolution, adapter, network.
+        run: of the folder, where it is known.
+
+    Returns:
+        How far the checkpoint is, and the run that wrote it, where it says so.
 
     Raises:
         ValueError: there is no such checkpoint, it is damaged, or it is of another run; the message says how.
     """
     chosen: list[Any] = [None]
     if accelerator.is_main_process:
-        chosen = [_choose(folder, which)]
+        chosen = [_choose(folder, which, run)]
     path, problem = broadcast_object_list(chosen)[0]
     if problem:
         raise ValueError(f"--resume_from_checkpoint {which}: {problem}")
     if path is None:
-        return Progress()
-    before = json.loads((Path(path) / _MANIFEST).read_text())["identity"]
+        return Progress(), None
+    manifest = read_manifest(Path(path))
     for name, value in (identity or {}).items():
-        if name in before and before[name] != value:
+        if name in manifest.identity and manifest.identity[name] != value:
             raise ValueError(
-                f"--resume_from_checkpoint {which}: {path} was made with another {name} ({before[name]}, now {value}): "
-                "give what it had, or start with --pretrained_model_name_or_path in another --output_dir"
+                f"--resume_from_checkpoint {which}: {path} was made with another {name} ({manifest.identity[name]}, "
+                f"now {value}): give what it had, or start with --pretrained_model_name_or_path in another --output_dir"
             )
     accelerator.load_state(str(path))
-    return Progress(**json.loads((Path(path) / "progress.json").read_text()))
+    return Progress(**read_json(Path(path) / "progress.json")), manifest.run
 
 
-def _choose(folder: Path, which: str) -> tuple[str | None, str | None]:
+def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str | None]:
     """(path, problem); neither where a fresh start is meant."""
     if which != "latest":
         path = next((p for p in (Path(which), folder / which) if (p / _MANIFEST).is_file()), None)
@@ -153,9 +213,16 @@ def _choose(folder: Path, which: str) -> tuple[str | None, str | None]:
             return None, f"no complete checkpoint there (in {folder}: {there})"
         problem = broken(path)
         return str(path), problem and f"{path}: {problem}"
+    others = []
     for path in reversed(all_checkpoints(folder)):
         problem = broken(path)
         if problem is None:
-            return str(path), None
+            found = read_manifest(path).run
+            if found in (run, None) or run is None:
+                return str(path), None
+            others.append(path.name)
+            problem = f"it is of another run ({found}, this folder is of {run})"
         tqdm.write(f"warning: {path} is passed over: {problem}")
+    if others:
+        return None, f"{folder} holds none of its own run, only of another: name it, as in {others[0]}"
     return None, None

@@ -12,6 +12,8 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..files import read_text, write_text
+
 OPTIMIZER_NAMES = ("adamw", "adamw8bit", "prodigy", "schedulefree", "muon", "adafactor")
 
 
@@ -160,6 +162,7 @@ class OptimizationArguments:
 @dataclass
 class OutputArguments:
     output_dir: str = _arg("output", "The finished pipeline, its pictures and its checkpoints go here.")
+    overwrite_output_dir: bool = _arg(False, "Delete what an earlier run made in output_dir, and nothing else there.")
     report_to: str | None = _arg(None, "tensorboard, wandb, ..., or none. Default: tensorboard where installed.")
     logging_dir: str = _arg("logs", "Of the tracker, inside output_dir.")
     tracker_project_name: str = _arg("cond_pipelines", "For trackers that have projects.")
@@ -281,8 +284,8 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
 
     def save(self, path: str | Path) -> None:
         """Write as YAML, readable again with `--config`; the Hub token is left out."""
-        values = {k: v for k, v in asdict(self).items() if k != "hub_token"}
-        Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        values = {k: v for k, v in asdict(self).items() if k not in ("hub_token", "overwrite_output_dir")}
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def parse_args(args: list[str] | None = None, **defaults: Any) -> TrainingConfig:
@@ -322,7 +325,7 @@ def parse_args(args: list[str] | None = None, **defaults: Any) -> TrainingConfig
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """A YAML recipe as a dictionary. Raises ValueError for an unknown key, naming the nearest one."""
     try:
-        recipe = yaml.safe_load(Path(path).read_text()) or {}
+        recipe = yaml.safe_load(read_text(path)) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):

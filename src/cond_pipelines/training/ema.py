@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..conditional_pipeline import ConditionalPipeline
+from ..files import whole_file
+from ..provenance import belongs, run_of_folder
 from .sharding import as_sharded, gathered, local_part
 
 NUM_SNAPSHOTS = 16  # of a run
-_FOLDER, _DEFAULT_LENGTH = "ema", 0.05
+SNAPSHOTS, _DEFAULT_LENGTH = "ema", 0.05
 
 
 def warmed_up(max_decay: float, inv_gamma: float, power: float) -> Callable[[int], float]:
@@ -86,9 +88,15 @@ class WeightAverage:
 
 
 # ---------------------------------------------------------------------------------------------------- any length
-def save_snapshot(output_dir: Path, step: int, pipe: ConditionalPipeline, averages: dict[float, WeightAverage]) -> None:
-    """Write the averages of some lengths at `step` to ema/<step>.safetensors; a file that is there is whole."""
-    folder = output_dir / _FOLDER
+def save_snapshot(
+    output_dir: Path,
+    step: int,
+    pipe: ConditionalPipeline,
+    averages: dict[float, WeightAverage],
+    run: str | None = None,
+) -> None:
+    """Write the averages of some lengths at `step` of `run` to ema/<step>.safetensors."""
+    folder = output_dir / SNAPSHOTS
     folder.mkdir(exist_ok=True)
     names = [name for name, parameter in _parameters(pipe).items() if parameter.requires_grad]
     tensors = {
@@ -96,8 +104,8 @@ def save_snapshot(output_dir: Path, step: int, pipe: ConditionalPipeline, averag
         for length, average in averages.items()
         for name, value in zip(names, average.values, strict=True)
     }
-    save_file(tensors, folder / "unfinished", {"step": str(step)})
-    (folder / "unfinished").rename(folder / f"{step}.safetensors")
+    with whole_file(folder / f"{step}.safetensors") as unfinished:
+        save_file(tensors, unfinished, {"step": str(step)} | ({} if run is None else {"run": run}))
 
 
 def _parameters(pipe: ConditionalPipeline) -> dict[str, nn.Parameter]:
@@ -118,7 +126,9 @@ def average_of_length(output_dir: Path, length: float) -> dict[str, Tensor]:
     Raises:
         ValueError: there are no snapshots, or no average has that length.
     """
-    files = sorted((output_dir / _FOLDER).glob("*.safetensors"), key=lambda path: int(path.stem))
+    run = run_of_folder(output_dir)
+    files = [path for path in (output_dir / SNAPSHOTS).glob("*.safetensors") if path.stem.isdigit()]
+    files = [path for path in sorted(files, key=lambda path: int(path.stem)) if belongs(path, run)]
     if not files:
         raise ValueError(f"{output_dir} has no ema/*.safetensors: train with --ema_lengths 0.05 0.10")
     terms, names = [], []

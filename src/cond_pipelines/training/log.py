@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..files import sync_file, write_text
 from ..pictures import loss_plot
+from ..provenance import save_picture
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .interruptions import TrainingFailure, how_to_go_on
@@ -26,10 +28,18 @@ class TrainingLog:
     Args:
         output_dir: log.jsonl, samples.png and loss.png go here.
         progress: where the run starts; older lines of log.jsonl are kept when it is resumed.
+        run: its pictures say that they are of it.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output_dir: Path, progress: Progress):
-        self.accelerator, self.config, self.output_dir = accelerator, config, output_dir
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        output_dir: Path,
+        progress: Progress,
+        run: str | None = None,
+    ):
+        self.accelerator, self.config, self.output_dir, self.run = accelerator, config, output_dir, run
         self.path = output_dir / "log.jsonl"
         # Read once a line, so that a GPU need not wait for the CPU at each step: sum and count of the losses since
         # the last line, steps left out because of a gradient that is not finite: all of them, and in a row.
@@ -45,9 +55,7 @@ class TrainingLog:
         if accelerator.is_main_process:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [line for line in self._lines() if line["step"] <= progress.step] if progress.step else []
-            beside = output_dir / "log.jsonl.unfinished"
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            beside.replace(self.path)  # at once: a run that is killed here keeps its lines
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         values = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str) and k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=values)
         self.bar = tqdm(
@@ -136,6 +144,8 @@ class TrainingLog:
 
     def unwritten(self) -> list[list[float]]:
         """The losses since the last line, of each process: a resumed run writes the line that this one would have."""
+        if self.accelerator.is_main_process and self.path.is_file():
+            sync_file(self.path)  # a checkpoint is nothing without the lines up to it
         return self.accelerator.gather(self.losses[None]).tolist()
 
     def skipped(self) -> list[float]:
@@ -149,7 +159,7 @@ class TrainingLog:
         if loss is not None:
             self._write({"step": progress.step, "images": progress.position, "held_out_loss": loss})
             self.print(f"step {progress.step:,}: held-out loss {loss:.4f}")
-        grid.save(self.output_dir / "samples.png")
+        save_picture(grid, self.output_dir / "samples.png", self.run)
         pixels = np.asarray(grid)[None]  # (1, H, W, 3)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
@@ -171,6 +181,7 @@ class TrainingLog:
             self.output_dir / "loss.png",
             [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None],
             [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line],
+            self.run,
         )
 
     def last_losses(self) -> dict[str, float | None]:
@@ -185,14 +196,16 @@ class TrainingLog:
         if not self.path.is_file():
             return []
         found = []
-        for line in self.path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):  # the last one of a run that was killed
-                found.append(json.loads(line))
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(json.JSONDecodeError, RecursionError):  # the last one of a run that was killed
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    found.append(line)
         return found
 
     def _write(self, line: dict) -> None:
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         values = {k: v for k, v in line.items() if k not in ("step", "elapsed_sec", "data_wait_sec") and v is not None}
         self.accelerator.log(values, step=line["step"])

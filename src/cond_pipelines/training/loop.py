@@ -20,6 +20,8 @@ from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
 from ..data.batches import draw_noise, make_loader
+from ..files import show_any_text
+from ..locks import by_main_process
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
@@ -27,11 +29,20 @@ from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
 from .evaluating import Evaluator
-from .interruptions import Interrupted, StopSignal, clipped_step, one_line_failures, writable_folder
+from .final_save import model_is_saved, save_finished
+from .interruptions import (
+    Interrupted,
+    StopSignal,
+    TrainingFailure,
+    clipped_step,
+    one_line_failures,
+    writable_folder,
+)
 from .log import TrainingLog
 from .lora import how_to_load, save_model
 from .optimizers import build_optimizer, check_packages, count_trained, make_trainable, parameter_groups, trainable
 from .pushing import HubPush
+from .run_folder import RunFolder
 from .setup import (
     TrainingData,
     build_objective,
@@ -80,8 +91,15 @@ def train(config: TrainingConfig) -> Path:
         >>> folder = train(TrainingConfig(conditioning="class", train_data_dir="flowers", resolution=32))
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
+    show_any_text()
     output_dir = writable_folder(config.output_dir)
     accelerator = _accelerator(config, output_dir)
+    with RunFolder(config, accelerator) as folder:
+        return _train(config, accelerator, folder)
+
+
+def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder) -> Path:
+    output_dir = folder.path
     set_seed(config.seed)
     check_packages(config)
     parent = load_parent(config)
@@ -126,10 +144,12 @@ def train(config: TrainingConfig) -> Path:
     of_length = {length: WeightAverage(parameters, power_function(length)) for length in config.ema_lengths}
     averages = [*([ema] if ema else []), *of_length.values()]
     accelerator.register_for_checkpointing(*averages)
-    progress = Progress()
+    progress, resumed_run = Progress(), None
     identity = run_identity(config, data, whole) | how_sharded(accelerator)
     if config.resume_from_checkpoint:
-        progress = load_checkpoint(accelerator, output_dir, config.resume_from_checkpoint, identity)
+        progress, resumed_run = load_checkpoint(
+            accelerator, output_dir, config.resume_from_checkpoint, identity, folder.run
+        )
 
     world_size, batch_size = accelerator.num_processes, config.train_batch_size
     resumed = replace(progress)
@@ -156,14 +176,15 @@ def train(config: TrainingConfig) -> Path:
     )
     evaluator = Evaluator(config, data, accelerator) if config.evaluation_steps else None
     hub = HubPush(config)
-    log = TrainingLog(accelerator, config, output_dir, progress)
+    folder.start(progress, resumed_run)
+    log = TrainingLog(accelerator, config, output_dir, progress, folder.run)
     log.opening(data, counts, resumed)
     learning_rate = _LearningRate(config, optimizer)
     start = time.perf_counter() - progress.elapsed_sec
 
     def save() -> Path:
         progress.losses, progress.skipped = log.unwritten(), log.skipped()
-        return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity)
+        return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity, folder.run)
 
     done = _fraction_done(config, progress, accelerator)
     with StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
@@ -203,7 +224,7 @@ def train(config: TrainingConfig) -> Path:
             before, done = done, _fraction_done(config, progress, accelerator)
             log.step(progress, step_loss, left_out, lr, done)
             if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
-                save_snapshot(output_dir, progress.step, pipe, of_length)
+                save_snapshot(output_dir, progress.step, pipe, of_length, folder.run)
             if _validate_now(config, progress.step, before, done):
                 with ema_weights(ema, whole_modules, parameters, optimizer):
                     loss_held_out = held_out_loss(whole, objective, data, accelerator, batch_size)
@@ -223,7 +244,7 @@ def train(config: TrainingConfig) -> Path:
             if done < 1 and stop.asked(progress.step):
                 raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
     with ema_weights(ema, whole_modules, parameters, optimizer, restore=False), one_line_failures(progress, output_dir):
-        return _finish(accelerator, config, whole, parent, data, progress, log, hub)
+        return _finish(accelerator, config, folder, whole, parent, data, progress, log, hub)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
@@ -297,6 +318,7 @@ def _validate_now(config: TrainingConfig, step: int, before: float, done: float)
 def _finish(
     accelerator: Accelerator,
     config: TrainingConfig,
+    folder: RunFolder,
     pipe: ConditionalPipeline,
     parent: ConditionalPipeline | None,
     data: TrainingData,
@@ -304,11 +326,32 @@ def _finish(
     log: TrainingLog,
     hub: HubPush,
 ) -> Path:
-    output_dir = Path(config.output_dir)
+    output_dir = folder.path
     accelerator.wait_for_everyone()
+    failure = by_main_process(lambda: save_finished(folder, config, pipe, parent), accelerator.is_main_process)
+    if failure is not None:
+        raise TrainingFailure(failure)
+    with model_is_saved(output_dir):
+        _show_finished(accelerator, config, folder, pipe, data, progress, log)
     if accelerator.is_main_process:
-        config.save(output_dir / "training_config.yaml")
-        save_model(pipe, output_dir, parent)
+        for line in hub.finish():
+            tqdm.write(line, file=sys.stderr)
+        print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
+    accelerator.end_training()
+    return output_dir
+
+
+def _show_finished(
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    folder: RunFolder,
+    pipe: ConditionalPipeline,
+    data: TrainingData,
+    progress: Progress,
+    log: TrainingLog,
+) -> None:
+    """The loss curve, samples, and the card of a model that is saved."""
+    if accelerator.is_main_process:
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
     images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
@@ -316,9 +359,4 @@ def _finish(
     # two wait for each other for ever (seen in torch 2.13).
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
-        for line in hub.finish():
-            tqdm.write(line, file=sys.stderr)
-        print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
-    accelerator.end_training()
-    return output_dir
+        write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images, folder.run)

@@ -1,6 +1,5 @@
 """What a finished run leaves beside its pipeline: pictures and training_summary.json, of which the card is made."""
 
-import json
 import os
 from collections import Counter
 from dataclasses import asdict
@@ -15,6 +14,8 @@ from torch import nn
 from ..card import TrainingFacts, training_versions, write_card
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.labels import Choices, condition_name
+from ..files import write_json
+from ..provenance import SUMMARY_FILE, save_picture
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .optimizers import trainable
@@ -34,6 +35,7 @@ def write_summary(
     losses: dict[str, float | None],
     conditions: list[Any],
     images: list[Image.Image],
+    run: str | None = None,
 ) -> None:
     """Write samples.png, images/, training_summary.json and README.md into `config.output_dir`.
 
@@ -41,18 +43,23 @@ def write_summary(
         pipe: finished, and saved there already.
         losses: the last "loss" and "held_out_loss", None where there was none.
         conditions, images: samples, and what they were told.
+        run: that they are of.
     """
     folder = Path(config.output_dir)
-    labelled_grid(images, conditions, data.id2label).save(folder / "samples.png")
+    save_picture(labelled_grid(images, conditions, data.id2label), folder / "samples.png", run)
     first = {str(c): i for i, c in reversed(list(enumerate(conditions)))} if conditions[0] is not None else None
     shown = sorted(first.values()) if first else list(range(len(conditions)))  # one of each condition
     (folder / "images").mkdir(exist_ok=True)
+    for old in (folder / "images").glob("[0-9][0-9].png"):  # an earlier model of this run may have had more
+        old.unlink()
     for number, i in enumerate(shown[:_NUM_PICTURES]):
         scale = max(1, -(-_PICTURE_SIDE_PX // max(images[i].size)))
         side = [scale * px for px in images[i].size]
-        images[i].resize(side, Image.Resampling.NEAREST).save(folder / "images" / f"{number:02d}.png")
+        picture = images[i].resize(side, Image.Resampling.NEAREST)
+        save_picture(picture, folder / "images" / f"{number:02d}.png", run)
 
     facts = TrainingFacts(
+        run=run,
         num_images=None if data.train is None else len(data.train),
         num_held_out=len(data.held_out),
         resolution_px=data.dataset.resolution,
@@ -77,7 +84,7 @@ def write_summary(
         **_counts(data),
         **losses,
     )
-    (folder / "training_summary.json").write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / SUMMARY_FILE, asdict(facts))
     write_card(folder, config.hub_model_id)
 
 

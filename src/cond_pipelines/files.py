@@ -1,0 +1,201 @@
+"""Files and folders that are there whole or not at all, also after a power cut; text is UTF-8 on every machine.
+
+A file takes its name when its data are on the disk, and is safe when the folder that holds the name is there too:
+write, fsync, rename, fsync the folder. A rename alone is not enough: file systems may keep the name and lose the data.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CHECKSUM, _DIGEST_BYTES = "sha256", 32
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of `path` after the block; on an error nothing has changed.
+
+    Example:
+        >>> with whole_file("samples.png") as unfinished:
+        ...     image.save(unfinished, "PNG")
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.unfinished")  # a suffix that nobody looks for
+    try:
+        yield unfinished
+        sync_file(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of `path` after the block; on an error nothing is changed."""
+    path = Path(path)
+    unfinished = unfinished_folder(path)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        finish_folder(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def unfinished_folder(path: Path) -> Path:
+    """Where the folder `path` is filled before it takes its name."""
+    return path.with_name(f"unfinished-{path.name}")
+
+
+def finish_folder(unfinished: Path, path: Path) -> None:
+    """Bring all of a filled folder to the disk, then give it its name; what had that name is deleted afterwards."""
+    sync_tree(unfinished)
+    old = unfinished_folder(path.with_name(f"old-{path.name}"))
+    if path.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    unfinished.rename(path)
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder that is whole; killed in the middle, it leaves nothing that looks whole."""
+    old = unfinished_folder(path)
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    shutil.rmtree(old)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file below a folder to the disk, and the names of all of them."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(parent, name))
+        sync_folder(Path(parent))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if os.name == "nt":  # Windows opens no folder; NTFS keeps a log of names itself
+        return
+    try:
+        sync_file(folder, os.O_RDONLY)
+    except OSError as error:  # file systems of a network may not know fsync of a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+
+
+def sync_file(path: Path, flags: int = os.O_RDWR) -> None:
+    """Bring what was written to a file to the disk."""
+    number = os.open(path, flags)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# --------------------------------------------------------------------------------------------------------- text
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole text file, in UTF-8."""
+    with whole_file(path) as unfinished:
+        # Half of a surrogate pair (a file's name that is not UTF-8) becomes \udc.., which JSON and YAML read back.
+        unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def read_text(path: str | Path) -> str:
+    """A text file, in UTF-8; the mark that Windows' editor puts in front is dropped.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
+
+
+def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Write a whole JSON file, in UTF-8 with characters as they are."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds. Raises ValueError where it is damaged, OSError where it cannot be read."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def write_checked_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file with a checksum of itself, so that one bit more or less is seen."""
+    write_json(path, values | {_CHECKSUM: _checksum(values)})
+
+
+def read_checked_json(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """What `write_checked_json` wrote with these `names`. Raises ValueError where anything is different."""
+    values = read_json(path)
+    if not isinstance(values, dict) or set(values) != {*names, _CHECKSUM}:
+        raise ValueError(f"{path.name} is damaged: it does not hold {', '.join(names)}")
+    if values.pop(_CHECKSUM) != _checksum(values):
+        raise ValueError(f"{path.name} is damaged: its checksum is wrong")
+    return values
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def show_any_text() -> None:
+    r"""Let a terminal show a character that its encoding lacks as \u.... instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not, and shows everything
+            stream.reconfigure(errors="backslashreplace")
+
+
+# ------------------------------------------------------------------------------------------------------- arrays
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a whole .npy file, which any reader reads, with a checksum behind the array."""
+    content = io.BytesIO()
+    np.save(content, array)
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        file.write(content.getbuffer())
+        file.write(hashlib.sha256(content.getbuffer()).digest())
+
+
+def load_array(path: Path) -> np.ndarray:
+    """What `save_array` or `numpy.save` wrote. Raises ValueError where it is damaged."""
+    data = path.read_bytes()
+    content = io.BytesIO(data)
+    try:
+        array = np.load(content)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    digest = data[content.tell() :]
+    if digest and digest != hashlib.sha256(data[: content.tell()]).digest():  # none: of an earlier version
+        raise ValueError(f"{path} is damaged: its checksum is wrong")
+    return array
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

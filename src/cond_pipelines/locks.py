@@ -1,0 +1,63 @@
+"""One program at a time in an output folder."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def locked_folder(folder: Path, is_main_process: bool, flag: str = "--output_dir") -> Iterator[None]:
+    """Keep others out of `folder` within the block. The main process holds the lock for all processes of a run.
+
+    The system gives the lock back when the process ends, however it ends, so none is left by one that was killed.
+
+    Raises:
+        ValueError: another process is at work there; the message names it. In all processes.
+    """
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"{flag} {folder} is in use by {_holder(folder)}: wait until it ends, or name another folder"
+            ) from error
+        with suppress(OSError):  # who it is helps the next one, but is not needed
+            (folder / LOCK_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+
+    try:
+        by_main_process(take, is_main_process)
+        yield
+    finally:
+        lock.release(force=True)
+
+
+def by_main_process(function: Callable[[], Any], is_main_process: bool) -> Any:
+    """What `function` returns in the main process, in all of them; its ValueError in all of them too."""
+    result: list[Any] = [None, None]
+    if is_main_process:
+        try:
+            result = [function(), None]
+        except ValueError as error:
+            result = [None, str(error)]
+    value, problem = broadcast_object_list(result)
+    if problem is not None:
+        raise ValueError(problem)
+    return value
+
+
+def _holder(folder: Path) -> str:
+    with suppress(OSError, ValueError):
+        if text := (folder / LOCK_FILE).read_text(encoding="utf-8").strip():
+            return text
+    return "another process"

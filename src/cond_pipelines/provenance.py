@@ -1,0 +1,108 @@
+"""Which run, or which weights, a result belongs to. Files of earlier versions do not say: they are accepted."""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from tqdm.auto import tqdm
+
+from .files import read_json, sha256_of, whole_file
+
+RUN_FILE, LORA_FILE, SUMMARY_FILE = "run.json", "pytorch_lora_weights.safetensors", "training_summary.json"
+_KEY = "run"
+
+
+def weights_fingerprint(folder: str | Path) -> str | None:
+    """A hash of all weights in a model's folder; None where there are none."""
+    folder = Path(folder)
+    try:
+        index = read_json(folder / "model_index.json")
+    except (OSError, ValueError):
+        return None
+    components = [name for name, value in index.items() if isinstance(value, list)] if isinstance(index, dict) else []
+    files = sorted(path for name in components for path in (folder / name).glob("*.safetensors"))
+    files += [folder / LORA_FILE] if (folder / LORA_FILE).is_file() else []
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()[:16] if files else None
+
+
+def run_of_folder(folder: Path) -> str | None:
+    """The run that left its model in a folder, or that is under way there; None where nothing says so."""
+    for name in (RUN_FILE, SUMMARY_FILE):
+        try:
+            values = read_json(folder / name)
+        except (OSError, ValueError):
+            continue
+        if isinstance(values, dict) and isinstance(values.get(_KEY), str):
+            return values[_KEY]
+    return None
+
+
+def run_of_file(path: Path) -> str | None:
+    """The run that wrote a picture or a file of weights; None where the file does not say."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get(_KEY)
+        with Image.open(path) as image:
+            return image.info.get(_KEY)
+    except (OSError, ValueError, SyntaxError, SafetensorError):  # unreadable: another place says so
+        return None
+
+
+def belongs(path: Path, run: str | None) -> bool:
+    """Whether a file is of `run`; a line says so where it is of another."""
+    found = run_of_file(path)
+    if found is None or run is None or found == run:
+        return True
+    ignored(path, f"it is of another run ({found}, and this is {run})")
+    return False
+
+
+def report_belongs(report: Any, folder: Path, path: Path, facts: dict[str, Any]) -> bool:
+    """Whether an evaluation's report is about the weights in `folder`; a line says so where it is not.
+
+    Args:
+        facts: what is known of the model, such as {"setting": "class"}; a report that says otherwise is of another.
+    """
+    if not isinstance(report, dict):
+        return True
+    for name, value in facts.items():
+        if report.get(name) not in (None, value):
+            ignored(path, f"it is of another model ({name} {report[name]}, and this has {value})")
+            return False
+    weights = report.get("weights")
+    if weights is not None and weights != weights_fingerprint(folder):
+        ignored(path, "it is of other weights; `cond-pipelines evaluate` measures these")
+        return False
+    return True
+
+
+def ignored(path: Path, why: str) -> None:
+    """Say that a result is left alone."""
+    tqdm.write(f"warning: {path} is ignored: {why}", file=sys.stderr)
+
+
+# -------------------------------------------------------------------------------------------------- marked files
+def save_picture(image: Image.Image, path: Path, run: str | None = None) -> None:
+    """Write a whole PNG that says of which run it is."""
+    info = PngImagePlugin.PngInfo()
+    if run is not None:
+        info.add_text(_KEY, run)
+    with whole_file(path) as unfinished:
+        image.save(unfinished, "PNG", pnginfo=info)
+
+
+def mark_weights(path: Path, run: str) -> None:
+    """Write a small file of weights again, with the run that it is of."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    tensors = load_file(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(save(tensors, metadata | {_KEY: run}))
