@@ -58,6 +58,7 @@ def train_demo(output_dir: Path, speed: float = 1.0) -> dict[str, Path]:
                 logit_std=1.2,
                 validation_fraction=0.005,
                 output_dir=str(output_dir / name),
+                overwrite_output_dir=True,  # `make demo` again makes it again
                 default_num_inference_steps=24,
                 default_guidance_scale=2.0,
             )

@@ -82,7 +82,7 @@ class RunFolder:
                         f"--overwrite_output_dir deletes what --{name} {value} reads: leave one of them out"
                     )
         elif holds and not resume:
-            again = ", or --resume_from_checkpoint latest to go on with its run" if "checkpoint" in holds else ""
+            again = ", or --resume_from_checkpoint latest to go on with its run" if all_checkpoints(self.path) else ""
             raise ValueError(f"--output_dir {self.path} holds {holds}: name another{again}, or {_OVERWRITE}")
 
     def _would_delete(self, value: str) -> bool:
