@@ -67,6 +67,8 @@ def read_package() -> tuple[np.ndarray, np.ndarray]:
 
 def write_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write images and metadata.jsonl. The metadata come last, so a folder that has them is complete and is kept."""
+    from cond_pipelines.files import write_text
+
     metadata = folder / "metadata.jsonl"
     if metadata.exists():
         print(f"{folder}: complete, kept as it is")
@@ -77,9 +79,7 @@ def write_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
         file_name = f"{i:05d}.png"
         Image.fromarray(image).save(folder / file_name, compress_level=1)
         rows.append({"file_name": file_name, "label": DIGIT_NAMES[label], "text": caption(label, wording=i)})
-    unfinished = folder / "metadata.jsonl.part"
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    unfinished.rename(metadata)
+    write_text(metadata, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_split(folder: Path) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from cond_pipelines import ConditionalPipeline, demo
 from cond_pipelines.data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
+from cond_pipelines.files import read_json, write_json
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
@@ -172,8 +173,8 @@ class Study:
         kept = self.folder / "settings.json"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(self.settings))
-        if json.loads(kept.read_text()) != json.loads(json.dumps(self.settings)):
+            write_json(kept, self.settings)
+        if read_json(kept) != json.loads(json.dumps(self.settings)):
             print(
                 f"error: {self.folder} is of other settings: delete it, or give another --output_dir", file=sys.stderr
             )
@@ -208,11 +209,10 @@ class Study:
             train(TrainingConfig(output_dir=str(model), **config))
             found = {"config": config, "measured": measure(model) if measure else None}
             found |= {"cpu_sec": time.process_time() - cpu, "wall_sec": time.perf_counter() - wall}
-            path.with_suffix(".unfinished").write_text(json.dumps(found, indent=2))
-            path.with_suffix(".unfinished").rename(path)
+            write_json(path, found)
             if measure:
                 shutil.rmtree(model)
-        found = json.loads(path.read_text())
+        found = read_json(path)
         self.cpu_sec, self.wall_sec = self.cpu_sec + found["cpu_sec"], self.wall_sec + found["wall_sec"]
         return found
 

@@ -134,7 +134,7 @@ def test_a_damaged_array_is_noticed(tmp_path, damage):
     flipped = good[:500] + bytes([good[500] ^ 8]) + good[501:]
     cut = {"empty": b"", "zeroed": bytes(len(good)), "half": good[: len(good) // 2], "last byte": good[:-1]}
     path.write_bytes(cut.get(damage, flipped))
-    with pytest.raises(ValueError, match="a.npy is damaged"):
+    with pytest.raises(ValueError, match=r"a\.npy is damaged"):
         files.load_array(path)
     np.save(path, np.arange(3))  # of an earlier version, without a checksum
     assert np.array_equal(files.load_array(path), np.arange(3))

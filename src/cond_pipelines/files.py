@@ -95,15 +95,15 @@ def sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows opens no folder; NTFS keeps a log of names itself
         return
     try:
-        sync_file(folder, os.O_RDONLY)
+        sync_file(folder)
     except OSError as error:  # file systems of a network may not know fsync of a folder
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
 
 
-def sync_file(path: Path, flags: int = os.O_RDWR) -> None:
+def sync_file(path: Path) -> None:
     """Bring what was written to a file to the disk."""
-    number = os.open(path, flags)
+    number = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # it may be read-only
     try:
         os.fsync(number)
     finally:
