@@ -38,7 +38,7 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
         "unet_size": "xxs",
         "train_batch_size": 8 // num_processes,
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
-        "max_train_steps": STEPS,
+        "max_train_steps": options.max_train_steps,
         "checkpointing_steps": SAVE_EVERY,
         "checkpoints_total_limit": 2,
         "logging_steps": 4,
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--num_processes", type=int, default=1)
     parser.add_argument("--conditioning", default="class")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=2)
+    parser.add_argument("--max_train_steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
@@ -124,7 +125,9 @@ def main() -> None:
         process = start(killed, options)
         wait_for_an_instant(process, killed, rng)
         if process.poll() is not None:
-            raise SystemExit(f"the run ended with code {process.returncode} after {kills} kills; take more STEPS")
+            raise SystemExit(
+                f"the run ended with code {process.returncode} after {kills} kills; take more --max_train_steps"
+            )
         unfinished = bool(list(killed.glob("unfinished-*")))
         kill_all(process)
         kills, during_save = kills + 1, during_save + unfinished

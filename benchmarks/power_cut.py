@@ -64,8 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_cuts", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max_train_steps", type=int, default=240)
     options = parser.parse_args()
-    how = argparse.Namespace(num_processes=1, conditioning="class", gradient_accumulation_steps=2)
+    how = {"num_processes": 1, "conditioning": "class", "gradient_accumulation_steps": 1}
+    how = argparse.Namespace(**how, max_train_steps=options.max_train_steps)
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="power_cut_"))
     if start(root / "whole", how).wait() != 0:
         raise SystemExit("the run that nobody disturbs failed")
@@ -107,11 +109,11 @@ def main() -> None:
 
 
 def _train_a_little(process: subprocess.Popen, folder: Path, rng: random.Random) -> None:
-    """For one to four checkpoints and a moment more."""
-    until = saved_step(folder) + SAVE_EVERY * rng.randint(1, 4)
+    """For one to three checkpoints and a moment more."""
+    until = saved_step(folder) + SAVE_EVERY * rng.randint(1, 3)
     while saved_step(folder) < until:
         if process.poll() is not None:
-            raise SystemExit(f"the run ended with code {process.returncode}; take more STEPS in kill_test.py")
+            raise SystemExit(f"the run ended with code {process.returncode}; take more --max_train_steps")
         time.sleep(0.001)
     time.sleep(rng.uniform(0, 1))
 

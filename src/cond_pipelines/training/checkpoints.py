@@ -213,16 +213,18 @@ def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str 
             return None, f"no complete checkpoint there (in {folder}: {there})"
         problem = broken(path)
         return str(path), problem and f"{path}: {problem}"
-    others = []
-    for path in reversed(all_checkpoints(folder)):
+    found = all_checkpoints(folder)
+    others = {
+        p: manifest.run for p, manifest in _manifests(found) if run is not None and manifest.run not in (run, None)
+    }
+    for path, theirs in others.items():
+        tqdm.write(f"warning: {path} is passed over: it is of another run ({theirs}, this folder is of {run})")
+    for path in reversed([path for path in found if path not in others]):
         problem = broken(path)
         if problem is None:
-            found = read_manifest(path).run
-            if found in (run, None) or run is None:
-                return str(path), None
-            others.append(path.name)
-            problem = f"it is of another run ({found}, this folder is of {run})"
+            return str(path), None
         tqdm.write(f"warning: {path} is passed over: {problem}")
     if others:
-        return None, f"{folder} holds none of its own run, only of another: name it, as in {others[0]}"
+        newest = list(others)[-1].name
+        return None, f"{folder} holds none of its own run, only of another: name it, as in {newest}"
     return None, None
