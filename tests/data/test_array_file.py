@@ -76,3 +76,32 @@ def test_of_two_processes_one_makes_it(tmp_path, subprocess_env):
     processes = [slow(tmp_path / "a", subprocess_env, sec=0.1) for _ in range(2)]
     assert [p.communicate()[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
     assert (tmp_path / "a.made").read_text() == "made\n"
+
+
+def made(folder, calls):
+    """ARRAYS from `folder`; notes in `calls` that they had to be made."""
+
+    def make(notes):
+        calls.append(1)
+        yield from ARRAYS
+
+    return stored(folder, make)
+
+
+@pytest.mark.parametrize("name", ["data.bin", "index.npy", "facts.json"])
+def test_what_does_not_verify_is_made_again(tmp_path, name, capsys):
+    """As a power cut leaves files of an earlier version: empty, zeroed, cut off; a bit, or a file that is missing."""
+    made(tmp_path / "a", calls := [])
+    path = tmp_path / "a" / name
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 4
+    for damage in (b"", bytes(len(good)), good[:-1], bytes(flipped), None):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        file = made(tmp_path / "a", calls)
+        assert all(np.array_equal(file[i], ARRAYS[i]) for i in (0, 2, 3, 4))
+        assert "does not verify" in capsys.readouterr().err
+    assert len(calls) == 6
+    made(tmp_path / "a", calls)
+    assert len(calls) == 6 and not capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.lock"]

@@ -15,9 +15,10 @@ from cond_pipelines import ConditionalPipeline
 from cond_pipelines.cli import main
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.evaluation.config import EvaluationConfig
-from cond_pipelines.evaluation.features import CLIPScore, extract, load_classifier, load_extractor
+from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
 from cond_pipelines.evaluation.run import evaluate
-from cond_pipelines.evaluation.sampling import draw_samples, read_samples
+from cond_pipelines.evaluation.sampling import _is_there, draw_samples, read_samples
+from cond_pipelines.locks import locked_folder
 from cond_pipelines.text_encoders import new_text_encoder
 
 EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
@@ -344,3 +345,24 @@ def test_a_real_vision_model(tmp_path):
 def test_a_bad_extractor(bad, words):
     with pytest.raises(ValueError, match=words):
         extract(bad, [Image.new("RGB", (4, 4))] * 2, 2)
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "cut off", "empty"])
+def test_damaged_features_and_samples_are_made_again(tmp_path, damage, capsys):
+    """As a power cut leaves them."""
+    cached(tmp_path, {"a": 1}, lambda: np.ones((4, 2), np.float32))
+    (path,) = tmp_path.glob("features-*.npy")
+    good = path.read_bytes()
+    path.write_bytes({"zeroed": bytes(len(good)), "cut off": good[:-40], "empty": b""}[damage])
+    assert not _is_there(path)  # as draw_samples looks for its parts
+    again = cached(tmp_path, {"a": 1}, lambda: np.full((4, 2), 2, np.float32))
+    assert again.sum() == 16 and cached(tmp_path, {"a": 1}, list).sum() == 16
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_one_evaluation_at_a_time(tmp_path):
+    with (
+        locked_folder(tmp_path, is_main_process=True),
+        pytest.raises(ValueError, match=r"is in use by process \d+ on "),
+    ):
+        evaluate(config("a-model", output_dir=str(tmp_path)))
