@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill_test import SAVE_EVERY, kill_all, logged_step, result, saved_step, start
+from kill_test import SAVE_EVERY, drawn_shapes, kill_all, logged_step, result, saved_step, start
 
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
 
@@ -67,8 +67,9 @@ def main() -> None:
     parser.add_argument("--max_train_steps", type=int, default=240)
     options = parser.parse_args()
     how = {"num_processes": 1, "conditioning": "class", "gradient_accumulation_steps": 1}
-    how = argparse.Namespace(**how, max_train_steps=options.max_train_steps)
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="power_cut_"))
+    how |= {"max_train_steps": options.max_train_steps, "train_data_dir": drawn_shapes(root)}
+    how = argparse.Namespace(**how)
     if start(root / "whole", how).wait() != 0:
         raise SystemExit("the run that nobody disturbs failed")
     disk, lost_most, resumed = Disk(root), 0, 0
