@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.loading import load_object
+from ..errors import reading
+from ..user_code import load_object
 
 # (N images as RGB PIL) -> (N, D) float32
 Extractor = Callable[[list[Image.Image]], np.ndarray]
@@ -81,12 +82,10 @@ class CLIPScore:
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
         from transformers import AutoTokenizer, CLIPModel
 
-        try:
+        with reading(f"--clip_model {name_or_path}"):
             self.preprocess = _Preprocessing(name_or_path, device)
             self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
             self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"--clip_model {name_or_path}: {' '.join(str(error).split())}") from error
         self.model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
@@ -115,11 +114,9 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
         return lambda images: np.array([[ids[x] if isinstance(x, str) else int(x)] for x in read(images)], np.float32)
     from transformers import AutoModelForImageClassification
 
-    try:
+    with reading(f"--classifier {name}"):
         preprocess = _Preprocessing(name, device)
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"--classifier {name}: {' '.join(str(error).split())}") from error
     theirs = model.config.id2label
     missing = [label for label in ids if label not in theirs.values()]
     if missing:
@@ -148,10 +145,10 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
     """
     if name == "pixels":
         return pixels
-    try:
-        return load_object(name) if ":" in name else VisionModel(name, device)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"--feature_extractor {name}: {' '.join(str(error).split())}") from error
+    if ":" in name:
+        return load_object(name)
+    with reading(f"--feature_extractor {name}"):
+        return VisionModel(name, device)
 
 
 def extract(

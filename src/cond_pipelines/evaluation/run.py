@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 
 from ..card import write_card
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.labels import Choices
+from ..errors import UserError, read_text, read_yaml, reading
 from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
 from . import measures as m
@@ -33,7 +33,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         ValueError: in one line: no such model, data that do not fit it, too few images.
     """
     accelerator = Accelerator()
-    pipe = ConditionalPipeline.from_pretrained(config.model).to(accelerator.device)
+    with reading(config.model):
+        pipe = ConditionalPipeline.from_pretrained(config.model).to(accelerator.device)
     folder = Path(
         config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
     )
@@ -171,10 +172,7 @@ def _unseen_captions(
         seen.update(captions if isinstance(captions, Choices) else [captions])
     found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
     if config.unseen_captions:
-        try:
-            lines = Path(config.unseen_captions).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ValueError(f"--unseen_captions {config.unseen_captions}: {error.strerror}") from error
+        lines = read_text(config.unseen_captions).splitlines()
         lines = [line.strip() for line in lines if line.strip()]
         known = [line for line in lines if line in seen]
         if known or not lines:
@@ -225,7 +223,7 @@ def _classified(
 def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingData:
     """The data set of the training run, or another one given; refuses what cannot be measured."""
     path = Path(config.model) / "training_config.yaml"
-    known = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    known = read_yaml(path) if path.is_file() else {}
     given = {"train_data_dir": config.train_data_dir, "dataset_name": config.dataset_name}
     if any(given.values()):
         known |= given
@@ -238,12 +236,19 @@ def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingD
     known |= {"on_bad_image": "skip", "streaming": False, "pretrained_model_name_or_path": None, "unet_size": None}
     known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}
     vae = pipe.components.get("vae")
-    data = load_data(TrainingConfig(**known), (vae or pipe.unet).config.in_channels)
+    data = load_data(_as_trained(known, path), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
         raise ValueError("models with several labels an image cannot be evaluated yet")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data
+
+
+def _as_trained(known: dict[str, Any], path: Path) -> TrainingConfig:
+    try:
+        return TrainingConfig(**known)
+    except (ValueError, TypeError) as error:  # a TypeError: a value that cannot be compared
+        raise UserError(f"{path}: {error}") from error
 
 
 def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..conditional_pipeline import ConditionalPipeline
+from ..errors import read_json
 
 _PART = 64  # images of a file
 
@@ -63,7 +64,7 @@ def draw_samples(
 def _check_key(folder: Path, key: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "key.json"
-    before = json.loads(path.read_text()) if path.is_file() else json.loads(json.dumps(key))
+    before = read_json(path) if path.is_file() else json.loads(json.dumps(key))
     for name, value in json.loads(json.dumps(key)).items():
         if before.get(name) != value:
             raise ValueError(f"{folder} holds samples of another {name}: delete it, or name another --output_dir")

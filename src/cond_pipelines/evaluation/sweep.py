@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import read_json
 from .config import EvaluationConfig
 from .run import evaluate
 
@@ -64,7 +65,7 @@ def write_best(model: Path, reports: list[dict[str, Any]], measure: str, names: 
     sign = 1 if rows[0][measure]["better"] == "lower" else -1
     best = min(range(len(reports)), key=lambda i: sign * rows[i][measure]["value"])
     index_file = model / "model_index.json"
-    index = json.loads(index_file.read_text(encoding="utf-8"))
+    index = read_json(index_file)
     chosen = {name: reports[best][name] for name in names}
     index |= {f"default_{name}": value for name, value in chosen.items()}
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -178,7 +178,9 @@ class OutputArguments:
     push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
     hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
     hub_token: str | None = _arg(None, "Default: the one you are logged in with.")
-    hub_private_repo: bool = _arg(False, "Make a new repository private.")
+    hub_private_repo: bool | None = _arg(
+        None, "Make a new repository private; False: public. Default: as the Hub decides.", nargs="?", const=True
+    )
     hub_strategy: str = _arg("end", "Push at the end, or at every_save: at each checkpoint too, in the background.")
 
 
