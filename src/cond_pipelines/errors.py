@@ -58,7 +58,7 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as error:
-            end("stopped by Ctrl-C", 130, error)
+            end(str(error) or "stopped by Ctrl-C", getattr(error, "exit_code", 130), error)
         except Exception as error:
             found = _line(error)
             if found is None or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):

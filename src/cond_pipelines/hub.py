@@ -135,7 +135,7 @@ class _Repository:
             found = self.api.create_repo(self.repo_id, private=self.private)
         except Exception as error:
             status = _status(error)
-            if status != 409:
+            if status not in (403, 409):  # 403: it may be there, and only making one be forbidden
                 if status is None and not isinstance(error, ValueError | LocalTokenNotFoundError):
                     self.failed_before, self.state = True, unsure  # the request may have arrived
                 raise

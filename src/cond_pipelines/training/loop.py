@@ -20,6 +20,7 @@ from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
 from ..data.batches import draw_noise, make_loader
+from ..data.workers import signals_held
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
@@ -80,6 +81,11 @@ def train(config: TrainingConfig) -> Path:
         >>> folder = train(TrainingConfig(conditioning="class", train_data_dir="flowers", resolution=32))
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
+    with StopSignal() as stop:
+        return _train(config, stop)
+
+
+def _train(config: TrainingConfig, stop: StopSignal) -> Path:
     output_dir = writable_folder(config.output_dir)
     accelerator = _accelerator(config, output_dir)
     set_seed(config.seed)
@@ -166,8 +172,10 @@ def train(config: TrainingConfig) -> Path:
         return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity)
 
     done = _fraction_done(config, progress, accelerator)
-    with StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
-        batches = iter(loader)
+    stop.hold(accelerator)
+    with one_line_failures(progress, output_dir):
+        with signals_held():
+            batches = iter(loader)
         while done < 1:
             lr = learning_rate.set(progress.step, done)
             step_loss = torch.zeros((), device=accelerator.device)
@@ -221,9 +229,12 @@ def train(config: TrainingConfig) -> Path:
                         if accelerator.is_main_process:
                             hub.checkpoint(lambda folder: save_model(whole, folder, parent), progress.step)
             if done < 1 and stop.asked(progress.step):
-                raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
+                raise Interrupted(
+                    f"{stop.name}: step {progress.step:,} is done and saved in {save()}; go on with the same command "
+                    "and --resume_from_checkpoint latest"
+                )
     with ema_weights(ema, whole_modules, parameters, optimizer, restore=False), one_line_failures(progress, output_dir):
-        return _finish(accelerator, config, whole, parent, data, progress, log, hub)
+        return _finish(accelerator, config, whole, parent, data, progress, log, hub, stop)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
@@ -303,6 +314,7 @@ def _finish(
     progress: Progress,
     log: TrainingLog,
     hub: HubPush,
+    stop: StopSignal,
 ) -> Path:
     output_dir = Path(config.output_dir)
     accelerator.wait_for_everyone()
@@ -311,14 +323,22 @@ def _finish(
         save_model(pipe, output_dir, parent)
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
-    images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+    images, pushed = None, False  # a signal leaves them out: what is trained is saved already
+    with stop.interruptible():
+        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
     # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
     # two wait for each other for ever (seen in torch 2.13).
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
-        for line in hub.finish():
-            tqdm.write(line, file=sys.stderr)
+        with stop.interruptible():
+            for line in hub.finish():
+                tqdm.write(line, file=sys.stderr)
+            pushed = True
         print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
     accelerator.end_training()
+    if images is None or (accelerator.is_main_process and not pushed):
+        without = " without new samples" if images is None else ""
+        later = f"; {hub.how_to_push()}" if config.push_to_hub and not pushed else ""
+        raise Interrupted(f"{stop.name}: the model in {output_dir} is whole, its card is written{without}{later}")
     return output_dir

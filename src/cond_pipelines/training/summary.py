@@ -33,25 +33,21 @@ def write_summary(
     progress: Progress,
     losses: dict[str, float | None],
     conditions: list[Any],
-    images: list[Image.Image],
+    images: list[Image.Image] | None,
 ) -> None:
     """Write samples.png, images/, training_summary.json and README.md into `config.output_dir`.
 
     Args:
         pipe: finished, and saved there already.
         losses: the last "loss" and "held_out_loss", None where there was none.
-        conditions, images: samples, and what they were told.
+        conditions, images: samples, and what they were told; None where a signal came before they were made.
     """
     folder = Path(config.output_dir)
-    labelled_grid(images, conditions, data.id2label).save(folder / "samples.png")
     first = {str(c): i for i, c in reversed(list(enumerate(conditions)))} if conditions[0] is not None else None
     shown = sorted(first.values()) if first else list(range(len(conditions)))  # one of each condition
-    (folder / "images").mkdir(exist_ok=True)
-    for number, i in enumerate(shown[:_NUM_PICTURES]):
-        scale = max(1, -(-_PICTURE_SIDE_PX // max(images[i].size)))
-        side = [scale * px for px in images[i].size]
-        images[i].resize(side, Image.Resampling.NEAREST).save(folder / "images" / f"{number:02d}.png")
-
+    if images is not None:
+        labelled_grid(images, conditions, data.id2label).save(folder / "samples.png")
+        _write_pictures([images[i] for i in shown[:_NUM_PICTURES]], folder / "images")
     facts = TrainingFacts(
         num_images=None if data.train is None else len(data.train),
         num_held_out=len(data.held_out),
@@ -79,6 +75,15 @@ def write_summary(
     )
     (folder / "training_summary.json").write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False) + "\n")
     write_card(folder, config.hub_model_id)
+
+
+def _write_pictures(images: list[Image.Image], folder: Path) -> None:
+    """Small images in whole multiples of their size."""
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        scale = max(1, -(-_PICTURE_SIDE_PX // max(image.size)))
+        side = [scale * px for px in image.size]
+        image.resize(side, Image.Resampling.NEAREST).save(folder / f"{number:02d}.png")
 
 
 def _counts(data: TrainingData) -> dict:
