@@ -179,9 +179,11 @@ def arguments_of(flag: str, text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text or "{}")
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{flag} {text}: {error}") from error
+        raise UserError(f"{flag} {(text or '')[:200]}: {error}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{flag} {text}: it must be names and values in braces, not a {type(found).__name__}")
+        raise UserError(
+            f"{flag} {(text or '')[:200]}: it must be names and values in braces, not a {type(found).__name__}"
+        )
     return found
 
 

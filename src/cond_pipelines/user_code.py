@@ -1,6 +1,7 @@
 """Code of the user's own, named on the command line as module:name: loaded, checked, and named where it fails."""
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -12,11 +13,12 @@ _HERE = str(Path(__file__).parent)
 _loaded: dict[str, str] = {}  # the files of the users' modules: as they were named
 
 
-def load_object(path: str, base: type | None = None) -> Any:
+def load_object(path: str, base: type | None = None, num_arguments: int | None = None) -> Any:
     """The object at "module:name"; modules of the working folder are found too.
 
     Args:
         base: what it must be a subclass of; None: anything that can be called.
+        num_arguments: with how many it will be called; None: not looked at.
 
     Raises:
         ValueError: there is none, it is of another kind, or its module fails when it is imported.
@@ -40,11 +42,23 @@ def load_object(path: str, base: type | None = None) -> Any:
         raise ValueError(f"{path!r} is a {type(found).__name__}, and a subclass of {base.__name__} is needed")
     if not callable(found):
         raise ValueError(f"{path!r} is a {type(found).__name__}, which cannot be called")
+    if num_arguments is not None and not _takes(found, num_arguments):
+        raise ValueError(f"{path!r} cannot be called with {num_arguments} argument(s), as is needed here")
     for one in (module, sys.modules.get(getattr(found, "__module__", None) or "")):
         file = getattr(one, "__file__", None)
         if file and not file.startswith(_HERE):
             _loaded[file] = path
     return found
+
+
+def _takes(found: Any, num_arguments: int) -> bool:
+    try:
+        inspect.signature(found).bind(*[None] * num_arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in does not say
+        return True
+    return True
 
 
 def raised_by_user_code(error: BaseException) -> str | None:

@@ -55,7 +55,7 @@ def load_source(
     if train_data_dir and not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     if dataset_name and ":" in dataset_name:
-        data = load_object(dataset_name)()
+        data = load_object(dataset_name, num_arguments=0)()
         kinds = (datasets.Dataset, datasets.IterableDataset)
         if not isinstance(data, (*kinds, dict)) or not all(isinstance(x, kinds) for x in _splits(data)):
             raise UserError(f"--dataset_name {dataset_name} returned a {type(data).__name__}, not a datasets.Dataset")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..errors import reading
+from ..errors import UserError, reading
 from ..user_code import load_object
 
 # (N images as RGB PIL) -> (N, D) float32
@@ -110,8 +110,16 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
     """
     ids = {label: i for i, label in id2label.items()}
     if ":" in name:
-        read = load_object(name)
-        return lambda images: np.array([[ids[x] if isinstance(x, str) else int(x)] for x in read(images)], np.float32)
+        read = load_object(name, num_arguments=1)
+
+        def read_names(images: list[Image.Image]) -> np.ndarray:
+            found = read(images)
+            try:
+                return np.array([[ids[x] if isinstance(x, str) else int(x)] for x in found], np.float32)
+            except (TypeError, ValueError, KeyError) as error:
+                raise UserError(f"--classifier {name}: it must give ids or names of classes: {error}") from error
+
+        return read_names
     from transformers import AutoModelForImageClassification
 
     with reading(f"--classifier {name}"):
@@ -146,7 +154,7 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
     if name == "pixels":
         return pixels
     if ":" in name:
-        return load_object(name)
+        return load_object(name, num_arguments=1)
     with reading(f"--feature_extractor {name}"):
         return VisionModel(name, device)
 
@@ -170,7 +178,10 @@ def extract(
 
 
 def _checked(features: np.ndarray, count: int) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float32)
+    try:
+        features = np.asarray(features, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the feature extractor gave a {type(features).__name__}, not numbers: {error}") from error
     if features.ndim != 2 or len(features) != count:
         raise ValueError(f"the feature extractor gave {features.shape} for {count} images: it must be ({count}, D)")
     if not np.isfinite(features).all():

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from ..card import write_card
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.labels import Choices
-from ..errors import UserError, read_text, read_yaml, reading
+from ..errors import UserError, read_text, read_yaml
+from ..parents import load_pipeline
 from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
 from . import measures as m
@@ -33,8 +34,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         ValueError: in one line: no such model, data that do not fit it, too few images.
     """
     accelerator = Accelerator()
-    with reading(config.model):
-        pipe = ConditionalPipeline.from_pretrained(config.model).to(accelerator.device)
+    pipe = load_pipeline(config.model).to(accelerator.device)
     folder = Path(
         config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..conditional_pipeline import ConditionalPipeline
 from ..errors import UserError, reading
+from ..parents import load_pipeline
 from .sharding import as_sharded, gathered, local_part
 
 NUM_SNAPSHOTS = 16  # of a run
@@ -146,8 +147,7 @@ def pipeline_of_length(folder: str | Path, length: float) -> ConditionalPipeline
     Raises:
         ValueError: there is no such pipeline, no such average, or its snapshots are of another network.
     """
-    with reading(str(folder)):
-        pipe = ConditionalPipeline.from_pretrained(folder)
+    pipe = load_pipeline(folder)
     weights = average_of_length(Path(folder), length)
     parameters = _parameters(pipe)
     with torch.no_grad():

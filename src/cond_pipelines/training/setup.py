@@ -29,6 +29,7 @@ from ..embedding_adapter import EmbeddingAdapter
 from ..errors import arguments_of, reading
 from ..inputs import num_channels_latents
 from ..objectives import Objective
+from ..parents import load_pipeline
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from ..surgery import with_channels
 from ..text_adapters import TextAdapter
@@ -191,10 +192,9 @@ def load_parent(config: TrainingConfig) -> ConditionalPipeline | None:
     """The pretrained model to start from, of any setting."""
     if not config.pretrained_model_name_or_path:
         return None
-    return _pretrained(
-        "--pretrained_model_name_or_path",
+    return load_pipeline(
         config.pretrained_model_name_or_path,
-        ConditionalPipeline.from_pretrained,
+        "--pretrained_model_name_or_path",
         revision=config.revision,
         variant=config.variant,
     )
@@ -208,11 +208,12 @@ def load_vae(config: TrainingConfig, parent: ConditionalPipeline | None = None) 
     for subfolder in ("", "vae"):
         try:
             kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
-        except (OSError, KeyError):
+        except (OSError, KeyError, ValueError):
             continue
         for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel):
             if cls.__name__ == kind:
-                return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
+                with reading(f"--pretrained_vae_model_name_or_path {name_or_path}"):
+                    return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
     raise ValueError(f"no AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel in {name_or_path}")
 
 
