@@ -11,7 +11,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -74,14 +74,11 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def end(line: str, code: int, error: BaseException) -> NoReturn:
-    """Print `line` on stderr, on a line of its own, and leave. Raises SystemExit."""
-    line = " ".join(line.split()) + "\n"
-    with suppress(ImportError):
-        from tqdm.auto import tqdm
-
-        tqdm.write(line, file=sys.stderr, end="")  # above any bar
-        raise SystemExit(code) from error
-    sys.stderr.write(line)
+    """Print `line` on stderr, below all progress bars, and leave. Raises SystemExit."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", [])):
+            bar.close()
+    sys.stderr.write(" ".join(line.split()) + "\n")
     raise SystemExit(code) from error
 
 
