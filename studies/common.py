@@ -22,7 +22,8 @@ from PIL import Image
 
 from cond_pipelines import ConditionalPipeline, demo
 from cond_pipelines.data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
-from cond_pipelines.files import read_json, write_json
+from cond_pipelines.errors import read_json
+from cond_pipelines.files import write_json
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 

@@ -43,14 +43,17 @@ class Repo:
 class Hub:
     """The server: `with Hub() as hub: ... hub.url`.
 
-    `hub.fail(pattern, status=..., times=..., headers=..., drop=...)` makes requests whose "METHOD path" matches fail.
+    `hub.fail(pattern, status=..., times=..., headers=..., drop=..., silent=...)` makes requests whose "METHOD path"
+    matches fail; a `silent` one is never answered.
     """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.created: list[dict[str, Any]] = []  # what was sent to make a repository
         self.failures: list[dict[str, Any]] = []
+        self.over = threading.Event()  # set: silent requests are let go
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -64,11 +67,22 @@ class Hub:
         self.server.server_close()
 
     def reset(self) -> None:
-        for kept in (self.repos, self.lfs, self.requests, self.failures):
+        for kept in (self.repos, self.lfs, self.requests, self.created, self.failures):
             kept.clear()
+        self.over.set()
+        self.over = threading.Event()
 
-    def fail(self, pattern: str, status: int = 500, times: int = 10**6, drop: bool = False, **headers: str) -> None:
-        self.failures.append({"pattern": pattern, "status": status, "times": times, "drop": drop, "headers": headers})
+    def fail(
+        self,
+        pattern: str,
+        status: int = 500,
+        times: int = 10**6,
+        drop: bool = False,
+        silent: bool = False,
+        **headers: str,
+    ) -> None:
+        how = {"status": status, "drop": drop, "silent": silent, "headers": headers}
+        self.failures.append({"pattern": pattern, "times": times} | how)
 
     def add(self, repo_id: str, files: dict[str, bytes]) -> Repo:
         """A repository that somebody else made."""
@@ -104,6 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
         for failure in self.hub.failures:
             if failure["times"] > 0 and re.search(failure["pattern"], f"{method} {path}"):
                 failure["times"] -= 1
+                if failure["silent"]:
+                    self.hub.over.wait(300)
+                    self.close_connection = True
+                    return self.connection.close()
                 if failure["drop"]:  # in the middle of what is being sent
                     self.rfile.read(min(1000, int(self.headers.get("Content-Length") or 0)))
                     self.close_connection = True
@@ -163,6 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._may_write():
             return
         asked = json.loads(self.body)
+        self.hub.created.append(asked)
         repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
         known = repo_id in self.hub.repos
         if not known:

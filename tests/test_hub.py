@@ -1,6 +1,7 @@
 """Pushing: what is uploaded, what never is, and what a Hub that fails does (nothing)."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -9,15 +10,18 @@ import pytest
 import torch
 import yaml
 from hub_server import READ_TOKEN, TOKEN
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, get_session
 from pipelines_common import make_components, quiet
 from training_common import flags, run
 
-from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline
+from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, hub_waiting
 from cond_pipelines import hub as hub_module
 from cond_pipelines.cli import main
-from cond_pipelines.hub import push_folder
+from cond_pipelines.hub import PushError, push_folder
 from cond_pipelines.training.__main__ import main as train_main
+from cond_pipelines.training.config import parse_args
+
+VISIBLE = {True: {"visibility": "private"}, False: {"visibility": "public"}}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +222,58 @@ def test_a_folder_that_is_no_model(tmp_path, hub):
 def test_a_repository_that_is_not_there(hub):
     with pytest.raises(OSError, match="me/nothing"):
         ConditionalPipeline.from_pretrained("me/nothing")
+
+
+@pytest.fixture()
+def short_silence(monkeypatch):
+    monkeypatch.setattr(hub_waiting, "_SILENCE_SEC", 0.5)
+    monkeypatch.setattr(hub_waiting, "_FIRST_LINE_SEC", 0.2)
+    monkeypatch.setattr(hub_waiting, "_NEXT_LINES_SEC", 0.2)
+
+
+@pytest.mark.parametrize("where", ["POST /api/repos/create", "/preupload/", "PUT /lfs", "/commit/"])
+def test_a_hub_that_never_answers(pipe, tmp_path, hub, short_silence, capsys, where):
+    """It says what it waits for, gives up after the second silence, and says what became of the repository."""
+    pipe.save_pretrained(tmp_path / "model")
+    hub.fail(where, silent=True)
+    with pytest.raises(PushError, match=r"not pushed to me/model: the Hub does not answer: .*try again later") as error:
+        push_folder(tmp_path / "model", "me/model", token=TOKEN)
+    text = one_line(error)
+    told = capsys.readouterr().err
+    what = "the repository" if "create" in where else "the upload"
+    assert re.search(rf"waiting for the Hub: {what}, \d+ s", told)
+    if "create" in where:
+        assert text.endswith("Whether a new repository was made there is not known")
+    else:
+        assert "The repository me/model is new and still empty: push again, or delete it on http" in text
+        assert hub.repos["me/model"].messages == ["initial commit"]
+    assert get_session().timeout.read is None  # as huggingface_hub has it: nothing of ours is left behind
+
+
+def test_a_hub_that_is_slow_once(pipe, hub, short_silence):
+    hub.fail("/commit/", silent=True, times=1)
+    pipe.push_to_hub("me/model", token=TOKEN)
+    assert "model_index.json" in hub.repos["me/model"].files()
+
+
+def test_what_a_failed_push_says_of_the_repository(pipe, tmp_path, hub, no_pauses):
+    pipe.save_pretrained(tmp_path / "model")
+    hub.fail("/commit/", status=500)
+    with pytest.raises(PushError, match="The repository me/model is new and still empty"):
+        push_folder(tmp_path / "model", "me/model", token=TOKEN)
+    with pytest.raises(PushError, match=r"\. Nothing was changed there$"):  # now it is there already
+        push_folder(tmp_path / "model", "me/model", token=TOKEN)
+
+
+@pytest.mark.parametrize("private", [None, True, False])
+def test_the_visibility_is_sent_where_it_is_said(pipe, hub, private):
+    pipe.push_to_hub("me/model", token=TOKEN, private=private)
+    assert hub.created == [{"name": "model", "organization": "me"} | ({} if private is None else VISIBLE[private])]
+
+
+def test_visibility_in_training_is_not_said_unless_it_is():
+    for given, private in (([], None), (["--hub_private_repo"], True), (["--hub_private_repo", "False"], False)):
+        assert parse_args(given).hub_private_repo is private
 
 
 # ------------------------------------------------------------------------------------------------ from the shell

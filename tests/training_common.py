@@ -1,6 +1,8 @@
 """What the training tests share: tiny data sets, served as "training_common:<function>", and a tiny run."""
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from cond_pipelines.training.loop import train
 
 def shapes() -> datasets.Dataset:
     return load_shapes(96)
+
+
+def slow_to_load() -> datasets.Dataset:
+    """A data set whose download never ends; the file `loading` in the run's --output_dir says that it has begun."""
+    (Path(sys.argv[sys.argv.index("--output_dir") + 1]) / "loading").touch()
+    time.sleep(600)
+    return load_shapes(8)
 
 
 def few_shapes() -> datasets.Dataset:

@@ -9,14 +9,15 @@ samples.png, loss.png, images/           shown where they are there
 
 import importlib.metadata
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .files import read_json, read_text, whole_file, write_text
+from .errors import checked, read_json, read_yaml, reading
+from .files import whole_file, write_text
 from .provenance import LORA_FILE, belongs, ignored, report_belongs
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -94,6 +95,53 @@ class EvaluationFacts:
 
 
 @dataclass
+class _Measure:
+    """What a card needs of a row of `measures`."""
+
+    question: str
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None = None
+    real: float | None = None
+
+
+@dataclass
+class _Index:
+    """What a card needs of model_index.json."""
+
+    _class_name: str | tuple[str, str]
+    unet: tuple[str, str]
+    scheduler: tuple[str, str]
+    adapter: tuple[str, str]
+    vae: tuple[str | None, str | None] = (None, None)
+    default_num_inference_steps: int = 30
+    default_guidance_scale: float = 2.5
+
+
+@dataclass
+class _UNet:
+    """What a card needs of unet/config.json."""
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+
+
+@dataclass
+class _VAE:
+    """What a card needs of vae/config.json."""
+
+    in_channels: int = 3
+    block_out_channels: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
+class _Adapter:
+    """What a card needs of adapter/config.json."""
+
+    id2label: dict[str, str] | None = None
+
+
+@dataclass
 class CardFacts:
     """All that a card is made of.
 
@@ -127,37 +175,37 @@ class CardFacts:
             ValueError: it is no model of this library, or card.yaml has an unknown field.
         """
         folder = Path(folder)
-        index = _json(folder / "model_index.json")
-        if index is None or "adapter" not in index:
+        found = _json(folder / "model_index.json")
+        if found is None or "adapter" not in found:
             raise ValueError(f"{folder} is no model of cond_pipelines: its model_index.json names no adapter")
-        name = index["_class_name"]
-        unet, adapter = _json(folder / "unet/config.json") or {}, _json(folder / "adapter/config.json") or {}
-        class_name = name[1] if isinstance(name, list) else name
+        index = checked(_Index, found, folder / "model_index.json", only_known=False)
+        unet, adapter = _facts(_UNet, folder / "unet/config.json"), _facts(_Adapter, folder / "adapter/config.json")
+        class_name = index._class_name if isinstance(index._class_name, str) else index._class_name[1]
         settings = {"UnconditionalPipeline": "none", "ClassConditionalPipeline": "class", "TextToImagePipeline": "text"}
-        vae = _json(folder / "vae/config.json") if index.get("vae", [None, None])[1] else None
-        factor = 1 if vae is None else 2 ** (len(vae.get("block_out_channels", [0])) - 1)
-        size = unet.get("sample_size") or 0
+        vae = _facts(_VAE, folder / "vae/config.json") if index.vae[1] else None
+        factor = 1 if vae is None else 2 ** (len(vae.block_out_channels) - 1)
+        height, width = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size or 0] * 2
         pictures = ["samples.png", "loss.png", *sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))]
-        setting, height_px = settings.get(class_name, "custom"), factor * (size[0] if isinstance(size, list) else size)
-        training = _known(TrainingFacts, _json(folder / "training_summary.json"))
+        setting, height_px = settings.get(class_name, "custom"), factor * height
+        training = _known(TrainingFacts, folder / "training_summary.json")
         run = training.run if training is not None else None
         return cls(
             class_name=class_name,
             setting=setting,
             resolution_px=height_px,
-            width_px=factor * (size[1] if isinstance(size, list) else size),
-            num_channels=(vae or unet).get("in_channels", 3),
+            width_px=factor * width,
+            num_channels=(vae or unet).in_channels,
             latent=vae is not None,
             lora=_is_lora(folder, run),
-            id2label={str(k): v for k, v in (adapter.get("id2label") or {}).items()},
-            num_inference_steps=index.get("default_num_inference_steps", 30),
-            guidance_scale=index.get("default_guidance_scale", 2.5),
-            scheduler=index["scheduler"][1],
+            id2label=adapter.id2label or {},
+            num_inference_steps=index.default_num_inference_steps,
+            guidance_scale=index.default_guidance_scale,
+            scheduler=index.scheduler[1],
             pictures=[p for p in pictures if (folder / p).is_file() and belongs(folder / p, run)],
             user=_user_facts(folder / "card.yaml"),
             training=training,
             evaluation=_evaluation(folder, setting, height_px if vae is None else None),
-            unet_class=index["unet"][1],
+            unet_class=index.unet[1],
         )
 
 
@@ -208,7 +256,7 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     if path.is_file() and not is_our_card(path):
         return path
     facts = CardFacts.of_folder(folder)
-    with whole_file(path) as unfinished:
+    with reading(str(path)), whole_file(path) as unfinished:  # the Hub's library refuses some values, as of a licence
         render_card(facts, repo_id or folder.resolve().name).save(unfinished)
     _write_eval_results(facts, folder)
     return path
@@ -232,9 +280,12 @@ def _is_lora(folder: Path, run: str | None) -> bool:
 def _evaluation(folder: Path, setting: str, resolution_px: int | None) -> EvaluationFacts | None:
     """What was measured of these weights."""
     path = folder / "evaluation" / "report.json"
-    report, known = _json(path), {"resolution_px": resolution_px} if resolution_px else {}
+    facts = _known(EvaluationFacts, path)
+    for row in facts.measures if facts else []:
+        checked(_Measure, row, f"{path}, measures", only_known=False)
+    known: dict[str, Any] = {"resolution_px": resolution_px} if resolution_px else {}
     known |= {} if setting == "custom" else {"setting": setting}
-    return _known(EvaluationFacts, report) if report_belongs(report, folder, path, known) else None
+    return facts if facts is None or report_belongs(read_json(path), folder, path, known) else None
 
 
 def training_versions() -> dict[str, str]:
@@ -316,19 +367,18 @@ def _is_hub_id(name: str | None) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+    return read_json(path) if path.exists() else None
 
 
-def _known(cls: type, values: dict[str, Any] | None) -> Any:
-    """An instance from what `cls` has fields for; newer files may hold more."""
-    names = {f.name for f in fields(cls)}
-    return None if values is None else cls(**{k: v for k, v in values.items() if k in names})
+def _known(cls: type, path: Path) -> Any:
+    """What a file holds of the fields of `cls`, None where there is no file; newer files may hold more."""
+    values = _json(path)
+    return None if values is None else checked(cls, values, path, only_known=False)
+
+
+def _facts(cls: type, path: Path) -> Any:
+    return _known(cls, path) or cls()
 
 
 def _user_facts(path: Path) -> UserFacts:
-    values = (yaml.safe_load(read_text(path)) or {}) if path.is_file() else {}
-    known = asdict(UserFacts())
-    unknown = [k for k in values if k not in known] if isinstance(values, dict) else [str(values)[:40]]
-    if unknown:
-        raise ValueError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
-    return UserFacts(**values)
+    return checked(UserFacts, read_yaml(path) if path.exists() else {}, path)

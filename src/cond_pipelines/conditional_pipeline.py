@@ -90,6 +90,12 @@ class ConditionalPipeline(PortablePipeline):
                 f"{type(modules['adapter']).__name__} ({found!r}): pass "
                 f"adapter={_ADAPTERS[self.conditioning]}.for_unet(unet, ...)"
             )
+        for name, value in (
+            ("num_inference_steps", default_num_inference_steps),
+            ("guidance_scale", default_guidance_scale),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"default_{name} {value!r} is not a number")
         self.register_modules(**modules)
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,

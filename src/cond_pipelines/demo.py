@@ -9,6 +9,7 @@ samples show is then read back from their pixels, so the report needs no judge b
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from .conditional_pipeline import ConditionalPipeline
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
+from .errors import OneLineParser, one_line_errors
 from .evaluation.features import extract, pixels
 from .evaluation.rows import distribution_rows
 from .files import write_json
@@ -26,6 +28,7 @@ from .pictures import image_grid
 from .provenance import save_picture
 from .training.config import TrainingConfig
 from .training.defaults import fast_precision
+from .training.interruptions import writable_folder
 from .training.loop import train
 
 _ATTRIBUTES = ("shape", "colour", "background")
@@ -161,16 +164,29 @@ def gallery(panels: list[tuple[str, Image.Image]]) -> Image.Image:
 
 def main(args: list[str] | None = None) -> None:
     """Train, sample, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
-    parser.add_argument("--speed", type=float, default=1.0, help="divides the minutes given to training")
-    parser.add_argument("--num_samples", type=int, default=256, help="read for each line of the report")
+    parser.add_argument("--speed", type=_positive, default=1.0, help="divides the minutes given to training")
+    parser.add_argument("--num_samples", type=_count, default=256, help="read for each line of the report")
     options = parser.parse_args(args)
     start = time.perf_counter()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    report = report_demo(train_demo(options.output_dir, options.speed), options.output_dir, options.num_samples)
-    print(json.dumps(report, indent=2))
-    print(f"{time.perf_counter() - start:.0f} s; look at {options.output_dir / 'gallery.png'}")
+    with one_line_errors():
+        folder = writable_folder(str(options.output_dir))
+        report = report_demo(train_demo(folder, options.speed), folder, options.num_samples)
+        print(json.dumps(report, indent=2))
+        print(f"{time.perf_counter() - start:.0f} s; look at {folder / 'gallery.png'}")
+
+
+def _positive(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 50:
+        raise argparse.ArgumentTypeError(f"{text} is too few to measure: 50 or more")
+    return value
 
 
 if __name__ == "__main__":

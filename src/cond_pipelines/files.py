@@ -10,13 +10,14 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .errors import read_json
 
 _CHECKSUM, _DIGEST_BYTES = "sha256", 32
 
@@ -118,31 +119,9 @@ def write_text(path: str | Path, text: str) -> None:
         unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def read_text(path: str | Path) -> str:
-    """A text file, in UTF-8; the mark that Windows' editor puts in front is dropped.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
-
-
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
     """Write a whole JSON file, in UTF-8 with characters as they are."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises ValueError where it is damaged, OSError where it cannot be read."""
-    try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def write_checked_json(path: Path, values: dict[str, Any]) -> None:
@@ -162,13 +141,6 @@ def read_checked_json(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def show_any_text() -> None:
-    r"""Let a terminal show a character that its encoding lacks as \u.... instead of ending the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not, and shows everything
-            stream.reconfigure(errors="backslashreplace")
 
 
 # ------------------------------------------------------------------------------------------------------- arrays

@@ -13,7 +13,9 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from .card import write_card
-from .files import read_json, read_text, write_json, write_text
+from .errors import UserError, read_json, read_yaml
+from .files import write_json, write_text
+from .hub_waiting import HubIsSilent, limited_waiting, waiting_for
 from .provenance import report_belongs
 
 _PAGE = (
@@ -30,6 +32,12 @@ _PAGE = (
 _PAGE_FOLDERS = {"images": ("*.png",), "evaluation": ("*.json", "*.md", "*.png"), ".eval_results": ("*.yaml",)}
 _PICKLED = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"}
 _NUM_TRIES = 3
+
+
+class PushError(RuntimeError):
+    """The Hub did not take a model. The message is one line: why, and what was changed there."""
+
+    exit_code = 2
 
 
 def push_pipeline(
@@ -67,7 +75,7 @@ def push_folder(
     Args:
         folder: what `save_pretrained` or a training run wrote.
         repo_id: "name" or "user/name"; made where it does not exist.
-        private: for a new repository.
+        private: visibility of a new repository; None leaves it to the Hub (an organisation may have a default).
         revision: the branch to commit to; made where it does not exist.
         create_pr: open a pull request instead of committing to the branch.
 
@@ -76,7 +84,8 @@ def push_folder(
 
     Raises:
         ValueError: `folder` is no model of this library.
-        RuntimeError: the Hub did not take it, in one line. The repository is as it was, and so is the folder.
+        PushError: the Hub did not take it, in one line. A repository that was there is as it was, and so is the folder;
+            where a new one was made, the message says so.
 
     Example:
         >>> push_folder("flowers", "me/flowers", private=True)
@@ -85,38 +94,72 @@ def push_folder(
     with tempfile.TemporaryDirectory() as stage:
         _copy_model(folder, Path(stage))
         _copy_page(folder, Path(stage))
+        write_card(stage, repo_id)  # a bad card.yaml is an error before anything is made on the Hub
+        repository = _Repository(api, repo_id, private)
         try:
-            repo_id = _try(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-            if revision is not None and not create_pr:
-                _try(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-            write_card(stage, repo_id)
-            return _try(
-                lambda: api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=stage,
-                    commit_message=commit_message or "Upload model",
-                    create_pr=create_pr,
-                    revision=revision,
-                    # an earlier version's code, under its own name
-                    delete_patterns=["pipeline_cond_*.py", "adapter/modeling_cond_*.py"],
+            with limited_waiting():
+                repo_id = repository.make()
+                if revision is not None and not create_pr:
+                    _try(f"branch {revision}", lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+                write_card(stage, repo_id)
+                return _try(
+                    "the upload",
+                    lambda: api.upload_folder(
+                        repo_id=repo_id,
+                        folder_path=stage,
+                        commit_message=commit_message or "Upload model",
+                        create_pr=create_pr,
+                        revision=revision,
+                        # an earlier version's code, under its own name
+                        delete_patterns=["pipeline_cond_*.py", "adapter/modeling_cond_*.py"],
+                    ),
                 )
-            )
         except Exception as error:  # of huggingface_hub, of the HTTP library below it, of the file system
-            raise RuntimeError(f"not pushed to {repo_id}: {_explain(error)}. Nothing was changed there") from error
+            raise PushError(f"not pushed to {repo_id}: {_explain(error)}. {repository.state}") from error
+
+
+class _Repository:
+    """The repository of a push, made where it is not there; `state` is what is true of it after a failure."""
+
+    def __init__(self, api: HfApi, repo_id: str, private: bool | None):
+        self.api, self.repo_id, self.private = api, repo_id, private
+        self.state = "Nothing was changed there"
+
+    def make(self) -> str:
+        """Returns its full name."""
+        self.failed_before = False
+        return _try("the repository", self._make)
+
+    def _make(self) -> str:
+        unsure = "Whether a new repository was made there is not known"
+        try:
+            found = self.api.create_repo(self.repo_id, private=self.private)
+        except Exception as error:
+            status = _status(error)
+            if status not in (403, 409):  # 403: it may be there, and only making one be forbidden
+                if status is None and not isinstance(error, ValueError | LocalTokenNotFoundError):
+                    self.failed_before, self.state = True, unsure  # the request may have arrived
+                raise
+            # It is there already, unless an earlier try, whose answer was lost, made it.
+            self.state = unsure if self.failed_before else "Nothing was changed there"
+            return self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+        self.state = f"The repository {found.repo_id} is new and still empty: push again, or delete it on {found}"
+        return found.repo_id
 
 
 def _copy_model(folder: Path, stage: Path) -> None:
     """The components that model_index.json names, and the code."""
-    try:
-        index = read_json(folder / "model_index.json")
-        code, components = index["_class_name"], {k: v for k, v in index.items() if isinstance(v, list) and k[0] != "_"}
-        if not isinstance(code, list) or "adapter" not in components:
-            raise KeyError("code")
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    code, components = (
+        index.get("_class_name"),
+        {k: v for k, v in index.items() if isinstance(v, list) and k[:1] != "_"},
+    )
+    pairs = [code, *components.values()]
+    if "adapter" not in components or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise UserError(
             f"{folder} is no model to push (its model_index.json lacks an adapter, or code): load it with "
             "ConditionalPipeline.from_pretrained and save it again"
-        ) from error
+        )
     kept = {f"{code[0]}.py", f"{components['adapter'][0]}.py"}
     for name in ["model_index.json", f"{code[0]}.py"]:
         _copy(folder / name, stage / name)
@@ -148,7 +191,7 @@ def _copy(source: Path, target: Path) -> None:
     """A hard link where that is possible; a clean copy of what may hold the machine's paths."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.name == "training_config.yaml":
-        values = yaml.safe_load(read_text(source))
+        values = read_yaml(source)
         values = {k: _without_path(v) for k, v in values.items() if k != "hub_token"}
         write_text(target, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     elif source.suffix == ".json" and source.name.endswith(("config.json", "model_index.json")):
@@ -176,14 +219,16 @@ def _without_path(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------ failures
-def _try(call: Any) -> Any:
-    """Call, again after a pause where the Hub or the line was to blame."""
+def _try(what: str, call: Any) -> Any:
+    """Call, again after a pause where the Hub or the line was to blame; not where it did not answer at all."""
     for attempt in range(_NUM_TRIES):
         try:
-            return call()
+            with waiting_for(what):
+                return call()
         except Exception as error:
             status = _status(error)
-            passing = status is None and not isinstance(error, ValueError | LocalTokenNotFoundError)
+            final = isinstance(error, ValueError | LocalTokenNotFoundError | HubIsSilent)
+            passing = status is None and not final
             if attempt == _NUM_TRIES - 1 or not (passing or status == 429 or (status or 0) >= 500):
                 raise
             print(f"the Hub: {_explain(error)}; trying again", file=sys.stderr)
@@ -220,6 +265,8 @@ def _explain(error: BaseException) -> str:
     }
     text = " ".join(str(error).split()).rstrip(".")
     status = _status(error)
+    if isinstance(error, HubIsSilent):
+        return "the Hub does not answer: see https://status.huggingface.co, or try again later"
     if status is None:
         behind = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
         return f"{type(error).__name__}: {text}{behind}"

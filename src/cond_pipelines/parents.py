@@ -12,9 +12,11 @@ from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from torch import nn
 
 from .adapters import ConditioningAdapter, UnconditionalAdapter
 from .conditional_pipeline import ConditionalPipeline
+from .errors import UserError, reading
 from .pipelines import TextToImagePipeline, UnconditionalPipeline
 from .surgery import with_socket
 from .text_adapters import PromptAdapter
@@ -26,6 +28,24 @@ PARENTS: dict[str, type[ConditionalPipeline]] = {
 }
 # Components that are not read, whatever a repository says they are.
 IGNORED = dict.fromkeys(_STABLE_DIFFUSION, ("safety_checker", "feature_extractor", "image_encoder"))
+
+
+def load_pipeline(name_or_path: Any, flag: str = "", **kwargs: Any) -> ConditionalPipeline:
+    """`ConditionalPipeline.from_pretrained` for a command, where a missing or damaged model is an error in one line.
+
+    Args:
+        flag: with which the user named it.
+
+    Raises:
+        UserError: there is no model of ours or of PARENTS, it cannot be read, or weights are missing.
+    """
+    what = f"{flag} {name_or_path}".strip()
+    with reading(what):
+        pipe = ConditionalPipeline.from_pretrained(name_or_path, **kwargs)
+    for component, module in pipe.components.items():
+        if isinstance(module, nn.Module) and any(p.is_meta for p in module.parameters()):
+            raise UserError(f"{what}: its {component} lacks weights: its config.json and its weights do not fit")
+    return pipe
 
 
 def index_of_unet(name_or_path: Any, **hub: Any) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
-from .files import read_json, sha256_of, whole_file
+from .errors import read_json
+from .files import sha256_of, whole_file
 
 RUN_FILE, LORA_FILE, SUMMARY_FILE = "run.json", "pytorch_lora_weights.safetensors", "training_summary.json"
 _KEY = "run"

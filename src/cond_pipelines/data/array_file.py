@@ -12,7 +12,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..files import read_checked_json, read_json, sha256_of, whole_folder, write_checked_json
+from ..errors import read_json
+from ..files import read_checked_json, sha256_of, whole_folder, write_checked_json
 
 # Pages of a mapped file count as this process's memory until it lets go of them; the page cache keeps them. A read maps
 # the 64 KiB around its first and its last page too (Linux' fault_around_bytes).

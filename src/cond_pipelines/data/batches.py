@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import describe
+from ..user_code import raised_by_user_code
 from .buckets import BucketSampler
 from .dataset import BadRow, ImageDataset, Row
+from .workers import ignore_signals
 
 _GOLDEN_RATIO = 0.6180339887498949
 _SHUFFLE_BUFFER, _MOST_LANES, _MOST_BAD_IN_A_ROW = 1000, 32, 1000
@@ -129,11 +132,28 @@ class _Stream(torch.utils.data.IterableDataset):
         for epoch in itertools.count():
             part.set_epoch(epoch)
             before = number
-            for values in part:
+            for values in self._readable(part, lane, number):
                 yield number, values
                 number += 1
             if number == before:
                 raise BadRow("the streaming data set gave no image")
+
+    @staticmethod
+    def _readable(part: Any, lane: int, number: int) -> Iterator[dict]:
+        """The rows of a part. Raises BadRow, which names the place, where the stream itself cannot be read."""
+        rows = iter(part)
+        while True:
+            try:
+                yield next(rows)
+            except StopIteration:
+                return
+            except MemoryError:
+                raise
+            except Exception as error:  # `datasets` has no base class for what broken files raise
+                raise BadRow(
+                    f"image {number} of part {lane} of the stream cannot be read: {describe(error)}"
+                ) from error
+            number += 1
 
     def _stand_in(self, lane: int, number: int, position: int) -> Row:
         """For an image that is skipped: the next one of its lane that can be read."""
@@ -170,7 +190,7 @@ def make_loader(
         return Batch(
             positions=torch.tensor([position for position, _ in items]),
             pixels=torch.from_numpy(np.ascontiguousarray(pixels)),
-            inputs=preprocess([row.condition for _, row in items]),
+            inputs=_inputs([row for _, row in items], preprocess, dataset),
             latents=None if items[0][1].latents is None else torch.tensor(np.stack([row.latents for _, row in items])),
         )
 
@@ -178,6 +198,7 @@ def make_loader(
     if num_workers:
         # What they need is not pickled. Python 3.14 does not fork by itself.
         common |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork"}
+        common |= {"worker_init_fn": ignore_signals}
     if indices is None:
         stream = _Stream(dataset, batch_size, seed, rank, world_size, start)
         return torch.utils.data.DataLoader(
@@ -189,6 +210,24 @@ def make_loader(
     else:
         sampler = PositionSampler(indices, batch_size, **where)
     return torch.utils.data.DataLoader(_Positioned(dataset), batch_sampler=sampler, **common)
+
+
+def _inputs(
+    rows: list[Row], preprocess: Callable[[list[Any]], dict[str, Tensor]], dataset: ImageDataset
+) -> dict[str, Tensor]:
+    """What an adapter makes of the conditions of a batch. Raises BadRow for the first that it cannot take."""
+    try:
+        return preprocess([row.condition for row in rows])
+    except Exception as error:  # an adapter may be anybody's
+        for row in rows:
+            try:
+                preprocess([row.condition])
+            except Exception as reason:
+                name = row.source if isinstance(row.source, str) else dataset.name(row.source)
+                why = raised_by_user_code(reason) or describe(reason)
+                raise BadRow(f"{name}: the adapter cannot take its condition: {why}; mend it") from reason
+        names = ", ".join(str(row.source) for row in rows[:8])
+        raise BadRow(f"the conditions of a batch (rows {names}) do not go together: {describe(error)}") from error
 
 
 def draw_generators(seed: int, positions: Tensor, device: torch.device | str) -> list[torch.Generator]:

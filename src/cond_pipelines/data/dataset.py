@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..errors import UserError, describe
 from . import images as im
 from .array_file import MOST_MAPPED_BYTES, ArrayFile, stored
 from .buckets import nearest_size
@@ -24,7 +25,7 @@ from .loading import Columns, as_files, reopened
 _logger = logging.getLogger(__name__)
 
 
-class BadRow(ValueError):
+class BadRow(UserError):
     """A row that cannot be used; the message names it and says why."""
 
     def __init__(self, message: str):
@@ -40,12 +41,14 @@ class Row:
         pixels: (H, W, C) uint8, or float32 in [-1, 1].
         condition: what the adapter's `preprocess` takes, or None.
         latents: (c, h, w) float32, what a VAE made of the pixels, where that was kept.
+        source: for messages: the row of the data set, or the name of an image of a stream.
     """
 
     pixels: np.ndarray
     condition: Any
     flipped: bool = False
     latents: np.ndarray | None = None
+    source: int | str = ""
 
 
 @dataclass
@@ -113,6 +116,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 if self.size_of(row) != size:  # a batch is of one size
                     continue
                 found = self._augment(self._array(row), self.read_condition(row), position, size)
+                found.source = row
                 if self.latents is not None:  # of the centre, as it is and, where images are flipped, as it is flipped
                     number = 2 * row + found.flipped if self.random_flip else row
                     found.latents = self.latents[number]
@@ -123,13 +127,16 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def read(self, values: dict[str, Any], position: int, name: str) -> Row | None:
         """A row of a streaming set; None for one that is skipped. Raises BadRow."""
-        name = row_name(name, values[self.columns.image])
+        value = values.get(self.columns.image)  # a row of a stream may lack it
+        name = row_name(name, value)
         try:
-            array = self._to_array(values[self.columns.image], lambda: name)
+            array = self._to_array(value, lambda: name)
             condition = self._to_condition(values.get(self.columns.condition), lambda: name)
         except BadRow as error:
             return self._skip(error)
-        return self._augment(array, condition, position)
+        found = self._augment(array, condition, position)
+        found.source = name
+        return found
 
     def _stand_ins(self, index: int) -> Iterator[int]:
         """`index`, then those to use if it is bad: the next ones of its split. Every process agrees."""
@@ -173,7 +180,9 @@ class ImageDataset(torch.utils.data.Dataset):
         if row not in self._sizes:
             try:
                 found = im.size_px(self._image(row))
-            except OSError as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # PIL has no base class for what broken files raise
                 raise self._unreadable(error, self.name(row)) from error
             self._sizes[row] = nearest_size(*found, self.buckets)
         return self._sizes[row]
@@ -211,11 +220,13 @@ class ImageDataset(torch.utils.data.Dataset):
             if self.buckets is not None:
                 size = nearest_size(*im.size_px(image), self.buckets)
             return im.to_array(image, self.channels, size, self.interpolation, self.value_range)
-        except (OSError, TypeError, AttributeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # neither PIL nor numpy has a base class for what broken files and arrays raise
             raise self._unreadable(error, name()) from error
 
     def _unreadable(self, error: Exception, name: str) -> BadRow:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         return BadRow(f"{name}: unreadable image: {reason}; mend it, or --on_bad_image skip")
 
     def _to_condition(self, value: Any, name: Callable[[], str]) -> Any:
@@ -223,8 +234,8 @@ class ImageDataset(torch.utils.data.Dataset):
             return None
         try:
             return self.parse_condition(value)
-        except ValueError as error:
-            raise BadRow(f"{name()}: {error}; mend it, or --on_bad_image skip") from error
+        except (ValueError, TypeError, LookupError) as error:  # a label of another type, or one that was never seen
+            raise BadRow(f"{name()}: {describe(error)}; mend it, or --on_bad_image skip") from error
 
     def check(self) -> None:
         """Look at every condition, and at every image too where they are kept decoded.

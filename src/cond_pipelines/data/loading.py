@@ -1,6 +1,5 @@
 """Find the images, their labels and their captions, whatever form they come in."""
 
-import importlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,9 @@ from typing import Any
 
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from ..errors import UserError, describe
+from ..user_code import load_object
 
 _NAMES = {
     "image": ("image", "img", "images", "picture", "photo", "jpg", "png", "webp"),
@@ -52,15 +54,15 @@ def load_source(
         raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
     if train_data_dir and not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
-    function = load_object(dataset_name) if dataset_name and ":" in dataset_name else None
+    if dataset_name and ":" in dataset_name:
+        data = load_object(dataset_name, num_arguments=0)()
+        kinds = (datasets.Dataset, datasets.IterableDataset)
+        if not isinstance(data, (*kinds, dict)) or not all(isinstance(x, kinds) for x in _splits(data)):
+            raise UserError(f"--dataset_name {dataset_name} returned a {type(data).__name__}, not a datasets.Dataset")
+        return _chosen(data, split, streaming)
     try:
-        saved = train_data_dir and any(
-            (Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")
-        )
-        if saved or function:
-            data = datasets.load_from_disk(train_data_dir) if saved else function()
-            data = data[_pick_split(data, split)] if isinstance(data, dict) else data
-            return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
+        if train_data_dir and any((Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")):
+            return _chosen(datasets.load_from_disk(train_data_dir), split, streaming)
         builder = _builder(Path(train_data_dir)) if train_data_dir else dataset_name
         if builder == ".npy":
             return _array_folder(Path(train_data_dir), cache_dir)
@@ -72,9 +74,20 @@ def load_source(
             cache_dir=cache_dir,
         )
         return found[_pick_split(found, split)]
-    except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
+    except Exception as error:  # neither `datasets` nor the libraries below it have a base class for damaged files
+        cause = error.__cause__ or error
+        plain = isinstance(cause, OSError | datasets.exceptions.DatasetsError | ValueError)
+        reason = " ".join(str(cause).split()) if plain and str(cause) else describe(cause)
+        raise UserError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
+
+
+def _splits(data: Any) -> list[Any]:
+    return list(data.values()) if isinstance(data, dict) else [data]
+
+
+def _chosen(data: Any, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    data = data[_pick_split(data, split)] if isinstance(data, dict) else data
+    return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
 
 
 def _array_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset:
@@ -109,15 +122,6 @@ def as_files(rows: Any, image_column: str) -> Any:
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows, of files that are mapped into memory anew: what was read of the old mapping counts as ours."""
     return pickle.loads(pickle.dumps(rows)) if rows.cache_files else rows
-
-
-def load_object(path: str) -> Any:
-    """The object at "module:name". Raises ValueError where there is none."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {path!r} (module:name): {error}") from error
 
 
 def _builder(folder: Path) -> str:

@@ -1,9 +1,10 @@
 """Two evaluations side by side: which differences are larger than chance."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
+from ..errors import checked, read_json
 
 _SAME = (
     "setting",
@@ -15,6 +16,23 @@ _SAME = (
     "num_train",
     "num_samples",
 )
+
+
+@dataclass
+class _Report:
+    """What must be in a report.json."""
+
+    measures: list[dict[str, Any]]
+
+
+@dataclass
+class _Row:
+    """What must be in a row of its measures."""
+
+    name: str
+    value: float
+    better: str
+    interval: list[float] | None
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
@@ -48,12 +66,16 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report.json, or the one of a model's folder. Raises ValueError where there is none."""
+    """A report.json, or the one of a model's folder. Raises ValueError where there is none, or an incomplete one."""
     path = Path(path)
     found = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
     if found is None:
         raise ValueError(f"{path} is no evaluation's report.json, and holds none")
-    return read_json(found)
+    report = read_json(found)
+    checked(_Report, report, found, only_known=False)
+    for row in report["measures"]:
+        checked(_Row, row, f"{found}, measures", only_known=False)
+    return report
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -13,8 +13,9 @@ from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.loading import load_object
+from ..errors import UserError, reading
 from ..files import load_array, save_array
+from ..user_code import load_object
 
 # (N images as RGB PIL) -> (N, D) float32
 Extractor = Callable[[list[Image.Image]], np.ndarray]
@@ -84,12 +85,10 @@ class CLIPScore:
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
         from transformers import AutoTokenizer, CLIPModel
 
-        try:
+        with reading(f"--clip_model {name_or_path}"):
             self.preprocess = _Preprocessing(name_or_path, device)
             self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
             self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"--clip_model {name_or_path}: {' '.join(str(error).split())}") from error
         self.model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
@@ -114,15 +113,21 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
     """
     ids = {label: i for i, label in id2label.items()}
     if ":" in name:
-        read = load_object(name)
-        return lambda images: np.array([[ids[x] if isinstance(x, str) else int(x)] for x in read(images)], np.float32)
+        read = load_object(name, num_arguments=1)
+
+        def read_names(images: list[Image.Image]) -> np.ndarray:
+            found = read(images)
+            try:
+                return np.array([[ids[x] if isinstance(x, str) else int(x)] for x in found], np.float32)
+            except (TypeError, ValueError, KeyError) as error:
+                raise UserError(f"--classifier {name}: it must give ids or names of classes: {error}") from error
+
+        return read_names
     from transformers import AutoModelForImageClassification
 
-    try:
+    with reading(f"--classifier {name}"):
         preprocess = _Preprocessing(name, device)
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"--classifier {name}: {' '.join(str(error).split())}") from error
     theirs = model.config.id2label
     missing = [label for label in ids if label not in theirs.values()]
     if missing:
@@ -151,10 +156,10 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
     """
     if name == "pixels":
         return pixels
-    try:
-        return load_object(name) if ":" in name else VisionModel(name, device)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"--feature_extractor {name}: {' '.join(str(error).split())}") from error
+    if ":" in name:
+        return load_object(name, num_arguments=1)
+    with reading(f"--feature_extractor {name}"):
+        return VisionModel(name, device)
 
 
 def extract(
@@ -176,7 +181,10 @@ def extract(
 
 
 def _checked(features: np.ndarray, count: int) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float32)
+    try:
+        features = np.asarray(features, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the feature extractor gave a {type(features).__name__}, not numbers: {error}") from error
     if features.ndim != 2 or len(features) != count:
         raise ValueError(f"the feature extractor gave {features.shape} for {count} images: it must be ({count}, D)")
     if not np.isfinite(features).all():

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 
 from ..card import write_card
 from ..conditional_pipeline import ConditionalPipeline
+from ..console import show_any_text
 from ..data.labels import Choices
-from ..files import read_text, show_any_text
+from ..errors import UserError, read_text, read_yaml
 from ..locks import locked_folder
+from ..parents import load_pipeline
 from ..provenance import weights_fingerprint
 from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
@@ -46,7 +47,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
 
 def _evaluate(config: EvaluationConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
-    pipe = ConditionalPipeline.from_pretrained(config.model).to(accelerator.device)
+    pipe = load_pipeline(config.model).to(accelerator.device)
     _check_setting(config, pipe.adapter.conditioning)
     data = _load_data(config, pipe)
     rng = np.random.default_rng(config.seed)
@@ -182,10 +183,7 @@ def _unseen_captions(
         seen.update(captions if isinstance(captions, Choices) else [captions])
     found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
     if config.unseen_captions:
-        try:
-            lines = read_text(config.unseen_captions).splitlines()
-        except OSError as error:
-            raise ValueError(f"--unseen_captions {config.unseen_captions}: {error.strerror}") from error
+        lines = read_text(config.unseen_captions).splitlines()
         lines = [line.strip() for line in lines if line.strip()]
         known = [line for line in lines if line in seen]
         if known or not lines:
@@ -236,7 +234,7 @@ def _classified(
 def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingData:
     """The data set of the training run, or another one given; refuses what cannot be measured."""
     path = Path(config.model) / "training_config.yaml"
-    known = yaml.safe_load(read_text(path)) if path.is_file() else {}
+    known = read_yaml(path) if path.is_file() else {}
     given = {"train_data_dir": config.train_data_dir, "dataset_name": config.dataset_name}
     if any(given.values()):
         known |= given
@@ -249,12 +247,19 @@ def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingD
     known |= {"on_bad_image": "skip", "streaming": False, "pretrained_model_name_or_path": None, "unet_size": None}
     known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}
     vae = pipe.components.get("vae")
-    data = load_data(TrainingConfig(**known), (vae or pipe.unet).config.in_channels)
+    data = load_data(_as_trained(known, path), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
         raise ValueError("models with several labels an image cannot be evaluated yet")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data
+
+
+def _as_trained(known: dict[str, Any], path: Path) -> TrainingConfig:
+    try:
+        return TrainingConfig(**known)
+    except (ValueError, TypeError) as error:  # a TypeError: a value that cannot be compared
+        raise UserError(f"{path}: {error}") from error
 
 
 def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:

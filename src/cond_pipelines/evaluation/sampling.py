@@ -13,7 +13,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..conditional_pipeline import ConditionalPipeline
-from ..files import load_array, read_json, save_array, write_json
+from ..errors import read_json
+from ..files import load_array, save_array, write_json
 
 _PART = 64  # images of a file
 
@@ -65,8 +66,8 @@ def _check_key(folder: Path, key: dict[str, Any]) -> None:
     before = json.loads(json.dumps(key))
     if path.is_file():
         try:
-            before = dict(read_json(path))
-        except (ValueError, TypeError) as error:  # nothing says whose samples these are
+            before = read_json(path)
+        except ValueError as error:  # nothing says whose samples these are
             tqdm.write(f"warning: {path} is damaged ({error}): the samples are drawn again", file=sys.stderr)
             for part in folder.glob("[0-9]*.npy"):
                 part.unlink()

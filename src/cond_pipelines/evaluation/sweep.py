@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, whole_file, write_json, write_text
+from ..errors import read_json
+from ..files import whole_file, write_json, write_text
 from .config import EvaluationConfig
 from .run import evaluate
 

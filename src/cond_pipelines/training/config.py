@@ -12,7 +12,8 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..files import read_text, write_text
+from ..errors import read_text
+from ..files import write_text
 
 OPTIMIZER_NAMES = ("adamw", "adamw8bit", "prodigy", "schedulefree", "muon", "adafactor")
 
@@ -181,7 +182,9 @@ class OutputArguments:
     push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
     hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
     hub_token: str | None = _arg(None, "Default: the one you are logged in with.")
-    hub_private_repo: bool = _arg(False, "Make a new repository private.")
+    hub_private_repo: bool | None = _arg(
+        None, "Make a new repository private; False: public. Default: as the Hub decides.", nargs="?", const=True
+    )
     hub_strategy: str = _arg("end", "Push at the end, or at every_save: at each checkpoint too, in the background.")
 
 

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..conditional_pipeline import ConditionalPipeline
+from ..errors import UserError, reading
 from ..files import whole_file
+from ..parents import load_pipeline
 from ..provenance import belongs, run_of_folder
 from .sharding import as_sharded, gathered, local_part
 
@@ -127,21 +129,21 @@ def average_of_length(output_dir: Path, length: float) -> dict[str, Tensor]:
         ValueError: there are no snapshots, or no average has that length.
     """
     run = run_of_folder(output_dir)
-    files = [path for path in (output_dir / SNAPSHOTS).glob("*.safetensors") if path.stem.isdigit()]
+    files = [path for path in (output_dir / SNAPSHOTS).glob("*.safetensors") if path.stem.isdecimal()]
     files = [path for path in sorted(files, key=lambda path: int(path.stem)) if belongs(path, run)]
     if not files:
         raise ValueError(f"{output_dir} has no ema/*.safetensors: train with --ema_lengths 0.05 0.10")
     terms, names = [], []
     for path in files:
-        with safe_open(path, "pt") as snapshot:
+        with reading(str(path)), safe_open(path, "pt") as snapshot:
             found = [key.partition(":") for key in snapshot.keys()]  # noqa: SIM118
-        names = sorted({name for _, _, name in found})
-        terms += [(path, float(part)) for part in sorted({part for part, _, _ in found})]
+            names = sorted({name for _, _, name in found})
+            terms += [(path, float(part)) for part in sorted({part for part, _, _ in found})]
     steps = np.array([int(path.stem) for path, _ in terms], dtype=np.float64)
     weights = mixture(steps, np.array([gamma_of(part) for _, part in terms]), steps.max(), gamma_of(length))
     result: dict[str, Tensor] = {}
     for (path, part), weight in zip(terms, weights, strict=True):
-        with safe_open(path, "pt") as snapshot:
+        with reading(str(path)), safe_open(path, "pt") as snapshot:
             for name in names:
                 term = snapshot.get_tensor(f"{part}:{name}").double() * weight
                 result[name] = result[name] + term if name in result else term
@@ -149,12 +151,20 @@ def average_of_length(output_dir: Path, length: float) -> dict[str, Tensor]:
 
 
 def pipeline_of_length(folder: str | Path, length: float) -> ConditionalPipeline:
-    """The pipeline that a run left in `folder`, with the weights that `average_of_length` gives."""
-    pipe = ConditionalPipeline.from_pretrained(folder)
+    """The pipeline that a run left in `folder`, with the weights that `average_of_length` gives.
+
+    Raises:
+        ValueError: there is no such pipeline, no such average, or its snapshots are of another network.
+    """
+    pipe = load_pipeline(folder)
     weights = average_of_length(Path(folder), length)
     parameters = _parameters(pipe)
     with torch.no_grad():
         for name, value in weights.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                raise UserError(
+                    f"{Path(folder) / _FOLDER}: {name} is not of this model: were they made by another run?"
+                )
             parameters[name].copy_(value)
     return pipe
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -14,6 +15,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
 
 from ..data.dataset import BadRow
+from ..data.workers import STOPPING
+from ..errors import UserError, describe, of_a_limit
+from ..user_code import raised_by_user_code
 from .checkpoints import Progress, all_checkpoints
 from .sharding import gathered
 
@@ -23,25 +27,45 @@ _CHECK_EVERY = 8  # steps, where several processes must agree
 class TrainingFailure(RuntimeError):
     """A run that cannot go on, in one line that says at which step, why, and what to do."""
 
+    exit_code = 1
+
 
 class Interrupted(Exception):
     """A run that a signal ended; it is saved, and the message says how to go on."""
 
+    exit_code = 0
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal where there is nothing to save; like Ctrl-C, it passes through all `except Exception`."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number, self.exit_code = number, 128 + number  # as a shell has it
+
 
 class StopSignal:
-    """SIGTERM and SIGINT as a wish, to be granted after the step; a second SIGINT stops at once.
+    """SIGTERM, SIGINT, SIGHUP and SIGUSR1 stop a run in order; a second SIGINT stops it at once.
+
+    At first, while data and models are loaded, and in an `interruptible` block, they do so at once. Otherwise, from
+    `hold` on, they are a wish that is granted after a step.
 
     Example:
-        >>> with StopSignal(accelerator) as stop:
+        >>> with StopSignal() as stop:
+        ...     prepare()
+        ...     stop.hold(accelerator)
         ...     while not stop.asked(step): ...
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.signal, self.before = accelerator, None, {}
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.before: dict[signal.Signals, Any] = {}
+        self.at_once, self.accelerator = True, None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python's own rule for signal handlers
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+            ignored = {s for s in (signal.SIGHUP, signal.SIGUSR1) if signal.getsignal(s) == signal.SIG_IGN}  # nohup
+            self.before = {s: signal.signal(s, self._note) for s in STOPPING - ignored}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,9 +73,31 @@ class StopSignal:
             signal.signal(which, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        again, self.signal = self.signal is not None and number == signal.SIGINT, signal.Signals(number)
+        if self.at_once or again:
+            self.at_once = False  # the next one finds this one under way
+            when = "at once" if again else "before the first step, so there is nothing to save"
+            raise StoppedAtOnce(f"{self.signal.name}: stopped {when}", number)
+
+    def hold(self, accelerator: Accelerator) -> None:
+        """From now on a signal is granted where `asked` is called, or in an `interruptible` block."""
+        self.at_once, self.accelerator = False, accelerator
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within, a signal, or one that came before, leaves the block; several processes go through to its end."""
+        if self.accelerator.num_processes > 1:  # the others would wait for this one
+            yield
+            return
+        try:
+            self.at_once = self.signal is None
+            if self.at_once:
+                yield
+                self.at_once = False  # within the try: a signal that comes here is caught
+            else:
+                raise StoppedAtOnce("", self.signal)
+        except StoppedAtOnce:
+            pass
 
     @property
     def name(self) -> str:
@@ -105,12 +151,14 @@ def clipped_step(
 
 @contextmanager
 def one_line_failures(progress: Progress, output_dir: Path) -> Iterator[None]:
-    """Turn what can go wrong in the middle of a run into a TrainingFailure."""
+    """Turn what can go wrong in the middle of a run into a TrainingFailure; bugs of this library stay as they are."""
     try:
         yield
     except (TrainingFailure, Interrupted):
         raise
-    except (BadRow, OSError, RuntimeError, MemoryError, SafetensorError) as error:
+    except StoppedAtOnce as stop:
+        raise StoppedAtOnce(f"{stop} in step {progress.step + 1:,}; {how_to_go_on(output_dir)}", stop.number) from None
+    except Exception as error:
         reason = _reason(error)
         if reason is None:
             raise
@@ -140,13 +188,28 @@ def _reason(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, BadRow):
         return text
+    if isinstance(error, UserError):
+        return text.rsplit("UserError: ", 1)[-1]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return (
             "out of memory; a smaller --train_batch_size with more --gradient_accumulation_steps trains the same, "
             "--gradient_checkpointing takes less"
         )
+    if "DataLoader worker" in text and "Original Traceback" not in text:
+        return (
+            "a worker process that reads images was killed, most often by the system for want of memory: give fewer "
+            f"--dataloader_num_workers, or 0 ({text[:80]})"
+        )
+    if limit := of_a_limit(text):
+        return limit
+    if blame := raised_by_user_code(error):
+        return blame
     if isinstance(error, OSError):
+        return f"{describe(error)} (make room, or mend the path)"
+    if isinstance(error, SafetensorError):
         return f"{text} (make room, or mend the path)"
+    if not isinstance(error, RuntimeError):
+        return None
     if "No space left" in text or "PytorchStreamWriter" in text or "inline_container" in text:
         return f"the disk is full, or cannot be written to ({text[:120]})"
     return None

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
+from ..console import show_any_text
 from ..data.batches import draw_noise, make_loader
-from ..files import show_any_text
+from ..data.workers import signals_held
 from ..locks import by_main_process
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
@@ -92,13 +93,18 @@ def train(config: TrainingConfig) -> Path:
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
     show_any_text()
+    with StopSignal() as stop:
+        return _train_in_folder(config, stop)
+
+
+def _train_in_folder(config: TrainingConfig, stop: StopSignal) -> Path:
     output_dir = writable_folder(config.output_dir)
     accelerator = _accelerator(config, output_dir)
     with RunFolder(config, accelerator) as folder:
-        return _train(config, accelerator, folder)
+        return _train(config, accelerator, folder, stop)
 
 
-def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder) -> Path:
+def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder, stop: StopSignal) -> Path:
     output_dir = folder.path
     set_seed(config.seed)
     check_packages(config)
@@ -187,8 +193,10 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity, folder.run)
 
     done = _fraction_done(config, progress, accelerator)
-    with StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
-        batches = iter(loader)
+    stop.hold(accelerator)
+    with one_line_failures(progress, output_dir):
+        with signals_held():
+            batches = iter(loader)
         while done < 1:
             lr = learning_rate.set(progress.step, done)
             step_loss = torch.zeros((), device=accelerator.device)
@@ -242,9 +250,12 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
                         if accelerator.is_main_process:
                             hub.checkpoint(lambda folder: save_model(whole, folder, parent), progress.step)
             if done < 1 and stop.asked(progress.step):
-                raise Interrupted(f"{stop.name}: step {progress.step:,} is done and saved in {save()}")
+                raise Interrupted(
+                    f"{stop.name}: step {progress.step:,} is done and saved in {save()}; go on with the same command "
+                    "and --resume_from_checkpoint latest"
+                )
     with ema_weights(ema, whole_modules, parameters, optimizer, restore=False), one_line_failures(progress, output_dir):
-        return _finish(accelerator, config, folder, whole, parent, data, progress, log, hub)
+        return _finish(accelerator, config, folder, whole, parent, data, progress, log, hub, stop)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
@@ -325,19 +336,27 @@ def _finish(
     progress: Progress,
     log: TrainingLog,
     hub: HubPush,
+    stop: StopSignal,
 ) -> Path:
     output_dir = folder.path
     accelerator.wait_for_everyone()
     failure = by_main_process(lambda: save_finished(folder, config, pipe, parent), accelerator.is_main_process)
     if failure is not None:
         raise TrainingFailure(failure)
+    pushed = False  # a signal leaves it out
     with model_is_saved(output_dir):
-        _show_finished(accelerator, config, folder, pipe, data, progress, log)
+        has_samples = _show_finished(accelerator, config, folder, pipe, data, progress, log, stop)
     if accelerator.is_main_process:
-        for line in hub.finish():
-            tqdm.write(line, file=sys.stderr)
+        with stop.interruptible():
+            for line in hub.finish():
+                tqdm.write(line, file=sys.stderr)
+            pushed = True
         print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
     accelerator.end_training()
+    if not has_samples or (accelerator.is_main_process and not pushed):
+        without = "" if has_samples else " without new samples"
+        later = f"; {hub.how_to_push()}" if config.push_to_hub and not pushed else ""
+        raise Interrupted(f"{stop.name}: the model in {output_dir} is whole, its card is written{without}{later}")
     return output_dir
 
 
@@ -349,14 +368,18 @@ def _show_finished(
     data: TrainingData,
     progress: Progress,
     log: TrainingLog,
-) -> None:
-    """The loss curve, samples, and the card of a model that is saved."""
+    stop: StopSignal,
+) -> bool:
+    """The loss curve, samples, and the card of a model that is saved; False where a signal left the samples out."""
     if accelerator.is_main_process:
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
-    images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+    images = None  # a signal leaves them out: what is trained is saved already
+    with stop.interruptible():
+        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
     # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
     # two wait for each other for ever (seen in torch 2.13).
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images, folder.run)
+    return images is not None

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 from torch import nn
 
 from ..conditional_pipeline import ConditionalPipeline
-from ..data.loading import load_object
+from ..errors import arguments_of, reading
+from ..user_code import load_object
 from .config import TrainingConfig
 from .lora import add_lora
+from .trackers import check_tracker
 
 # module:Class, its package on PyPI, and the arguments that are not its defaults.
 OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -93,7 +94,8 @@ def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[
 
 
 def check_packages(config: TrainingConfig) -> None:
-    """Raise ValueError, with the command that installs it, where a package is missing that was asked for by name."""
+    """Raise ValueError, with the command that installs it, where a package or tracker is missing that was asked for."""
+    check_tracker(config.report_to)
     wanted = {}
     if config.optimizer in OPTIMIZERS:
         path, package, _ = OPTIMIZERS[config.optimizer]
@@ -116,7 +118,7 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> tor
         ValueError: there is no such class, or it does not take an argument of --optimizer_config.
     """
     path, _, arguments = OPTIMIZERS.get(config.optimizer, (config.optimizer, "", {}))
-    cls = load_object(path)
+    cls = load_object(path, torch.optim.Optimizer)
     known = inspect.signature(cls).parameters
     shared = {
         "lr": config.learning_rate,
@@ -128,10 +130,9 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> tor
     shared = {
         k: v for k, v in shared.items() if k in known and not (k == "eps" and isinstance(known[k].default, tuple))
     }
-    try:
-        return cls(groups, **shared | arguments | json.loads(config.optimizer_config or "{}"))
-    except (TypeError, ValueError) as error:  # a JSONDecodeError is a ValueError
-        raise ValueError(f"--optimizer {config.optimizer} {config.optimizer_config or ''}: {error}") from error
+    more = arguments_of("--optimizer_config", config.optimizer_config)
+    with reading(f"--optimizer {config.optimizer} {config.optimizer_config or ''}".strip()):
+        return cls(groups, **shared | arguments | more)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

@@ -2,8 +2,8 @@
 
 import shlex
 import tempfile
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..hub import push_folder
@@ -21,35 +21,35 @@ class HubPush:
         self.config = config
         self.every_save = config.push_to_hub and config.hub_strategy == "every_save"
         self.repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
-        self.pool = ThreadPoolExecutor(1)
-        self.running: Future | None = None
+        self.running: threading.Thread | None = None
         self.failures: list[str] = []
 
     def checkpoint(self, save: Callable[[str], None], step: int) -> None:
         """`save` the model as it is now into a folder, uploaded while training goes on; not while one is under way."""
-        if self.running is not None and not self.running.done():
+        if self.running is not None and self.running.is_alive():
             return
         folder = tempfile.TemporaryDirectory()
         save(folder.name)
-        self.running = self.pool.submit(self._push, folder.name, f"Training, step {step}", folder)
+        push = (folder.name, f"Training, step {step}", folder)
+        self.running = threading.Thread(target=self._push, args=push, daemon=True)  # a run that ends is not held up
+        self.running.start()
 
     def finish(self) -> list[str]:
         """Push the finished model; returns what to tell the user, nothing where all went well."""
         if not self.config.push_to_hub:
             return []
         if self.running is not None:
-            self.running.result()
+            self.running.join()
         before = len(self.failures)
         self._push(self.config.output_dir, "Training finished")
-        self.pool.shutdown()
-        if len(self.failures) == before:
-            return []
+        return [] if len(self.failures) == before else [self.failures[-1], self.how_to_push()]
+
+    def how_to_push(self) -> str:
+        """The line that says how to push the finished model later."""
         command = ["cond-pipelines", "push", self.config.output_dir, self.repo_id]
-        command += ["--private"] if self.config.hub_private_repo else []
-        return [
-            self.failures[-1],
-            f"the model is safe in {self.config.output_dir}; push it later: {shlex.join(command)}",
-        ]
+        private = self.config.hub_private_repo
+        command += [] if private is None else ["--private" if private else "--no-private"]
+        return f"the model is safe in {self.config.output_dir}; push it later: {shlex.join(command)}"
 
     def _push(self, folder: str, message: str, temporary: tempfile.TemporaryDirectory | None = None) -> None:
         try:

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..card import is_our_card
-from ..files import read_json, write_json
+from ..errors import read_json
+from ..files import write_json
 from ..locks import by_main_process, locked_folder
 from ..provenance import LORA_FILE, RUN_FILE, SUMMARY_FILE, run_of_folder
 from .checkpoints import Progress, all_checkpoints

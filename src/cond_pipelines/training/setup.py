@@ -23,16 +23,19 @@ from ..data import images as im
 from ..data.buckets import bucket_sizes
 from ..data.dataset import ImageDataset, row_name
 from ..data.labels import Choices, label_parser, parse_caption, vector_parser
-from ..data.loading import as_files, find_columns, load_object, load_source
+from ..data.loading import as_files, find_columns, load_source
 from ..data.prior import balanced, with_prior
 from ..embedding_adapter import EmbeddingAdapter
+from ..errors import arguments_of, reading
 from ..inputs import num_channels_latents
 from ..objectives import Objective
+from ..parents import load_pipeline
 from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from ..surgery import with_channels
 from ..text_adapters import TextAdapter
 from ..text_encoders import load_text_encoder, new_text_encoder
 from ..unet import build_unet
+from ..user_code import load_object
 from ..vae import VAE, vae_scale_factor
 from .config import TrainingConfig
 
@@ -180,21 +183,18 @@ def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool
 
 
 def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:
-    """What `load` gives; ValueError in one line where there is no such thing."""
-    try:
+    """What `load` gives; UserError in one line where there is no such thing, or a damaged one."""
+    with reading(f"{flag} {name_or_path}"):
         return load(name_or_path, **kwargs)
-    except OSError as error:
-        raise ValueError(f"{flag} {name_or_path}: {' '.join(str(error).split())}") from error
 
 
 def load_parent(config: TrainingConfig) -> ConditionalPipeline | None:
     """The pretrained model to start from, of any setting."""
     if not config.pretrained_model_name_or_path:
         return None
-    return _pretrained(
-        "--pretrained_model_name_or_path",
+    return load_pipeline(
         config.pretrained_model_name_or_path,
-        ConditionalPipeline.from_pretrained,
+        "--pretrained_model_name_or_path",
         revision=config.revision,
         variant=config.variant,
     )
@@ -208,11 +208,12 @@ def load_vae(config: TrainingConfig, parent: ConditionalPipeline | None = None) 
     for subfolder in ("", "vae"):
         try:
             kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
-        except (OSError, KeyError):
+        except (OSError, KeyError, ValueError):
             continue
         for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel):
             if cls.__name__ == kind:
-                return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
+                with reading(f"--pretrained_vae_model_name_or_path {name_or_path}"):
+                    return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
     raise ValueError(f"no AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel in {name_or_path}")
 
 
@@ -338,14 +339,13 @@ def _adapter(
     parent: Any,
 ) -> ConditioningAdapter:
     if config.adapter:
-        cls = load_object(config.adapter)
+        cls = load_object(config.adapter, ConditioningAdapter)
         if parent is not None and type(parent.adapter) is cls:
             return parent.adapter
         encoder = {} if text_encoder is None else {"text_encoder": text_encoder}
-        try:
-            return cls.for_unet(unet, **encoder, **json.loads(config.adapter_config or "{}"))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"--adapter_config {config.adapter_config}: {error}") from error
+        arguments = arguments_of("--adapter_config", config.adapter_config)
+        with reading(f"--adapter {config.adapter} --adapter_config {config.adapter_config or '{}'}"):
+            return cls.for_unet(unet, **encoder, **arguments)
     build = partial(adapter_class.for_unet, unet)
     if config.conditioning == "class":
         build = partial(build, id2label={str(i): name for i, name in data.id2label.items()})
@@ -373,10 +373,10 @@ def _embedding_dim(data: TrainingData) -> int | None:
 
 def _embedding_adapter(config: TrainingConfig, unet: nn.Module, data: TrainingData) -> EmbeddingAdapter:
     """With the statistics of the training images, unless they were given."""
+    given = arguments_of("--adapter_config", config.adapter_config)
     try:
-        given = json.loads(config.adapter_config or "{}")
         adapter = EmbeddingAdapter.for_unet(unet, **{"embedding_dim": _embedding_dim(data)} | given)
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError) as error:
         why = "no row has a vector" if data.train is not None else "a streaming set needs embedding_dim in it"
         raise ValueError(f"--adapter_config {config.adapter_config}: {error}; {why}") from error
     return adapter if data.train is None or {"mean", "std"} & set(given) else adapter.fit(data.conditions(data.train))

@@ -34,7 +34,7 @@ def write_summary(
     progress: Progress,
     losses: dict[str, float | None],
     conditions: list[Any],
-    images: list[Image.Image],
+    images: list[Image.Image] | None,
     run: str | None = None,
 ) -> None:
     """Write samples.png, images/, training_summary.json and README.md into `config.output_dir`.
@@ -42,22 +42,15 @@ def write_summary(
     Args:
         pipe: finished, and saved there already.
         losses: the last "loss" and "held_out_loss", None where there was none.
-        conditions, images: samples, and what they were told.
+        conditions, images: samples, and what they were told; None where a signal came before they were made.
         run: that they are of.
     """
     folder = Path(config.output_dir)
-    save_picture(labelled_grid(images, conditions, data.id2label), folder / "samples.png", run)
     first = {str(c): i for i, c in reversed(list(enumerate(conditions)))} if conditions[0] is not None else None
     shown = sorted(first.values()) if first else list(range(len(conditions)))  # one of each condition
-    (folder / "images").mkdir(exist_ok=True)
-    for old in (folder / "images").glob("[0-9][0-9].png"):  # an earlier model of this run may have had more
-        old.unlink()
-    for number, i in enumerate(shown[:_NUM_PICTURES]):
-        scale = max(1, -(-_PICTURE_SIDE_PX // max(images[i].size)))
-        side = [scale * px for px in images[i].size]
-        picture = images[i].resize(side, Image.Resampling.NEAREST)
-        save_picture(picture, folder / "images" / f"{number:02d}.png", run)
-
+    if images is not None:
+        save_picture(labelled_grid(images, conditions, data.id2label), folder / "samples.png", run)
+        _write_pictures([images[i] for i in shown[:_NUM_PICTURES]], folder / "images", run)
     facts = TrainingFacts(
         run=run,
         num_images=None if data.train is None else len(data.train),
@@ -86,6 +79,17 @@ def write_summary(
     )
     write_json(folder / SUMMARY_FILE, asdict(facts))
     write_card(folder, config.hub_model_id)
+
+
+def _write_pictures(images: list[Image.Image], folder: Path, run: str | None) -> None:
+    """Small images in whole multiples of their size."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("[0-9][0-9].png"):  # an earlier model of this run may have had more
+        old.unlink()
+    for number, image in enumerate(images):
+        scale = max(1, -(-_PICTURE_SIDE_PX // max(image.size)))
+        side = [scale * px for px in image.size]
+        save_picture(image.resize(side, Image.Resampling.NEAREST), folder / f"{number:02d}.png", run)
 
 
 def _counts(data: TrainingData) -> dict:

@@ -1,0 +1,44 @@
+"""Worker processes of a loader: they leave signals to the run that started them, and end with it."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # the last is SLURM's, by --signal
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """For the start of workers: a signal waits until they can ignore it, and the run gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals(worker: int) -> None:
+    """`worker_init_fn` of a loader whose run ends by signals in order, which takes its workers to the end.
+
+    `timeout`, systemd and SLURM send SIGTERM to every process of a run. Only the run itself may end a worker by it, as
+    PyTorch does with one that hangs.
+    """
+    for number in STOPPING - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_run_says, daemon=True).start()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING - {signal.SIGTERM})
+
+
+def _end_when_the_run_says() -> None:
+    run = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
