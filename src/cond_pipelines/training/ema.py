@@ -163,7 +163,7 @@ def pipeline_of_length(folder: str | Path, length: float) -> ConditionalPipeline
         for name, value in weights.items():
             if name not in parameters or parameters[name].shape != value.shape:
                 raise UserError(
-                    f"{Path(folder) / _FOLDER}: {name} is not of this model: were they made by another run?"
+                    f"{Path(folder) / SNAPSHOTS}: {name} is not of this model: were they made by another run?"
                 )
             parameters[name].copy_(value)
     return pipe
