@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from .processes import command_line
+
 _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
     "demo": "train on shapes",
@@ -14,6 +16,7 @@ _COMMANDS = {
 }
 
 
+@command_line
 def main(args: list[str] | None = None) -> None:
     """`cond-pipelines COMMAND ...`: see `_COMMANDS`."""
     epilog = "\n".join(f"  {name:6} {what}" for name, what in _COMMANDS.items())

@@ -2,7 +2,10 @@
 
 import sys
 
+from .processes import command_line, use_all_cores
 
+
+@command_line
 def main(args: list[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table; bad arguments end in one line and exit code 2."""
     from .evaluation.config import parse_args
@@ -10,6 +13,7 @@ def main(args: list[str] | None = None) -> None:
     from .evaluation.sweep import sweep, table
 
     config = parse_args(args)
+    use_all_cores()
     try:
         if config.sweep:
             print(table(sweep(config)))

@@ -5,7 +5,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..processes import command_line
 
+
+@command_line
 def main(args: list[str] | None = None, **defaults: Any) -> None:
     """Parse the command line and train.
 

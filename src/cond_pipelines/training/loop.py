@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
 from ..data.batches import draw_noise, make_loader
+from ..processes import use_all_cores
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
@@ -81,6 +81,7 @@ def train(config: TrainingConfig) -> Path:
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
     output_dir = writable_folder(config.output_dir)
+    use_all_cores()
     accelerator = _accelerator(config, output_dir)
     set_seed(config.seed)
     check_packages(config)
@@ -166,7 +167,7 @@ def train(config: TrainingConfig) -> Path:
         return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity)
 
     done = _fraction_done(config, progress, accelerator)
-    with StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
+    with log, StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
         batches = iter(loader)
         while done < 1:
             lr = learning_rate.set(progress.step, done)
@@ -232,14 +233,11 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
     precision = config.mixed_precision or (asked if asked != "no" else fast_precision(device))
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     tracker = config.report_to or default_tracker()
-    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
     return RunAccelerator(
         precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
-        # A pretrained text encoder may hold parts, such as BERT's pooler, that we do not use.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.train_text_encoder))],
     )
 
 
@@ -312,13 +310,9 @@ def _finish(
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
     images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
-    # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
-    # two wait for each other for ever (seen in torch 2.13).
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
         for line in hub.finish():
             tqdm.write(line, file=sys.stderr)
         print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
-    accelerator.end_training()
     return output_dir
