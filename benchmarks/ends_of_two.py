@@ -5,11 +5,12 @@
     python benchmarks/ends_of_two.py --num_runs 20 --command evaluate
     python benchmarks/ends_of_two.py --num_runs 20 --end failure
 
-Prints how many of the runs ended, and with which exit codes; exit code 1 where one did not end in `--limit_sec` or ended
-otherwise than it should. `--launcher fork` forks both processes from one that has imported everything, and holds the
-store for them as torchrun's agent does, so that a run takes seconds of import less; the rest, the end of the process too,
-is the same. `--nice_gloo` gives gloo's threads the lowest priority: they come last to let go of what they hold, which is
-what an end must survive.
+Prints how many of the runs ended, and with which exit codes. Exit code 1: one did not end in `--limit_sec`, or with
+another code than it should.
+
+`--launcher fork` forks both processes from one that has imported everything, and holds the store for them as torchrun's
+agent does. So a run needs no imports; all else is the same, the end of the process too. `--nice_gloo` gives gloo's
+threads the lowest priority: they come last to let go of what they hold, and that is what an end must survive.
 """
 
 import argparse

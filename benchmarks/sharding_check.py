@@ -70,7 +70,7 @@ def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list
     }
     if sharded:
         args = [x for name, value in flags.items() for x in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, *command(options.kind), *args], env=env, check=True)
+        subprocess.run([sys.executable, *command(options.kind), *args], env=env, check=True, timeout=1800)
     else:
         train(TrainingConfig(**flags))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

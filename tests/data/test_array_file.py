@@ -66,13 +66,13 @@ def test_a_killed_writer_is_followed_by_another(tmp_path, subprocess_env):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     assert not (tmp_path / "a").exists()
-    assert slow(tmp_path / "a", subprocess_env, sec=0).communicate()[0] == f"{4 * sum(range(20))}\n"
+    assert slow(tmp_path / "a", subprocess_env, sec=0).communicate(timeout=60)[0] == f"{4 * sum(range(20))}\n"
     assert not (tmp_path / "unfinished-a").exists()
 
 
 def test_of_two_processes_one_makes_it(tmp_path, subprocess_env):
     processes = [slow(tmp_path / "a", subprocess_env, sec=0.1) for _ in range(2)]
-    assert [p.communicate()[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
+    assert [p.communicate(timeout=60)[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
     assert (tmp_path / "a.made").read_text() == "made\n"

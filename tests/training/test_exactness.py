@@ -47,7 +47,9 @@ def test_two_processes_of_4_equal_one_of_8(batch_of_8, tmp_path, subprocess_env)
     path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
     env = subprocess_env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*command, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "x 2 process(es)" in done.stdout + done.stderr
     assert log_of(tmp_path) == pytest.approx(log_of(batch_of_8), rel=1e-5)

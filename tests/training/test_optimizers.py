@@ -1,5 +1,6 @@
 """What is trained, at which rates, and by which optimizer."""
 
+import copy
 import itertools
 import shutil
 
@@ -160,12 +161,26 @@ def test_muon_moves_matrices_and_adamw_the_rest():
     ]
     groups = [{"params": parameters[:2], "lr": 0.02}, {"params": parameters[2:], "lr": 0.02}]
     both = MuonAndAdamW(groups, lr=0.02, weight_decay=0.1)
-    for _ in range(3):
+    steps = []
+    both.register_step_post_hook(lambda *_: steps.append(len(steps)))  # what every torch.optim.Optimizer has
+    for step in range(3):
         for p, g in zip([*parameters, *matrix, *others], grads * 2, strict=True):
             p.grad = g.clone()
         for optimizer in (both, *alone):
             optimizer.step()
+        if step == 1:  # saved, and read by a new one
+            state = copy.deepcopy(both.state_dict())
+            both = MuonAndAdamW(groups, lr=0.5)
+            both.load_state_dict(state)
     assert all(torch.equal(p, q) for p, q in zip(parameters, [*matrix, *others], strict=True))
+    assert steps == [0, 1]
+    both.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 2))]})
+    assert [(len(g["params"]), g["lr"], g["matrices"]) for g in both.param_groups] == [
+        (1, 0.02, True),
+        (1, 0.02, False),
+        (1, 0.02, False),
+        (1, 0.5, True),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

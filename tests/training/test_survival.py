@@ -52,7 +52,7 @@ def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", mo
 def wait_for(condition, process, sec=120.0):
     end = time.monotonic() + sec
     while not condition():
-        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert process.poll() is None, process.communicate(timeout=30)[1][-2000:]
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.002)
 
@@ -91,10 +91,10 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
     else:
         wait_for(lambda: (tmp_path / "unfinished-checkpoint-6").is_dir(), process)
     kill_all(process)
-    process.communicate()
+    process.communicate(timeout=30)
     assert not (tmp_path / "model_index.json").exists()
     process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes))
-    output = process.communicate()
+    output = process.communicate(timeout=240)
     assert process.returncode == 0, output[1][-2000:]
     assert "resumed after step" in output[0] + output[1]
     assert_same(result(tmp_path), expected)
@@ -208,7 +208,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_pat
     shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
     shutil.copy(saved / "log.jsonl", tmp_path)
     process = start(tmp_path, subprocess_env, 2, settings=STEPS | {"train_batch_size": 2})
-    output = "".join(process.communicate())
+    output = "".join(process.communicate(timeout=240))
     assert process.returncode == 0, output[-2000:]
     assert "resumed after step 6, 48 images seen; changed: processes 1 -> 2" in output
     assert log_of(tmp_path, "images") == log_of(saved, "images")
@@ -243,7 +243,7 @@ def run_on_a_small_disk(tmp_path, env, size_mb, **settings):
     args = flags(output_dir=tmp_path, **settings)
     env = python_path(env) | {"OMP_NUM_THREADS": "1"}
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     told = Path(f"{tmp_path}.err").read_text()
     assert "Traceback" not in told, told[-2000:] + done.stderr
     assert not list(after.rglob("unfinished*"))
@@ -297,7 +297,7 @@ def test_a_read_only_folder(tmp_path, subprocess_env):
     script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && "$@"'
     args = flags(output_dir=tmp_path, max_train_steps=1)
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True)
+    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
 
@@ -365,7 +365,7 @@ def test_out_of_memory(tmp_path, subprocess_env):
     )
     args = [*args, "--dataset_name", "training_common:shapes", "--train_batch_size", "512"]
     env = python_path(subprocess_env) | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "out of memory; a smaller --train_batch_size" in line

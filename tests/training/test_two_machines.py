@@ -16,7 +16,7 @@ SETTINGS = {"conditioning": "class", "max_train_steps": 50, "adam_epsilon": 1e-2
 
 
 def ip(*args):
-    return subprocess.run(["ip", *args], capture_output=True, text=True)
+    return subprocess.run(["ip", *args], capture_output=True, text=True, timeout=30)
 
 
 @pytest.fixture()
