@@ -15,6 +15,7 @@ threads the lowest priority: they come last to let go of what they hold, and tha
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,8 +107,17 @@ def run_forked(module: str, args: list[str], env: dict[str, str]) -> None:
         os.dup2(quiet, number)
     os.environ.update(env)
     sys.argv = [module, *args]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-    sys.exit(0)
+    code = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    # A process that comes here ends with Python's destructors, but not through the frames of the one that forked it.
+    ctypes.pythonapi.Py_FinalizeEx()
+    os._exit(code or 0)
 
 
 def wait(pids: list[int], options: argparse.Namespace) -> list[int | None]:
