@@ -4,8 +4,8 @@
     python benchmarks/cores_used.py --minutes 1 --resolution 16
 
 The command runs through `accelerate launch`, without OMP_NUM_THREADS, on drawn shapes. Prints one JSON object: CPU time
-over wall time of the whole command, imports and samples included; the images a second of its training; what the run says
-of its cores. Other work on the machine lowers them, so the load is printed too.
+over wall time of the whole command, imports and samples included; the images a second of its training; what the run
+says of its cores. Other work on the machine lowers them, so the load is printed too.
 """
 
 import argparse
