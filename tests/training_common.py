@@ -105,9 +105,9 @@ def always_the_first(images: list[Image.Image]) -> list[int]:
 def rounding_of_training(learning_rate: float, num_steps: int) -> float:
     """How far apart weights may be after the same steps whose sums were taken in another order, in float32.
 
-    With an Adam epsilon no smaller than the rate, a step moves a weight by at most the rate, and an error of its gradient
-    by no more than that error. A thousandth of all steps is far above float32's rounding of a gradient of norm 1 (6e-8
-    times the root of a million terms), on any processor, and far below what another batch or average makes.
+    With an Adam epsilon no smaller than the rate, a step moves a weight by at most the rate, and an error of its
+    gradient by no more than that error. A thousandth of all steps is far above float32's rounding of a gradient of
+    norm 1 (6e-8 times the root of a million terms), on any processor, and far below what another batch makes.
     """
     return 1e-3 * learning_rate * num_steps
 
