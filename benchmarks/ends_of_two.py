@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,9 +158,11 @@ def main() -> None:
     here = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
+    root = Path(tempfile.mkdtemp(prefix="ends_of_two_"))  # no TemporaryDirectory: a forked process would delete it
     try:
-        counts, seconds = run_all(options, env)
+        counts, seconds = run_all(options, env, root)
     finally:
+        shutil.rmtree(root, ignore_errors=True)
         for process in busy:
             process.kill()
             process.wait(timeout=60)
@@ -169,27 +172,27 @@ def main() -> None:
     raise SystemExit(0 if set(counts) == {str(EXPECTED[options.end])} else 1)
 
 
-def run_all(options: argparse.Namespace, env: dict[str, str]) -> tuple[Counter, float]:
+def run_all(options: argparse.Namespace, env: dict[str, str], root: Path) -> tuple[Counter, float]:
     """How often each exit code came ("None": it did not end), and the mean time."""
     counts: Counter = Counter()
-    with tempfile.TemporaryDirectory(prefix="ends_of_two_") as root:
-        model = Path(root) / "model"
-        if options.command == "evaluate":
-            args = as_flags(FLAGS | {"output_dir": model, "validation_fraction": 0.3})
-            subprocess.run([sys.executable, "-m", "cond_pipelines.training", *args], env=env, check=True, timeout=600)
-        if options.launcher == "fork":
-            import_everything()
-        start = time.monotonic()
-        for number in range(options.num_runs):
-            folder = Path(root) / str(number)
-            folder.mkdir()
-            module, args = command(options, folder, model)
-            launch = start_by_fork if options.launcher == "fork" else start_by_torchrun
-            codes = wait(launch(module, args, dict(env)), options)
-            worst = next((code for code in codes if code is None), max((c or 0 for c in codes), key=abs))
-            counts[str(worst)] += 1
-            print(f"run {number + 1}: {codes}; {dict(counts)}", flush=True)
-        return counts, (time.monotonic() - start) / options.num_runs
+    model = root / "model"
+    if options.command == "evaluate":
+        args = as_flags(FLAGS | {"output_dir": model, "validation_fraction": 0.4})
+        subprocess.run([sys.executable, "-m", "cond_pipelines.training", *args], env=env, check=True, timeout=600)
+    if options.launcher == "fork":
+        import_everything()
+    start = time.monotonic()
+    for number in range(options.num_runs):
+        folder = root / str(number)
+        folder.mkdir()
+        module, args = command(options, folder, model)
+        launch = start_by_fork if options.launcher == "fork" else start_by_torchrun
+        codes = wait(launch(module, args, dict(env)), options)
+        worst = next((code for code in codes if code is None), max((c or 0 for c in codes), key=abs))
+        counts[str(worst)] += 1
+        print(f"run {number + 1}: {codes}; {dict(counts)}", flush=True)
+        shutil.rmtree(folder)
+    return counts, (time.monotonic() - start) / options.num_runs
 
 
 def import_everything() -> None:

@@ -148,7 +148,9 @@ def test_schedulefree_saves_its_average(tmp_path):
     assert not torch.allclose(saved, y, atol=1e-5)
 
 
-def test_muon_moves_matrices_and_adamw_the_rest():
+@pytest.mark.parametrize("saved_before", [False, True])
+def test_muon_moves_matrices_and_adamw_the_rest(saved_before):
+    """Also after it was saved and read, or read from a checkpoint of before, with a state for each optimizer."""
     torch.manual_seed(0)
     values = torch.randn(6, 4), torch.randn(6, 4, 3, 3), torch.randn(6)
     grads = [torch.randn_like(x) for x in values]
@@ -168,9 +170,10 @@ def test_muon_moves_matrices_and_adamw_the_rest():
             p.grad = g.clone()
         for optimizer in (both, *alone):
             optimizer.step()
-        if step == 1:  # saved, and read by a new one
-            state = copy.deepcopy(both.state_dict())
-            both = MuonAndAdamW(groups, lr=0.5)
+        if step == 1:
+            state = dict(zip(("muon", "adamw"), (o.state_dict() for o in alone), strict=True))
+            state = copy.deepcopy(state if saved_before else both.state_dict())
+            both = MuonAndAdamW(groups, lr=0.5, weight_decay=0.1)
             both.load_state_dict(state)
     assert all(torch.equal(p, q) for p, q in zip(parameters, [*matrix, *others], strict=True))
     assert steps == [0, 1]

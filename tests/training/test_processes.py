@@ -10,6 +10,7 @@ from training_common import log_of, run
 
 from cond_pipelines import processes
 
+pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own
 TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import os, sys, torch, torch.distributed as dist

@@ -20,6 +20,7 @@ from cond_pipelines.training.checkpoints import all_checkpoints, broken
 from cond_pipelines.training.interruptions import TrainingFailure
 from cond_pipelines.training.loop import train
 
+pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own
 STEPS = {
     "max_train_steps": 12,
     "checkpointing_steps": 3,

@@ -182,3 +182,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
             optimizer.state = self.state
             optimizer.step()
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
+
+    def _joined(self, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The state of a checkpoint of before, which has one for each of the two optimizers."""
+        groups, state = self.state_dict()["param_groups"], {}
+        for name, matrices in (("muon", True), ("adamw", False)):
+            numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
+            state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}
+        return {"state": state, "param_groups": groups}
