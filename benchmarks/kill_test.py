@@ -68,7 +68,7 @@ def kill_all(process: subprocess.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(everyone, timeout=30)
-    process.wait()
+    process.wait(timeout=30)
 
 
 def saved_step(folder: Path) -> int:
@@ -110,7 +110,7 @@ def wait_for_an_instant(process: subprocess.Popen, folder: Path, rng: random.Ran
 
 def _sleep(process: subprocess.Popen, sec: float) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(sec)
+        process.wait(timeout=sec)
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def main() -> None:
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
     whole, killed = root / "whole", root / "killed"
     options.train_data_dir = drawn_shapes(root)
-    if start(whole, options).wait() != 0:
+    if start(whole, options).wait(timeout=3600) != 0:
         raise SystemExit("the run that nobody disturbs failed")
     kills, during_save, lost = 0, 0, 0
     while kills < options.num_kills:
@@ -142,7 +142,7 @@ def main() -> None:
         lost = max(lost, logged_step(killed) - saved_step(killed))
         where = ", during a save" if unfinished else ""
         print(f"kill {kills}: logged step {logged_step(killed)}, saved {saved_step(killed)}{where}", flush=True)
-    if start(killed, options).wait() != 0:
+    if start(killed, options).wait(timeout=3600) != 0:
         raise SystemExit(f"the resumed run failed, after {kills} kills")
     (weights, log), (expected, expected_log) = result(killed), result(whole)
     same = weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)

@@ -36,7 +36,9 @@ def peak_mib(folder: Path, options: argparse.Namespace, *more: str) -> float:
             "import sys, resource; from cond_pipelines.training.__main__ import main; main(sys.argv[1:])\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
-        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, timeout=3600
+        )
     return int(done.stdout.split()[-1]) / 1024
 
 

@@ -508,6 +508,6 @@ def test_a_third_partys_adapter_reloads_in_another_process(tmp_path, subprocess_
     assert index["adapter"][1] == "AngleAdapter"
     assert index["_adapter_from"] == "angle_adapter.adapter", "its import path is its registration"
     command = [sys.executable, "-c", LOAD_ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "images.npy")]
-    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True)
+    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert np.array_equal(np.load(tmp_path / "images.npy"), expected)

@@ -58,7 +58,7 @@ def test_scripts_are_thin_and_of_their_setting(name, subprocess_env, tmp_path):
     # Without a condition the setting shows in what is missed.
     command = [sys.executable, str(script), *image_only, "--max_train_steps", "1", "--resolution", "1"]
     env = subprocess_env | {"PYTHONPATH": f"{subprocess_env['PYTHONPATH']}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr[-2000:]
     missed = {"none": "UNet size 'xs' halves 1 times", "class": "no label column", "text": "no caption column"}
     assert missed[SCRIPTS[name]] in done.stderr

@@ -35,7 +35,8 @@ def imported_by(*lines: str) -> list[str]:
     """Modules that a fresh interpreter has loaded after `lines`, beyond its own."""
     code = "; ".join(["import json, sys", "before = set(sys.modules)", *lines, "new = set(sys.modules) - before"])
     code += "; print(json.dumps(sorted(new)))"
-    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=120)
+    return json.loads(done.stdout)
 
 
 def test_public_names_are_complete_and_sorted():

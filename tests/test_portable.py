@@ -300,7 +300,7 @@ def test_pickles_are_not_written(text_model, tmp_path):
 def diffusers_only(tmp_path_factory):
     """The Python of a virtual environment that has all that is installed here, but cond_pipelines."""
     folder = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=120)
     packages = folder / "packages"
     packages.mkdir()
     for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
@@ -331,7 +331,7 @@ for place, setting, out, again in zip(*[iter(sys.argv[1:])] * 4):
 
 def run_alone(python, *args, code=ALONE):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run([python, "-c", code, *map(str, args)], env=env, capture_output=True, text=True)
+    return subprocess.run([python, "-c", code, *map(str, args)], env=env, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -378,7 +378,7 @@ def test_a_third_party_adapter_that_is_not_imported(angle_model, subprocess_env)
         "import angle_adapter\n"
         f"print(type(ConditionalPipeline.from_pretrained({str(folder)!r}).adapter).__module__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=subprocess_env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=subprocess_env, capture_output=True, text=True, timeout=240)
     assert "AngleAdapter of the package 'angle_adapter', which is not imported: install it" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("angle_adapter"), done.stderr
 

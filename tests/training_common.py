@@ -111,6 +111,19 @@ def always_the_first(images: list[Image.Image]) -> list[int]:
     return [0 for _ in images]
 
 
+def rounding_of_training(learning_rate: float, num_steps: int) -> float:
+    """How far apart weights may be after the same steps whose sums were taken in another order, in float32.
+
+    With an Adam epsilon no smaller than the rate, a step moves a weight by at most the rate, and an error of its
+    gradient by no more than that error. A thousandth of all steps is far above float32's rounding of a gradient of
+    norm 1 (6e-8 times the root of a million terms), on any processor, and far below what another batch makes.
+    """
+    return 1e-3 * learning_rate * num_steps
+
+
+ROUNDING_OF_LOSS = 1e-4  # relative: 6e-8 times the root of the million products of a forward pass
+
+
 def largest_difference(a: torch.nn.Module | dict, b: torch.nn.Module | dict) -> float:
     """Of all weights; the keys must be the same."""
     a, b = (x if isinstance(x, dict) else x.state_dict() for x in (a, b))

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from .errors import OneLineParser, one_line_errors
+from .processes import command_line
 
 _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
@@ -16,6 +17,7 @@ _COMMANDS = {
 }
 
 
+@command_line
 def main(args: list[str] | None = None) -> None:
     """`cond-pipelines COMMAND ...`: see `_COMMANDS`."""
     epilog = "\n".join(f"  {name:6} {what}" for name, what in _COMMANDS.items())

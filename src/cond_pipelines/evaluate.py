@@ -1,8 +1,10 @@
 """accelerate launch -m cond_pipelines.evaluate MODEL --num_samples 10000"""
 
 from .errors import one_line_errors
+from .processes import command_line, use_all_cores
 
 
+@command_line
 def main(args: list[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table; bad arguments end in one line and exit code 2."""
     with one_line_errors():
@@ -11,6 +13,7 @@ def main(args: list[str] | None = None) -> None:
         from .evaluation.sweep import sweep, table
 
         config = parse_args(args)
+        use_all_cores()
         if config.sweep:
             print(table(sweep(config)))
             return

@@ -1,8 +1,8 @@
 """Arrays on disk: what goes in comes out, whoever asks and whatever is killed."""
 
+import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -12,25 +12,32 @@ from cond_pipelines.data.array_file import ArrayFile, stored
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), None, np.ones((1, 4), np.float32), np.zeros((0, 2), np.float32)]
 ARRAYS += [np.array([7.0], np.float32)]
 
-SLOW = """
-import sys, time, numpy as np
+SCRIPT = """
+import os, signal, sys, time, numpy as np
 from pathlib import Path
 from cond_pipelines.data.array_file import stored
 
+folder, what = Path(sys.argv[1]), sys.argv[2]
+
 def make(notes):
-    with open(sys.argv[1] + ".made", "a") as file:
+    with open(f"{folder}.made", "a") as file:
         file.write("made\\n")
+    end = time.monotonic() + 50
+    while what == "waits for two" and len(list(folder.parent.glob("ready-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
     for i in range(20):
-        time.sleep(float(sys.argv[2]))
+        if what == "is killed" and i == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
         yield np.full((2, 2), i, np.uint8)
 
+(folder.parent / f"ready-{os.getpid()}").touch()
 print(sum(int(stored(Path(sys.argv[1]), make)[i].sum()) for i in range(20)))
 """
 
 
-def slow(folder, env, sec):
+def started(folder, env, what):
     return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(folder), str(sec)], env=env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(folder), what], env=env, stdout=subprocess.PIPE, text=True
     )
 
 
@@ -61,20 +68,17 @@ def test_nothing_is_left_of_what_failed(tmp_path):
 
 
 def test_a_killed_writer_is_followed_by_another(tmp_path, subprocess_env):
-    process = slow(tmp_path / "a", subprocess_env, sec=30)
-    while not (tmp_path / "unfinished-a").is_dir():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    process = started(tmp_path / "a", subprocess_env, "is killed")
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL and (tmp_path / "unfinished-a").is_dir()
     assert not (tmp_path / "a").exists()
-    assert slow(tmp_path / "a", subprocess_env, sec=0).communicate()[0] == f"{4 * sum(range(20))}\n"
+    assert started(tmp_path / "a", subprocess_env, "").communicate(timeout=60)[0] == f"{4 * sum(range(20))}\n"
     assert not (tmp_path / "unfinished-a").exists()
 
 
 def test_of_two_processes_one_makes_it(tmp_path, subprocess_env):
-    processes = [slow(tmp_path / "a", subprocess_env, sec=0.1) for _ in range(2)]
-    assert [p.communicate()[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
+    processes = [started(tmp_path / "a", subprocess_env, "waits for two") for _ in range(2)]
+    assert [p.communicate(timeout=60)[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
     assert (tmp_path / "a.made").read_text() == "made\n"
 
 

@@ -35,7 +35,7 @@ def test_sharding_that_is_not_to_be_had(tmp_path, subprocess_env):
     env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     env["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
     command = [sys.executable, "-m", "cond_pipelines.training", *flags(output_dir=tmp_path, max_train_steps=1)]
-    done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: FSDP")]
     assert line.startswith("warning: FSDP was asked for, this run is NO: nothing is sharded, each of 1 process(es)")

@@ -228,7 +228,7 @@ def test_as_a_person_sees_it(folder, tmp_path, subprocess_env):
     env = subprocess_env | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     args = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "c")]
     done = subprocess.run(
-        [sys.executable, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True
+        [sys.executable, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     reason = "it is empty, or of no format that can be read"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_common import flags, largest_difference, log_of, run
+from training_common import ROUNDING_OF_LOSS, flags, largest_difference, log_of, rounding_of_training, run
 
 from cond_pipelines import ConditionalPipeline, TrainingConfig
 from cond_pipelines.training.checkpoints import all_checkpoints
@@ -36,10 +36,10 @@ def batch_of_8(tmp_path_factory):
 
 def test_two_micro_steps_of_4_equal_one_of_8(batch_of_8, tmp_path):
     two = run(tmp_path, use_ema=False, train_batch_size=4, gradient_accumulation_steps=2, **SMOOTH)
-    assert log_of(two) == pytest.approx(log_of(batch_of_8), rel=1e-5)
+    assert log_of(two) == pytest.approx(log_of(batch_of_8), rel=ROUNDING_OF_LOSS)
     assert log_of(two, "images") == log_of(batch_of_8, "images") == [8, 16, 24]
     assert log_of(two, "lr") == log_of(batch_of_8, "lr")
-    assert largest_difference(weights(two), weights(batch_of_8)) < 1e-5
+    assert largest_difference(weights(two), weights(batch_of_8)) < rounding_of_training(1e-2, 3)
 
 
 def test_two_processes_of_4_equal_one_of_8(batch_of_8, tmp_path, subprocess_env):
@@ -47,13 +47,15 @@ def test_two_processes_of_4_equal_one_of_8(batch_of_8, tmp_path, subprocess_env)
     path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
     env = subprocess_env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*command, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "x 2 process(es)" in done.stdout + done.stderr
-    assert log_of(tmp_path) == pytest.approx(log_of(batch_of_8), rel=1e-5)
+    assert log_of(tmp_path) == pytest.approx(log_of(batch_of_8), rel=ROUNDING_OF_LOSS)
     assert log_of(tmp_path, "images")[-1] == 24
     assert log_of(tmp_path, "lr") == log_of(batch_of_8, "lr")
-    assert largest_difference(weights(tmp_path), weights(batch_of_8)) < 1e-5
+    assert largest_difference(weights(tmp_path), weights(batch_of_8)) < rounding_of_training(1e-2, 3)
 
 
 # -------------------------------------------------------------------------------------------------- checkpoints

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_common import flags, log_of, run
+from training_common import ROUNDING_OF_LOSS, flags, log_of, rounding_of_training, run
 
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
@@ -25,8 +25,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)
-unet = build_unet("xxs", sample_size=8)
-pipe = UnconditionalPipeline(unet, FlowMatchEulerDiscreteScheduler(), UnconditionalAdapter.for_unet(unet))
+unet = build_unet("xxs", sample_size=8).double()  # so that a bound is one of the method, on any processor
+pipe = UnconditionalPipeline(unet, FlowMatchEulerDiscreteScheduler(), UnconditionalAdapter.for_unet(unet).double())
 alone = copy.deepcopy(pipe.unet)
 whole, modules = whole_pipeline(pipe, [pipe.unet], sharded=True)
 assert modules == [whole.unet] and whole.unet is not pipe.unet and whole.adapter is pipe.adapter
@@ -38,8 +38,8 @@ parameters = list(pipe.unet.parameters())
 assert is_sharded(parameters) and not is_sharded(list(whole.unet.parameters()))
 average, expected = (WeightAverage(p, power_function(0.1)) for p in (parameters, alone.parameters()))
 
-x, t = torch.randn(4, 3, 8, 8), torch.full((4,), 500.0)
-told = {"encoder_hidden_states": torch.zeros(4, 1, 64), "class_labels": torch.zeros(4, 64)}
+x, t = torch.randn(4, 3, 8, 8).double(), torch.full((4,), 500.0)
+told = {"encoder_hidden_states": torch.zeros(4, 1, 64).double(), "class_labels": torch.zeros(4, 64).double()}
 steps = [torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (pipe.unet, alone)]
 for _ in range(3):
     for net, optimizer in zip((pipe.unet, alone), steps):
@@ -53,15 +53,15 @@ def largest(a, b):
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
 
 state = average.state_dict()
-assert largest(state["values"], expected.values) < 1e-5, largest(state["values"], expected.values)
+assert largest(state["values"], expected.values) < 1e-10, largest(state["values"], expected.values)
 before = [p.to_local().clone() for p in parameters]
 optimizer = Accelerator(cpu=True).prepare(steps[0])
 with ema_weights(average, modules, parameters, optimizer):
-    assert largest(whole.unet.parameters(), expected.values) < 1e-5
+    assert largest(whole.unet.parameters(), expected.values) < 1e-10
     images = whole(batch_size=2, num_inference_steps=1, output_type="pt", generator=torch.manual_seed(0)).images
 assert all(torch.equal(a, p.to_local()) for a, p in zip(before, parameters)), "training goes on from what it had"
 with ema_weights(None, modules, parameters, optimizer):
-    assert largest(whole.unet.parameters(), alone.parameters()) < 1e-5
+    assert largest(whole.unet.parameters(), alone.parameters()) < 1e-10
 again = WeightAverage(parameters, power_function(0.1))
 again.load_state_dict(state)
 assert largest(again.state_dict()["values"], state["values"]) == 0 and again.num_steps == 3
@@ -81,35 +81,50 @@ def test_averages_and_samples_of_sharded_weights(tmp_path, subprocess_env):
     assert done.stdout.count("sharded and whole agree") == 2
 
 
+@pytest.mark.timeout(900)  # two runs of two processes, and one alone
 def test_fsdp_trains_as_one_process_does_and_resumes_exactly(subprocess_env):
     """With training/accelerate/fsdp2.yaml: gradients, clipping, checkpoints, held-out loss, the saved average."""
     command = [sys.executable, str(BENCHMARK), "--kind", "fsdp2", "--steps", "4"]
-    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "nothing is sharded" not in done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["against_one_process"] < 1e-5 and found["resumed_against_whole"] == 0
-    assert found["largest_difference_of_saved_weights"] < 1e-5
+    assert found["against_one_process"] < ROUNDING_OF_LOSS and found["resumed_against_whole"] == 0
+    assert found["largest_difference_of_saved_weights"] < rounding_of_training(2e-3, 4)
 
 
-@pytest.mark.parametrize(
-    ("flags_", "words"),
-    [
-        ({"optimizer": "adafactor"}, "--optimizer adafactor does not go with FSDP: adamw does"),
-        ({"ema_lengths": "0.05"}, "--ema_lengths does not go with FSDP"),
-        ({"resume_from_checkpoint": "latest"}, "was made with another sharding (none, now FSDP)"),
-    ],
-)
-def test_what_does_not_go_with_sharding_is_refused(tmp_path, subprocess_env, flags_, words):
-    if "resume_from_checkpoint" in flags_:
-        run(tmp_path, checkpointing_steps=1, max_train_steps=1)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(BENCHMARK), "as_on_gpus"]
+REFUSED = """
+import json, sys
+from sharding_check import as_on_gpus, main_of_training
+as_on_gpus()
+for args in json.loads(sys.argv[1]):
+    try:
+        main_of_training(args)
+    except SystemExit as error:
+        print("exit code", error.code, file=sys.stderr)
+"""
+
+
+def test_what_does_not_go_with_sharding_is_refused(tmp_path, subprocess_env):
+    run(tmp_path / "unsharded", checkpointing_steps=1, max_train_steps=1)
+    cases = [
+        (flags(output_dir=tmp_path / "a", optimizer="adafactor"), "--optimizer adafactor does not go with FSDP: adamw"),
+        (flags(output_dir=tmp_path / "b", ema_lengths="0.05"), "--ema_lengths does not go with FSDP"),
+        (
+            flags(output_dir=tmp_path / "unsharded", resume_from_checkpoint="latest"),
+            "was made with another sharding (none, now FSDP)",
+        ),
+    ]
+    (tmp_path / "refused.py").write_text(REFUSED)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(tmp_path / "refused.py")]
     env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    env["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
-    command = [sys.executable, *launcher, *flags(output_dir=tmp_path, max_train_steps=2, **flags_)]
-    done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1 and f"error: --{next(iter(flags_))}" in done.stderr
-    assert words in done.stderr, done.stderr[-3000:]
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{env['PYTHONPATH']}:{Path(__file__).parents[1]}:{BENCHMARK.parent}"}
+    command = [sys.executable, *command, json.dumps([args for args, _ in cases])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error: --", "exit code "))]
+    assert len(lines) == 6 and lines[1::2] == ["exit code 2"] * 3, done.stderr[-3000:]
+    for line, (_, words) in zip(lines[::2], cases, strict=True):
+        assert words in line
 
 
 def test_gradient_accumulation_is_ours(tmp_path, monkeypatch):
@@ -117,7 +132,7 @@ def test_gradient_accumulation_is_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     two = run(tmp_path / "two", gradient_accumulation_steps=2, train_batch_size=4)
     one = run(tmp_path / "one", train_batch_size=8)
-    assert log_of(two) == pytest.approx(log_of(one), rel=1e-5)
+    assert log_of(two) == pytest.approx(log_of(one), rel=ROUNDING_OF_LOSS)
 
 
 def test_deepspeed_with_fp16_is_refused(tmp_path, monkeypatch):

@@ -7,13 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from kill_test import kill_all, result
+from kill_test import result
 from safetensors.torch import load_file
 from training_common import INFINITE, flags, largest_difference, log_of, run
 
@@ -22,6 +20,7 @@ from cond_pipelines.training.checkpoints import all_checkpoints, broken
 from cond_pipelines.training.interruptions import TrainingFailure
 from cond_pipelines.training.loop import train
 
+pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own
 STEPS = {
     "max_train_steps": 12,
     "checkpointing_steps": 3,
@@ -37,24 +36,17 @@ def python_path(env):
     return env | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])}
 
 
-def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", more=()):
-    """A run in processes of its own, that resumes what is there."""
+def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", at=None):
+    """A run in processes of its own, that resumes what is there; `at` an event a signal reaches it, see at_an_event."""
     settings = dict(settings)
     flip = ["--random_flip"] if settings.pop("random_flip", False) else []
     args = flags(output_dir=folder, conditioning=conditioning, resume_from_checkpoint="latest", **settings)
     env = python_path(env) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
-    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "cond_pipelines.training"]
+    module = ["at_an_event", at, "cond_pipelines.training"] if at else ["cond_pipelines.training"]
+    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), *module]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen([*command, *args, *flip, *more], env=env, **pipes)
-
-
-def wait_for(condition, process, sec=120.0):
-    end = time.monotonic() + sec
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.002)
+    return subprocess.Popen([*command, *args, *flip], env=env, **pipes)
 
 
 def assert_same(a, b):
@@ -84,59 +76,67 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
     One process after a step, two during a save; benchmarks/kill_test.py does both to both, twenty times.
     """
     num_processes, expected = whole
-    moment = "after a step" if num_processes == 1 else "during a save"
+    after_a_step, in_a_save = "open:log.jsonl:4:SIGKILL", "open:unfinished-checkpoint-6/progress.json:1:SIGKILL"
+    at = after_a_step if num_processes == 1 else in_a_save
+    process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes), at=at)
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-3"]
+    assert log_of(tmp_path, "step") == ([2, 4] if at == after_a_step else [2, 4, 6])
+    assert (tmp_path / "unfinished-checkpoint-6").is_dir() == (at == in_a_save)
     process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes))
-    if moment == "after a step":
-        wait_for(lambda: (tmp_path / "checkpoint-3").is_dir() and len(log_steps(tmp_path)) >= 2, process)
-    else:
-        wait_for(lambda: (tmp_path / "unfinished-checkpoint-6").is_dir(), process)
-    kill_all(process)
-    process.communicate()
-    assert not (tmp_path / "model_index.json").exists()
-    process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes))
-    output = process.communicate()
+    output = process.communicate(timeout=240)
     assert process.returncode == 0, output[1][-2000:]
     assert "resumed after step" in output[0] + output[1]
     assert_same(result(tmp_path), expected)
     assert not list(tmp_path.glob("unfinished*"))
 
 
-def log_steps(folder):
-    path = folder / "log.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()[:-1]] if path.is_file() else []
-
-
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("which", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
+    """It comes while the line of step 4 is written."""
     settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400}
-    process = start(tmp_path, subprocess_env, settings=settings)
-    wait_for(lambda: len(log_steps(tmp_path)) >= 2, process)
-    process.send_signal(which)
-    _, told = process.communicate(timeout=120)
+    process = start(tmp_path, subprocess_env, settings=settings, at=f"open:log.jsonl:3:{which}")
+    _, told = process.communicate(timeout=240)
     assert process.returncode == 0
     (saved,) = all_checkpoints(tmp_path)
-    step = int(saved.name.split("-")[1])
-    assert broken(saved) is None and step < 400
-    assert f"{which.name}: step {step} is done and saved in {saved}; go on with the same command" in told
+    assert saved.name == "checkpoint-4" and broken(saved) is None
+    assert f"{which}: step 4 is done and saved in {saved}; go on with the same command" in told
     assert "Traceback" not in told
     # Gone on with, to a few steps more: as if nothing had been.
-    settings = settings | {"max_train_steps": step + 2, "lr_scheduler": "constant"}
+    settings = settings | {"max_train_steps": 6, "lr_scheduler": "constant"}
     process = start(tmp_path, subprocess_env, settings=settings)
-    assert process.wait(300) == 0
-    assert log_of(tmp_path, "step") == list(range(2, step + 3, 2))[: len(log_of(tmp_path, "step")) - 1] + [step + 2]
+    output = process.communicate(timeout=240)
+    assert process.returncode == 0, output[1][-2000:]
+    assert log_of(tmp_path, "step") == [2, 4, 6]
+
+
+INTERRUPTS = """
+import os, pathlib, signal
+from angle_adapter import AngleAdapter
+
+class Interrupts(AngleAdapter):  # Ctrl-C in its third forward pass, and again in its fifth
+    calls = 0
+    def forward(self, features):
+        Interrupts.calls += 1
+        pathlib.Path(os.environ["CALLS"]).write_text(str(self.calls))
+        if self.calls in (3, 5):
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(features)
+"""
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path, subprocess_env):
-    settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400, "gradient_accumulation_steps": 400}
-    process = start(tmp_path, subprocess_env, settings=settings)  # a step takes a minute
-    wait_for(lambda: (tmp_path / "log.jsonl").is_file(), process)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode != 0
+    """In the middle of a step of 400 batches: the first one waits for its end, the second does not."""
+    (tmp_path / "interrupts.py").write_text(INTERRUPTS)
+    env = subprocess_env | {"CALLS": str(tmp_path / "calls")}
+    env["PYTHONPATH"] += f":{tmp_path}"
+    settings = {"gradient_accumulation_steps": 400, "checkpointing_steps": 400, "adapter": "interrupts:Interrupts"}
+    settings |= {"dataset_name": "training_common:angles", "condition_column": "angle"}
+    process = start(tmp_path, env, settings=settings, conditioning="custom")
+    process.communicate(timeout=240)
+    assert process.returncode not in (0, None)
+    assert (tmp_path / "calls").read_text() == "5"
     assert not all_checkpoints(tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_pat
     shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
     shutil.copy(saved / "log.jsonl", tmp_path)
     process = start(tmp_path, subprocess_env, 2, settings=STEPS | {"train_batch_size": 2})
-    output = "".join(process.communicate())
+    output = "".join(process.communicate(timeout=240))
     assert process.returncode == 0, output[-2000:]
     assert "resumed after step 6, 48 images seen; changed: processes 1 -> 2" in output
     assert log_of(tmp_path, "images") == log_of(saved, "images")
@@ -243,7 +243,7 @@ def run_on_a_small_disk(tmp_path, env, size_mb, **settings):
     args = flags(output_dir=tmp_path, **settings)
     env = python_path(env) | {"OMP_NUM_THREADS": "1"}
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     told = Path(f"{tmp_path}.err").read_text()
     assert "Traceback" not in told, told[-2000:] + done.stderr
     assert not list(after.rglob("unfinished*"))
@@ -297,7 +297,7 @@ def test_a_read_only_folder(tmp_path, subprocess_env):
     script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && "$@"'
     args = flags(output_dir=tmp_path, max_train_steps=1)
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True)
+    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
 
@@ -312,14 +312,13 @@ def test_a_data_set_that_vanishes(tmp_path):
     settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
     settings |= {"cache_images": False}
 
-    def remove():
-        while not (tmp_path / "out/checkpoint-2").is_dir():
-            time.sleep(0.01)
-        shutil.rmtree(tmp_path / "images")
+    def remove(event: str, args: tuple) -> None:
+        if event == "os.rename" and str(args[1]).endswith(f"{tmp_path.name}/out/checkpoint-2"):
+            shutil.rmtree(tmp_path / "images", ignore_errors=True)
 
-    threading.Thread(target=remove, daemon=True).start()
+    sys.addaudithook(remove)
     with pytest.raises(TrainingFailure) as error:
-        run(tmp_path / "out", checkpointing_steps=1, checkpoints_total_limit=2, max_train_steps=5000, **settings)
+        run(tmp_path / "out", checkpointing_steps=1, checkpoints_total_limit=2, max_train_steps=500, **settings)
     text = str(error.value)
     assert text.startswith("step ") and "\n" not in text and "No such file" in text
     assert all_checkpoints(tmp_path / "out")[-1].name in text
@@ -365,7 +364,7 @@ def test_out_of_memory(tmp_path, subprocess_env):
     )
     args = [*args, "--dataset_name", "training_common:shapes", "--train_batch_size", "512"]
     env = python_path(subprocess_env) | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "out of memory; a smaller --train_batch_size" in line

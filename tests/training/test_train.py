@@ -294,7 +294,8 @@ def test_a_third_party_adapter(tmp_path, subprocess_env):
         "print(type(pipe.adapter).__name__, image.tobytes().hex())"
     )
     fresh = [sys.executable, "-c", script, str(tmp_path)]
-    fresh = subprocess.run(fresh, env=subprocess_env, capture_output=True, text=True, check=True).stdout.split()
+    fresh = subprocess.run(fresh, env=subprocess_env, capture_output=True, text=True, check=True, timeout=120)
+    fresh = fresh.stdout.split()
     image = pipe(condition=[30.0], generator=torch.Generator().manual_seed(0), num_inference_steps=2).images[0]
     assert fresh == ["AngleAdapter", image.tobytes().hex()]
 

@@ -3,8 +3,10 @@
 from typing import Any
 
 from ..errors import one_line_errors
+from ..processes import command_line
 
 
+@command_line
 def main(args: list[str] | None = None, **defaults: Any) -> None:
     """Parse the command line and train.
 

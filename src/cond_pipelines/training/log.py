@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..files import sync_file, write_text
 from ..pictures import loss_plot
+from ..processes import cores_in_words
 from ..provenance import save_picture
 from .checkpoints import Progress
 from .config import TrainingConfig
@@ -67,6 +68,14 @@ class TrainingLog:
             dynamic_ncols=True,
         )
 
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the trackers, however the training ended: what they hold back is written."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     def opening(self, data: TrainingData, trained: str, resumed: Progress) -> None:
         """Print what was found, what was chosen, what is `trained`, and where the run goes on."""
         config = self.config
@@ -84,7 +93,7 @@ class TrainingLog:
             f"run: {' or '.join(length)} of {config.train_batch_size} x {config.gradient_accumulation_steps} images x "
             f"{self.accelerator.num_processes} process(es), learning rate {config.learning_rate:g}, "
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
-            f"{config.dataloader_num_workers} workers, on {self.accelerator.device}"
+            f"{config.dataloader_num_workers} workers, on {self.accelerator.device}, {cores_in_words()}"
         )
         if resumed.step:
             batch = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes

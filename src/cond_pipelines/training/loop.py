@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -23,6 +22,7 @@ from ..console import show_any_text
 from ..data.batches import draw_noise, make_loader
 from ..data.workers import signals_held
 from ..locks import by_main_process
+from ..processes import use_all_cores
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
@@ -99,6 +99,7 @@ def train(config: TrainingConfig) -> Path:
 
 def _train_in_folder(config: TrainingConfig, stop: StopSignal) -> Path:
     output_dir = writable_folder(config.output_dir)
+    use_all_cores()
     accelerator = _accelerator(config, output_dir)
     with RunFolder(config, accelerator) as folder:
         return _train(config, accelerator, folder, stop)
@@ -194,7 +195,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
 
     done = _fraction_done(config, progress, accelerator)
     stop.hold(accelerator)
-    with one_line_failures(progress, output_dir):
+    with log, one_line_failures(progress, output_dir):
         with signals_held():
             batches = iter(loader)
         while done < 1:
@@ -264,14 +265,11 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
     precision = config.mixed_precision or (asked if asked != "no" else fast_precision(device))
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     tracker = config.report_to or default_tracker()
-    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
     return RunAccelerator(
         precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
-        # A pretrained text encoder may hold parts, such as BERT's pooler, that we do not use.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.train_text_encoder))],
     )
 
 
@@ -352,7 +350,6 @@ def _finish(
                 tqdm.write(line, file=sys.stderr)
             pushed = True
         print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
-    accelerator.end_training()
     if not has_samples or (accelerator.is_main_process and not pushed):
         without = "" if has_samples else " without new samples"
         later = f"; {hub.how_to_push()}" if config.push_to_hub and not pushed else ""
@@ -377,9 +374,6 @@ def _show_finished(
     images = None  # a signal leaves them out: what is trained is saved already
     with stop.interruptible():
         images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
-    # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
-    # two wait for each other for ever (seen in torch 2.13).
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images, folder.run)
     return images is not None

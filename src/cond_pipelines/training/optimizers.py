@@ -2,11 +2,11 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..conditional_pipeline import ConditionalPipeline
 from ..errors import arguments_of, reading
@@ -143,6 +143,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
     Args:
         groups: parameter groups. What has two dimensions goes to Muon; convolutions, norms and biases to AdamW.
         momentum, ns_steps: Muon's. betas, eps: AdamW's.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -155,41 +158,39 @@ class MuonAndAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         ns_steps: int = 5,
     ):
-        parts = {
-            matrices: [
-                group | {"params": some}
-                for group in groups
-                if (some := [p for p in group["params"] if (p.ndim == 2) == matrices])
-            ]
-            for matrices in (True, False)
-        }
+        nothing, shared = [nn.Parameter(torch.zeros(1, 1))], {"lr": lr, "weight_decay": weight_decay}
         muon = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": "match_rms_adamw"}
-        self.both: dict[str, torch.optim.Optimizer] = {}
-        if parts[True]:
-            self.both["muon"] = torch.optim.Muon(parts[True], lr=lr, weight_decay=weight_decay, **muon)
-        if parts[False]:
-            self.both["adamw"] = torch.optim.AdamW(parts[False], lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
-        self.defaults = {"lr": lr}
+        # Each makes the step of the groups that are handed to it there; groups and state are kept here, once.
+        self._of_matrices: dict[bool, torch.optim.Optimizer] = {
+            True: torch.optim.Muon(nothing, **shared, **muon),
+            False: torch.optim.AdamW(nothing, betas=betas, eps=eps, **shared),
+        }
+        super().__init__(groups, shared)
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.both.values() for group in optimizer.param_groups]
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        for matrices, optimizer in self._of_matrices.items():
+            if some := [p for p in param_group["params"] if (p.ndim == 2) == matrices]:
+                super().add_param_group(optimizer.defaults | param_group | {"params": some, "matrices": matrices})
 
-    @property
-    def state(self) -> dict[nn.Parameter, Any]:
-        return {p: state for optimizer in self.both.values() for p, state in optimizer.state.items()}
-
-    def step(self, closure: None = None) -> None:
-        for optimizer in self.both.values():
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for matrices, optimizer in self._of_matrices.items():
+            optimizer.param_groups = [group for group in self.param_groups if group["matrices"] == matrices]
+            optimizer.state = self.state
             optimizer.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for optimizer in self.both.values():
-            optimizer.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: optimizer.state_dict() for name, optimizer in self.both.items()}
+        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, optimizer in self.both.items():
-            optimizer.load_state_dict(state_dict[name])
+        super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
+
+    def _joined(self, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The state of a checkpoint of before, which has one for each of the two optimizers."""
+        groups, state = self.state_dict()["param_groups"], {}
+        for name, matrices in (("muon", True), ("adamw", False)):
+            numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
+            state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}
+        return {"state": state, "param_groups": groups}

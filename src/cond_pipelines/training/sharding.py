@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -24,8 +26,9 @@ _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 class RunAccelerator(Accelerator):
     """An Accelerator that computes in `precision` and keeps weights in float32, under DeepSpeed too.
 
-    DeepSpeed's own mixed precision would hand bf16 weights to the moving averages, which then stand still: in bf16
-    1 + 0.001 is 1.
+    accelerate holds one precision for a whole process, but two runs in one process may differ. So autocast and loss
+    scaling are done here. FSDP casts by itself: there a process keeps the precision of its first run. DeepSpeed's own
+    mixed precision would hand bf16 weights to the moving averages, which then stand still: in bf16 1 + 0.001 is 1.
 
     Raises:
         ValueError: fp16 with DeepSpeed.
@@ -33,11 +36,16 @@ class RunAccelerator(Accelerator):
 
     def __init__(self, precision: str, **kwargs: Any):
         self.precision = precision
-        own = _asked_for("DEEPSPEED")
-        if own and precision == "fp16":
+        if _asked_for("DEEPSPEED") and precision == "fp16":
             raise ValueError("--mixed_precision fp16 does not go with DeepSpeed here: bf16 or no")
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # `accelerate launch` sets it to 1, unasked
-        super().__init__(mixed_precision="no" if own else precision, **kwargs)
+        self.ddp_settings = DistributedDataParallelKwargs()  # `prepare` completes them
+        theirs = _asked_for("FSDP")
+        super().__init__(mixed_precision=precision if theirs else None, kwargs_handlers=[self.ddp_settings], **kwargs)
+        self.autocast_dtype = None if theirs else {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        if not theirs:
+            self.native_amp = False
+            self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         for kind in ("FSDP", "DEEPSPEED"):
             if _asked_for(kind) and self.distributed_type != kind:  # without a word of accelerate
                 self.print(
@@ -47,9 +55,16 @@ class RunAccelerator(Accelerator):
                 )
 
     def autocast(self, *args: Any, **kwargs: Any) -> Any:
-        if self.distributed_type == DistributedType.DEEPSPEED:
-            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        if self.autocast_dtype is not None:
+            return torch.autocast(self.device.type, self.autocast_dtype)
         return super().autocast(*args, **kwargs)
+
+    def unscale_gradients(self, optimizer: AcceleratedOptimizer | None = None) -> None:
+        """Divide the gradients by the loss scale; `clip_grad_norm_` calls it, without an optimizer."""
+        if self.autocast_dtype is not None and self.scaler is not None:
+            self.scaler.unscale_((optimizer or self.prepared_optimizer).optimizer)
+        else:
+            super().unscale_gradients(optimizer)
 
 
 def run_state() -> PartialState:
@@ -67,7 +82,7 @@ def _asked_for(kind: str) -> bool:
 
 
 def prepare(
-    accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: RunAccelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, Any]:
     """As `accelerator.prepare`; DeepSpeed is told what it would otherwise take from a data loader or from its file.
 
@@ -86,7 +101,18 @@ def prepare(
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "gradient_clipping": config.max_grad_norm,
         }
-    return accelerator.prepare(model, optimizer)
+    accelerator.ddp_settings.find_unused_parameters = _may_be_unused(model)
+    model, accelerator.prepared_optimizer = accelerator.prepare(model, optimizer)
+    return model, accelerator.prepared_optimizer
+
+
+def _may_be_unused(model: nn.Module) -> bool:
+    """Whether a step may leave a parameter without gradient: DDP then looks for them at each step, or it fails.
+
+    A pretrained text encoder may hold parts that we do not use, such as BERT's pooler; so may a third party's module.
+    """
+    parts = {type(module).__module__.split(".")[0] for module in model.modules()}
+    return bool(parts - {"cond_pipelines", "diffusers", "peft", "torch"})
 
 
 def how_sharded(accelerator: Accelerator) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""Several processes: they end, as a command and as a library, and share the cores that the run was given."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_common import log_of, run
+
+from cond_pipelines import processes
+
+pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own
+TESTS = Path(__file__).parents[1]
+SCRIPT = """
+import os, sys, torch, torch.distributed as dist
+from accelerate import PartialState
+from training_common import flags
+from cond_pipelines.processes import command_line
+from cond_pipelines.training.config import parse_args
+from cond_pipelines.training.loop import train
+
+folder, end = sys.argv[1:]
+
+class Finalizer:  # is destroyed with the interpreter, unless the process leaves before
+    def __del__(self, mark=os.mkdir, path=f"{folder}/destructors-{os.environ['RANK']}"):
+        mark(path)
+
+kept = Finalizer()
+PartialState(cpu=True)
+for number, precision in enumerate(("no", "bf16") if end == "success" else ()):
+    args = flags(output_dir=f"{folder}/{number}", mixed_precision=precision, train_batch_size=4, max_train_steps=2,
+                 conditioning="custom", adapter="unused_layer:AngleAndUnused", condition_column="angle",
+                 dataset_name="training_common:angles")
+    train(parse_args(args))
+    assert dist.is_initialized(), "the group stays for what comes next"
+total = torch.tensor(1.0)
+dist.all_reduce(total)
+assert total == 2
+
+@command_line
+def main(args):
+    print("the end", flush=True)
+    if end == "error":
+        raise RuntimeError("for a reason")
+    if end == "code":
+        raise SystemExit(2)
+
+main()
+"""
+UNUSED = """
+import torch
+from angle_adapter import AngleAdapter
+from diffusers.configuration_utils import register_to_config
+
+class AngleAndUnused(AngleAdapter):
+    @register_to_config
+    def __init__(self, num_waves: int = 2, token_dim: int | None = None, pooled_dim: int | None = None):
+        super().__init__(num_waves=num_waves, token_dim=token_dim, pooled_dim=pooled_dim)
+        self.unused = torch.nn.Linear(3, 3)
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("success", 0), ("error", 1), ("code", 2)])
+def test_a_library_in_two_processes(tmp_path, subprocess_env, end, code):
+    """Two runs in one process, of two precisions, with a layer that no step uses; an end without destructors."""
+    (tmp_path / "unused_layer.py").write_text(UNUSED)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] += f":{TESTS}:{tmp_path}"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path), end]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.stdout.count("the end") == 2, done.stderr[-3000:]
+    assert f"exitcode  : {code}" in done.stderr if code else done.returncode == 0, done.stderr[-3000:]
+    assert ("RuntimeError: for a reason" in done.stderr) == (end == "error")
+    if end == "success":
+        assert [log_of(tmp_path / str(n), "step") for n in range(2)] == [[1, 2]] * 2
+    assert not list(tmp_path.glob("destructors-*"))
+
+
+# ------------------------------------------------------------------------------------------------------------ cores
+THREADS = """
+import os, sys, torch
+from cond_pipelines.processes import cores_in_words, use_all_cores
+use_all_cores()
+print(torch.get_num_threads(), cores_in_words(), sep="|", flush=True)
+"""
+
+
+def test_the_cores_under_a_launcher(tmp_path, subprocess_env):
+    """All of them, shared, unless the user chose a number; each launcher sets OMP_NUM_THREADS to 1 otherwise."""
+    (tmp_path / "script.py").write_text(THREADS)
+    free = {name: value for name, value in subprocess_env.items() if not name.startswith(("OMP_", "MKL_"))}
+    accelerate, torchrun = "accelerate.commands.launch", "torch.distributed.run"
+    cores = processes.available_cores()
+    words = f"{cores} core{'s' if cores > 1 else ''}"
+    one = f"1|1 of {words} (OMP_NUM_THREADS=1)" if cores > 1 else "1|1 core"
+    asked = ["--num_cpu_threads_per_process", "1"]
+    expected = [
+        ([accelerate], {}, [f"{cores}|{words}"]),
+        ([accelerate], {"OMP_NUM_THREADS": "1"}, [one]),
+        ([accelerate, *asked], {}, [one]),
+        ([torchrun, "--standalone", "--nproc_per_node=2"], {}, [f"{max(1, cores // 2)}|"] * 2),
+    ]
+    started = []
+    for launcher, env, _ in expected:
+        command = [sys.executable, "-m", *launcher, str(tmp_path / "script.py")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=free | env, **pipes))
+    for process, (launcher, env, lines) in zip(started, expected, strict=True):
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err[-2000:]
+        found = [line for line in out.splitlines() if "|" in line]
+        assert len(found) == len(lines), (launcher, env, out)
+        assert all(line.startswith(start) for line, start in zip(found, lines, strict=True)), (launcher, env, found)
+
+
+def test_a_number_of_threads_that_was_chosen_stays(tmp_path, capsys):
+    """By `torch.set_num_threads`, as the tests do; and the opening lines say what is used."""
+    before = torch.get_num_threads()
+    run(tmp_path, max_train_steps=1)
+    assert torch.get_num_threads() == before
+    assert f"on cpu, {processes.cores_in_words()}\n" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "expected"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "150000 100000", "a/cpu.max": "max 100000"}, [1.5]),
+        ("0::/\n", {"cpu.max": "200000 100000"}, [2.0]),
+        ("0::/on/the/host\n", {"cpu.max": "50000 100000"}, [0.5]),
+        ("4:memory:/m\n3:cpu,cpuacct:/g\n", {"cpu,cpuacct/g/cpu.cfs_quota_us": "300000"}, [3.0]),
+        ("3:cpu:/g\n", {"cpu/g/cpu.cfs_quota_us": "-1"}, []),
+        ("", {}, []),
+    ],
+)
+def test_quotas_of_control_groups(tmp_path, lines, files, expected):
+    """As the kernel writes them, of versions 2 and 1."""
+    (tmp_path / "cgroup").write_text(lines)
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+        path.with_name("cpu.cfs_period_us").write_text("100000\n")
+    assert processes.cpu_quotas(tmp_path / "cgroup", tmp_path / "root") == expected
