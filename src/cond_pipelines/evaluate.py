@@ -6,10 +6,11 @@ import sys
 def main(args: list[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table; bad arguments end in one line and exit code 2."""
     from .evaluation.config import parse_args
+
+    config = parse_args(args)  # help and bad arguments are answered before torch is imported
     from .evaluation.run import evaluate
     from .evaluation.sweep import sweep, table
 
-    config = parse_args(args)
     try:
         if config.sweep:
             print(table(sweep(config)))

@@ -3,8 +3,6 @@
 import sys
 from typing import Any
 
-from tqdm.auto import tqdm
-
 
 def main(args: list[str] | None = None, **defaults: Any) -> None:
     """Parse the command line and train.
@@ -12,11 +10,12 @@ def main(args: list[str] | None = None, **defaults: Any) -> None:
     Each ends in one line on stderr: bad arguments or data (exit code 2), a failure in the middle of the run (1), a
     signal (0, for the run is saved and can go on).
     """
-    from .config import parse_args
+    from .command_line import parse_args
+
+    config = parse_args(args, **defaults)  # help and bad arguments are answered before torch is imported
     from .interruptions import Interrupted, TrainingFailure
     from .loop import train
 
-    config = parse_args(args, **defaults)
     try:
         train(config)
     except ValueError as error:
@@ -32,6 +31,8 @@ def main(args: list[str] | None = None, **defaults: Any) -> None:
 
 
 def _end(line: str, code: int, error: Exception) -> None:
+    from tqdm.auto import tqdm
+
     tqdm.write(" ".join(line.split()), file=sys.stderr)  # on a line of its own, above any bar
     raise SystemExit(code) from error
 

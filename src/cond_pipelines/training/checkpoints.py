@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def save_checkpoint(
     """Write `checkpoint-<step>` under `folder`, then delete the oldest beyond `keep`.
 
     Args:
-        identity: what must be the same when the run is resumed; see `load_checkpoint`.
+        identity: the settings of the run, to compare with when it is resumed; see `load_checkpoint`.
 
     Raises:
         OSError: it cannot be written; what was written of it is deleted, older checkpoints stay.
@@ -113,14 +114,14 @@ def broken(path: Path) -> str | None:
 
 
 def load_checkpoint(
-    accelerator: Accelerator, folder: Path, which: str, identity: dict[str, Any] | None = None
+    accelerator: Accelerator, folder: Path, which: str, accept: Callable[[dict[str, Any]], None] | None = None
 ) -> Progress:
     """Restore all that was prepared or registered; `latest` of an empty folder starts fresh.
 
     `latest` is the newest that verifies; damaged ones are passed over with a warning.
 
     Args:
-        identity: what the run is: its data set, resolution, adapter, network.
+        accept: compares the run with the identity that the checkpoint was saved with; raises ValueError for another.
 
     Raises:
         ValueError: there is no such checkpoint, it is damaged, or it is of another run; the message says how.
@@ -134,12 +135,14 @@ def load_checkpoint(
     if path is None:
         return Progress()
     before = json.loads((Path(path) / _MANIFEST).read_text())["identity"]
-    for name, value in (identity or {}).items():
-        if name in before and before[name] != value:
-            raise ValueError(
-                f"--resume_from_checkpoint {which}: {path} was made with another {name} ({before[name]}, now {value}): "
-                "give what it had, or start with --pretrained_model_name_or_path in another --output_dir"
-            )
+    try:
+        if accept is not None:
+            accept(before)
+    except ValueError as error:
+        raise ValueError(
+            f"--resume_from_checkpoint {which}: {path} {error}: give what it had, or start with "
+            "--pretrained_model_name_or_path in another --output_dir"
+        ) from error
     accelerator.load_state(str(path))
     return Progress(**json.loads((Path(path) / "progress.json").read_text()))
 

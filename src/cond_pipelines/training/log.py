@@ -17,6 +17,7 @@ from ..pictures import loss_plot
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .interruptions import TrainingFailure, how_to_go_on
+from .schedule import RunLength
 from .setup import TrainingData
 
 
@@ -26,9 +27,18 @@ class TrainingLog:
     Args:
         output_dir: log.jsonl, samples.png and loss.png go here.
         progress: where the run starts; older lines of log.jsonl are kept when it is resumed.
+        length: where it ends.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, output_dir: Path, progress: Progress):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        output_dir: Path,
+        progress: Progress,
+        length: RunLength,
+    ):
+        self.length = length
         self.accelerator, self.config, self.output_dir = accelerator, config, output_dir
         self.path = output_dir / "log.jsonl"
         # Read once a line, so that a GPU need not wait for the CPU at each step: sum and count of the losses since
@@ -51,7 +61,7 @@ class TrainingLog:
         values = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str) and k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=values)
         self.bar = tqdm(
-            total=config.max_train_steps,
+            total=length.num_steps(progress),
             initial=progress.step,
             desc="Training",
             unit="step",
@@ -59,21 +69,19 @@ class TrainingLog:
             dynamic_ncols=True,
         )
 
-    def opening(self, data: TrainingData, trained: str, resumed: Progress) -> None:
-        """Print what was found, what was chosen, what is `trained`, and where the run goes on."""
+    def opening(self, data: TrainingData, trained: str, resumed: Progress, notes: list[str]) -> None:
+        """Print what was found, chosen and is `trained`; where a resumed run goes on, and what changes (`notes`)."""
         config = self.config
         if data.train is None:
             found = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
         else:
             found = data.dataset.summary(data.id2label) + f"\nheld out for validation: {len(data.held_out):,}"
-        length = [f"{config.max_train_steps:,} steps"] if config.max_train_steps else []
-        length += [f"{config.max_train_minutes:g} minutes"] if config.max_train_minutes else []
         self.print(
             f"{found}\n"
             f"model: {config.pretrained_model_name_or_path or 'UNet size ' + str(config.unet_size)}, "
             f"setting {config.conditioning!r}\n"
             f"trained parameters (--train {config.train}): {trained}\n"
-            f"run: {' or '.join(length)} of {config.train_batch_size} x {config.gradient_accumulation_steps} images x "
+            f"run: {self.length} of {config.train_batch_size} x {config.gradient_accumulation_steps} images x "
             f"{self.accelerator.num_processes} process(es), learning rate {config.learning_rate:g}, "
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
             f"{config.dataloader_num_workers} workers, on {self.accelerator.device}"
@@ -87,7 +95,7 @@ class TrainingLog:
                     ("processes", resumed.num_processes, self.accelerator.num_processes),
                 )
                 if before != now
-            ]
+            ] + notes
             self.print(
                 f"resumed after step {resumed.step:,}, {resumed.position:,} images seen"
                 + (f"; changed: {', '.join(changed)}" if changed else "")

@@ -24,6 +24,12 @@ OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # The rate is the one given, instead of one relative to the weights' size, which starves those that begin at zero.
     "adafactor": ("transformers:Adafactor", "transformers", {"scale_parameter": False, "relative_step": False}),
 }
+_ADAM = {
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_weight_decay": "weight_decay",
+    "adam_epsilon": "eps",
+}  # the optimizer's argument that each flag sets
 _PARTS = ("unet", "adapter", "text_encoder")
 
 
@@ -125,9 +131,14 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> tor
         "eps": config.adam_epsilon,
     }
     # Adafactor's eps is a pair, of another meaning.
-    shared = {
-        k: v for k, v in shared.items() if k in known and not (k == "eps" and isinstance(known[k].default, tuple))
-    }
+    taken = {k for k in shared if k in known and not (k == "eps" and isinstance(known[k].default, tuple))}
+    for name, argument in _ADAM.items():
+        if argument not in taken and getattr(config, name) != getattr(TrainingConfig, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)} has no effect: --optimizer {config.optimizer} has no {argument}; "
+                "leave it out, or see --optimizer_config"
+            )
+    shared = {k: v for k, v in shared.items() if k in taken}
     try:
         return cls(groups, **shared | arguments | json.loads(config.optimizer_config or "{}"))
     except (TypeError, ValueError) as error:  # a JSONDecodeError is a ValueError
