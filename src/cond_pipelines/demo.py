@@ -7,7 +7,6 @@ The class and text models start from the unconditional one: every UNet weight is
 samples show is then read back from their pixels, so the report needs no judge but `read_attributes`.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -156,18 +155,20 @@ def gallery(panels: list[tuple[str, Image.Image]]) -> Image.Image:
     return sheet
 
 
-def main(args: list[str] | None = None) -> None:
-    """Train, sample, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo"))
-    parser.add_argument("--speed", type=float, default=1.0, help="divides the minutes given to training")
-    parser.add_argument("--num_samples", type=int, default=256, help="read for each line of the report")
-    options = parser.parse_args(args)
+def run_demo(output_dir: Path, speed: float = 1.0, num_samples: int = 256) -> None:
+    """Train, sample, report; see `cli.demo`."""
     start = time.perf_counter()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    report = report_demo(train_demo(options.output_dir, options.speed), options.output_dir, options.num_samples)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    report = report_demo(train_demo(output_dir, speed), output_dir, num_samples)
     print(json.dumps(report, indent=2))
-    print(f"{time.perf_counter() - start:.0f} s; look at {options.output_dir / 'gallery.png'}")
+    print(f"{time.perf_counter() - start:.0f} s; look at {output_dir / 'gallery.png'}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line of `cond-pipelines demo`."""
+    from .cli import demo
+
+    demo(args)
 
 
 if __name__ == "__main__":
