@@ -379,12 +379,37 @@ def test_every_unet_size_is_known(size):
     assert TrainingConfig(unet_size=size).unet_size == size
 
 
-def test_help_names_every_flag(capsys):
+def shown_help(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args(["--help"])
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{f.name}" in shown for f in fields(TrainingConfig))
+    return capsys.readouterr().out
+
+
+def test_help_names_every_flag_once(capsys):
+    shown = shown_help(capsys)
+    assert [len(re.findall(rf"^  --{name}\b", shown, re.MULTILINE)) for name in SETTINGS] == [1] * len(SETTINGS)
+
+
+def test_help_is_by_group_and_begins_with_what_is_used_most(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "132")
+    shown = shown_help(capsys)
+    groups = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert [group.split(":")[0] for group in groups] == [
+        *("options", "the usual ones", "model", "data", "optimization", "output")
+    ]
+    assert re.findall(r"--\w+", shown[shown.index("the usual ones") :])[0] == "--train_data_dir"
+    assert "None" not in shown and "default: " not in shown
+    lines = [line for line in shown.splitlines() if line.strip()]
+    assert len(lines) < 1.25 * len(SETTINGS), "about a line a flag"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_help_says_what_a_flag_does(name):
+    """A sentence that begins with a verb, and fits a line."""
+    text = SETTINGS[name].metadata["help"]
+    assert re.match(r"[A-Z]\w+ ", text) and text.endswith((".", ")")) and len(text) <= 100
+    assert not text.startswith(("Of ", "For ", "The ", "See ", "Default"))
 
 
 # ------------------------------------------------------------------------------------------------------ recipes
