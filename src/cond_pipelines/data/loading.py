@@ -53,16 +53,25 @@ def load_source(
     if train_data_dir and not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     function = load_object(dataset_name) if dataset_name and ":" in dataset_name else None
+    if function and dataset_config_name:
+        raise ValueError(f"--dataset_config_name {dataset_config_name} has no effect on {dataset_name}: leave it out")
     try:
         saved = train_data_dir and any(
             (Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")
         )
         if saved or function:
             data = datasets.load_from_disk(train_data_dir) if saved else function()
-            data = data[_pick_split(data, split)] if isinstance(data, dict) else data
+            if isinstance(data, dict):
+                data = data[_pick_split(data, split)]
+            elif split != "train":
+                raise ValueError(f"--dataset_split {split}: it has no splits, leave that out")
             return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
         builder = _builder(Path(train_data_dir)) if train_data_dir else dataset_name
         if builder == ".npy":
+            if streaming or split != "train":
+                raise ValueError(
+                    "--streaming and --dataset_split have no effect on a folder of .npy files: leave them out"
+                )
             return _array_folder(Path(train_data_dir), cache_dir)
         found = datasets.load_dataset(
             builder,

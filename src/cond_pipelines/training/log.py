@@ -86,6 +86,12 @@ class TrainingLog:
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
             f"{config.dataloader_num_workers} workers, on {self.accelerator.device}"
         )
+        steps = self.length.steps
+        if steps and config.lr_warmup_steps and config.lr_warmup_steps >= steps:
+            self.print(
+                f"warning: --lr_warmup_steps {config.lr_warmup_steps} of a run of {steps} steps: the learning rate "
+                f"does not reach {config.learning_rate:g}"
+            )
         if resumed.step:
             batch = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
             changed = [

@@ -77,7 +77,8 @@ DIFFUSERS = (
     _row("validation_prompts", "T", "same", "for classes: labels"),
     _row("validation_prompt", "L", "--validation_prompts"),
     _row("gradient_accumulation_steps gradient_checkpointing", "U T", "same"),
-    _row("learning_rate lr_warmup_steps", "U T", "same"),
+    _row("learning_rate", "U T", "same", "default: suits what is trained"),
+    _row("lr_warmup_steps", "U T", "same", "default: 100, at most a tenth of the run"),
     _row("scale_lr", "T", "none", "give the `--learning_rate` that you mean"),
     _row(
         "lr_scheduler",

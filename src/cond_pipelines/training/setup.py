@@ -99,8 +99,6 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     )
     num_own = None if streamed else len(source)
     if config.class_data_dir:
-        if streamed:
-            raise ValueError("--class_data_dir needs a data set that is not streamed: leave --streaming out")
         source, columns = with_prior(source, columns, config.conditioning, config.class_data_dir, config.class_prompt)
     id2label, parse = None, lambda value: value
     if config.conditioning == "class":
@@ -133,9 +131,6 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
         cache_dir=cache_home(config),
         cache_images=config.cache_images,
     )
-    for flag in ("cache_images", "aspect_buckets"):
-        if streamed and getattr(config, flag):
-            raise ValueError(f"--{flag} needs a data set that is not streamed: leave --streaming out")
     if streamed:
         return TrainingData(dataset, None, np.array([], dtype=int), id2label)
     dataset.check()
@@ -190,6 +185,8 @@ def load_parent(config: TrainingConfig) -> ConditionalPipeline | None:
     """The pretrained model to start from, of any setting."""
     if not config.pretrained_model_name_or_path:
         return None
+    if config.revision and Path(config.pretrained_model_name_or_path).is_dir():
+        raise ValueError(f"--revision {config.revision} has no effect on a folder: leave it out, or give a Hub id")
     return _pretrained(
         "--pretrained_model_name_or_path",
         config.pretrained_model_name_or_path,
