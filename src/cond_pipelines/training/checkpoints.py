@@ -143,7 +143,13 @@ def load_checkpoint(
             f"--resume_from_checkpoint {which}: {path} {error}: give what it had, or start with "
             "--pretrained_model_name_or_path in another --output_dir"
         ) from error
-    accelerator.load_state(str(path))
+    try:
+        accelerator.load_state(str(path))
+    except RuntimeError as error:  # of a checkpoint that does not name its network, as those of before
+        if "loading state_dict" not in str(error):
+            raise
+        why = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"--resume_from_checkpoint {which}: {path} holds another network: {why}") from error
     return Progress(**json.loads((Path(path) / "progress.json").read_text()))
 
 

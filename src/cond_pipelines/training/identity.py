@@ -3,7 +3,6 @@
 Which is which is declared at each field (`flags.flag(resume=...)`). Networks and images are compared by their content.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -64,11 +63,9 @@ class RunIdentity:
 
     Args:
         values: by name, as JSON takes them; saved with each checkpoint.
-        network: how runs of before named the UNet, for their checkpoints.
     """
 
     values: dict[str, Any]
-    network: str = ""
     notes: list[str] = field(default_factory=list)
     fewer_minutes: bool = False
 
@@ -78,8 +75,7 @@ class RunIdentity:
         adapter = {k: v for k, v in pipe.adapter.config.items() if not k.startswith("_")}
         loaded = loaded | {"adapter": f"{type(pipe.adapter).__name__} {adapter}", "UNet": plain_config(pipe.unet)}
         values = {k: v for k, v in asdict(config).items() if k != "hub_token" and _DECLARED[k]["by"] == "value"}
-        network = hashlib.sha256(pipe.unet.to_json_string().encode()).hexdigest()[:12]
-        return cls(json.loads(json.dumps(values | loaded, default=str)), network)
+        return cls(json.loads(json.dumps(values | loaded, default=str)))
 
     def accept(self, before: dict[str, Any]) -> None:
         """Compare with the values that a checkpoint was made with, and note what changed.
@@ -88,12 +84,10 @@ class RunIdentity:
             ValueError: the model or the course of training is another; which, before and now.
         """
         before = dict(before)
-        if isinstance(before.get("train"), list):  # of a checkpoint of before, as are the next two
+        if isinstance(before.get("train"), list):  # of a checkpoint of before, as is the next
             before |= dict(zip(("train", "rank", "lora_target_modules"), before["train"], strict=False))
         if "value range" in before:
             before["value_range"] = before.pop("value range")
-        if "UNet" not in before and before.get("network", self.network) != self.network:
-            raise ValueError(f"was made with another network ({before['network']}, now {self.network})")
         for name in [*self.values, *(name for name in before if name not in self.values and name in _DECLARED)]:
             if name not in before or before[name] == self.values.get(name):
                 continue
