@@ -140,10 +140,10 @@ def check_needs(config: Any, given: Iterable[str] = ()) -> None:
 
 
 def with_effect(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of some settings that have an effect: what was saved when others were not yet refused may hold more."""
+    """Those of some settings that have an effect beside the others: saved and chosen ones may be more."""
     settings = fields(config_type)
     config = SimpleNamespace(**{setting.name: default_of(setting) for setting in settings} | values)
-    idle = {name for name, _ in _unmet(config, settings)}
+    idle = {name for name, _ in _unmet(config, settings, values)}
     return {name: value for name, value in values.items() if name not in idle}
 
 

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -132,6 +134,17 @@ def test_text_encoder_is_trained_when_it_is_new():
     assert fill(conditioning="text").train_text_encoder
     assert not fill(conditioning="text", text_encoder_name_or_path="bert").train_text_encoder
     assert not fill(conditioning="class").train_text_encoder
+
+
+@pytest.mark.parametrize("conditioning", ["none", "class", "text"])
+def test_what_was_chosen_can_be_given(conditioning):
+    """A configuration with all defaults filled in is taken again: nothing was chosen that has no effect."""
+    config = fill(conditioning=conditioning, optimizer="schedulefree", pretrained_model_name_or_path="parent")
+    assert TrainingConfig(**asdict(config)) == config
+    assert (config.adapter_lr is None, config.text_encoder_lr is None) == (
+        conditioning == "none",
+        conditioning != "text",
+    )
 
 
 def test_precision_and_tracker():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from ..flags import with_effect
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
 from .schedule import default_warmup_steps
@@ -52,8 +53,7 @@ def fill_defaults(
     if workers is None:
         forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
         workers = max(1, min(8, (os.cpu_count() or 2) - 1)) if forks and not decoded else 0
-    return replace(
-        config,
+    chosen: dict[str, object] = dict(  # noqa: C408: as the arguments of `replace`
         unet_size=None if fine_tuning else size,
         train_batch_size=batch_size,
         learning_rate=learning_rate,
@@ -70,6 +70,9 @@ def fill_defaults(
         report_to=config.report_to or default_tracker(),
         train_text_encoder=_train_text_encoder(config),
     )
+    # What has no effect in this run stays open.
+    has_effect = with_effect(TrainingConfig, vars(config) | chosen)
+    return replace(config, **{name: value for name, value in chosen.items() if name in has_effect})
 
 
 def _length(config: TrainingConfig, num_images: int | None, batch_size: int) -> tuple[int | None, int | None]:

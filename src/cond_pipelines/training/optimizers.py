@@ -89,7 +89,8 @@ def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[
 
     A new text encoder breaks at the rate that suits a small UNet: it learned the commonest word and no other.
     """
-    rates = dict(zip(_PARTS, (config.learning_rate, config.adapter_lr, config.text_encoder_lr), strict=True))
+    rates = {"unet": config.learning_rate, "adapter": config.adapter_lr or config.learning_rate}
+    rates["text_encoder"] = config.text_encoder_lr or config.learning_rate
     found = {part: trainable([pipe.components[part]]) for part in _PARTS if pipe.components.get(part) is not None}
     return [
         {"params": parameters, "lr": rates[part], "initial_lr": rates[part]}

@@ -67,7 +67,7 @@ class OptimizationArguments:
         "Set the peak learning rate of the conditioning adapter. Default: learning_rate.",
         resume="free",
         above=0,
-        needs="!conditioning=none",
+        needs="!conditioning=none | adapter",
         like_default=_like_learning_rate,
     )
     text_encoder_lr: float | None = flag(
