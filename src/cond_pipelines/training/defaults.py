@@ -53,23 +53,25 @@ def fill_defaults(
     if workers is None:
         forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
         workers = max(1, min(8, (os.cpu_count() or 2) - 1)) if forks and not decoded else 0
-    chosen: dict[str, object] = dict(  # noqa: C408: as the arguments of `replace`
-        unet_size=None if fine_tuning else size,
-        train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        adapter_lr=config.adapter_lr or learning_rate,
-        text_encoder_lr=config.text_encoder_lr
+    chosen = {
+        "unet_size": None if fine_tuning else size,
+        "train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "adapter_lr": config.adapter_lr or learning_rate,
+        "text_encoder_lr": config.text_encoder_lr
         or (learning_rate if config.optimizer == "prodigy" else NEW_TEXT_ENCODER_LR),
-        lr_scheduler=config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
-        use_ema=config.use_ema and not averages_itself,
-        lr_warmup_steps=default_warmup_steps(num_steps) if config.lr_warmup_steps is None else config.lr_warmup_steps,
-        max_train_steps=max_train_steps,
-        num_train_epochs=num_train_epochs,
-        mixed_precision=config.mixed_precision or fast_precision(device),
-        dataloader_num_workers=workers,
-        report_to=config.report_to or default_tracker(),
-        train_text_encoder=_train_text_encoder(config),
-    )
+        "lr_scheduler": config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
+        "use_ema": config.use_ema and not averages_itself,
+        "lr_warmup_steps": default_warmup_steps(num_steps)
+        if config.lr_warmup_steps is None
+        else config.lr_warmup_steps,
+        "max_train_steps": max_train_steps,
+        "num_train_epochs": num_train_epochs,
+        "mixed_precision": config.mixed_precision or fast_precision(device),
+        "dataloader_num_workers": workers,
+        "report_to": config.report_to or default_tracker(),
+        "train_text_encoder": _train_text_encoder(config),
+    }
     # What has no effect in this run stays open.
     has_effect = with_effect(TrainingConfig, vars(config) | chosen)
     return replace(config, **{name: value for name, value in chosen.items() if name in has_effect})
