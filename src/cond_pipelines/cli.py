@@ -65,7 +65,7 @@ def ema(args: list[str]) -> None:
     """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
     parser = argparse.ArgumentParser(prog="cond-pipelines ema", description=ema.__doc__)
     parser.add_argument("folder", help="the run's output_dir")
-    parser.add_argument("--length", type=float, required=True, help="sigma_rel: 0.05 is 5 % of the run")
+    parser.add_argument("--length", type=float, required=True, help="sigma_rel: 0.05 is 5 %% of the run")
     parser.add_argument("--output_dir", help="default: FOLDER-ema-LENGTH")
     options = parser.parse_args(args)
     from .training.ema import pipeline_of_length
