@@ -1,3 +1,4 @@
+import ast
 import importlib
 import inspect
 import json
@@ -40,8 +41,8 @@ def imported_by(*lines: str) -> list[str]:
 
 
 def test_public_names_are_complete_and_sorted():
-    assert cond_pipelines.__all__ == sorted(PUBLIC)
-    assert dir(cond_pipelines) == cond_pipelines.__all__
+    assert sorted(cond_pipelines.__all__) == sorted(PUBLIC) == sorted(cond_pipelines._EXPORTS)
+    assert dir(cond_pipelines) == sorted(cond_pipelines.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -85,3 +86,32 @@ def test_an_adapter_is_imported_without_the_training_code():
 
 def test_marked_as_typed():
     assert importlib.resources.files("cond_pipelines").joinpath("py.typed").is_file()
+
+
+def test_help_and_mistakes_are_answered_before_torch_is_imported():
+    """Torch, diffusers and transformers cost seconds; a typo is to cost none. One interpreter for all commands."""
+    commands = [
+        *(["train", *args] for args in (["--help"], ["--learning_rat", "1"], ["--resolution", "big"], ["--rank", "8"])),
+        *([], ["--help"], ["tarin"], ["train", "--config", "nowhere.yaml"], ["evaluate", "--help"], ["evaluate"]),
+        *(["evaluate", "model", "--num_sampels", "3"], ["demo", "--help"], ["demo", "--sped", "2"], ["compare"]),
+        *([command, "--help"] for command in ("compare", "ema", "card", "push")),
+    ]
+    code = (
+        "from cond_pipelines.cli import main as command",
+        "from cond_pipelines.training.__main__ import main as training",
+        "from cond_pipelines.evaluate import main as evaluate",
+        "import contextlib, io",
+        "quiet = (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()))",
+        f"run = [(command, args) for args in {commands}] + [(training, ['--help']), (evaluate, ['--help'])]",
+        "exec('for main, args in run:\\n with contextlib.suppress(SystemExit), quiet[0], quiet[1]:\\n  main(args)')",
+    )
+    modules = set(imported_by(*code))
+    assert {"cond_pipelines.training.arguments", "cond_pipelines.evaluation.config"} <= modules
+    assert not modules & {"torch", "diffusers", "transformers", "accelerate", "datasets", "numpy", "PIL", "tqdm"}
+
+
+def test_editors_see_the_same_names():
+    """What is imported for type checkers is what `__getattr__` finds."""
+    tree = ast.parse(inspect.getsource(cond_pipelines))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert {alias.name: line.module for line in block.body for alias in line.names} == cond_pipelines._EXPORTS

@@ -33,6 +33,7 @@ def trained_folder(tmp_path_factory):
         conditioning="class",
         checkpointing_steps=2,
         report_to="tensorboard",
+        push_to_hub=True,  # which fails: the token is none
         hub_token="hf_very_secret",
         logging_dir="logs",
     )

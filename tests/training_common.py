@@ -77,7 +77,6 @@ TINY: dict[str, Any] = {
     "report_to": "none",
     "logging_steps": 1,
     "validation_steps": 0,
-    "num_validation_images": 2,
     "default_num_inference_steps": 1,
     "default_guidance_scale": 1.0,
 }

@@ -4,7 +4,7 @@ Names are imported on first use, so that `import cond_pipelines` costs nothing.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
@@ -29,7 +29,37 @@ _EXPORTS = {
     "train": "training.loop",
 }
 
-__all__ = sorted(_EXPORTS)
+if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
+    from .adapters import ClassLabelAdapter, Conditioning, ConditioningAdapter, UnconditionalAdapter
+    from .composite_adapter import CompositeAdapter
+    from .embedding_adapter import EmbeddingAdapter
+    from .objectives import Noised, Objective
+    from .pipelines import ClassConditionalPipeline, ConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
+    from .text_adapters import PromptAdapter, TextAdapter
+    from .training.config import TrainingConfig
+    from .training.loop import train
+    from .unet import UNET_SIZES, build_unet
+
+__all__ = [
+    "UNET_SIZES",
+    "ClassConditionalPipeline",
+    "ClassLabelAdapter",
+    "CompositeAdapter",
+    "ConditionalPipeline",
+    "Conditioning",
+    "ConditioningAdapter",
+    "EmbeddingAdapter",
+    "Noised",
+    "Objective",
+    "PromptAdapter",
+    "TextAdapter",
+    "TextToImagePipeline",
+    "TrainingConfig",
+    "UnconditionalAdapter",
+    "UnconditionalPipeline",
+    "build_unet",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,9 @@
 """cond-pipelines: the console script."""
 
 import argparse
+import math
 import sys
+from pathlib import Path
 
 from .errors import OneLineParser, one_line_errors
 from .processes import command_line
@@ -33,36 +35,63 @@ def main(args: list[str] | None = None) -> None:
     with one_line_errors():
         if command == "train":
             from .training.__main__ import main as run
-        elif command == "demo":
-            from .demo import main as run
         elif command == "evaluate":
             from .evaluate import main as run
         else:
-            run = {"compare": compare, "ema": ema, "card": card, "push": push}[command]
+            run = {"demo": demo, "compare": compare, "ema": ema, "card": card, "push": push}[command]
         run(args[1:])
+
+
+# Each parses first and imports then: help and a typo are answered at once.
+def demo(args: list[str] | None = None) -> None:
+    """Train the three settings on drawn shapes, draw samples of each, and read from them what they show."""
+    parser = OneLineParser(prog="cond-pipelines demo", description=demo.__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="write models and report here (demo)")
+    parser.add_argument(
+        "--speed", type=_positive, default=1.0, help="divide the 9 minutes given to training by this (1)"
+    )
+    parser.add_argument(
+        "--num_samples", type=_count, default=256, help="read this many for each line of the report (256)"
+    )
+    options = parser.parse_args(args)
+    from .demo import run_demo
+
+    run_demo(**vars(options))
+
+
+def _positive(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 50:
+        raise argparse.ArgumentTypeError(f"{text} is too few to measure: 50 or more")
+    return value
 
 
 def compare(args: list[str]) -> None:
     """Print two evaluations side by side, and which differences are larger than chance."""
-    from .evaluation.compare import compare as rows_of
-    from .evaluation.compare import read_report, table
-
     parser = OneLineParser(prog="cond-pipelines compare", description=compare.__doc__)
     parser.add_argument("a", help="a report.json, or a model's folder")
     parser.add_argument("b")
     options = parser.parse_args(args)
+    from .evaluation.compare import compare as rows_of
+    from .evaluation.compare import read_report, table
+
     print(table(rows_of(read_report(options.a), read_report(options.b))))
 
 
 def ema(args: list[str]) -> None:
     """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
-    from .training.ema import pipeline_of_length
-
     parser = OneLineParser(prog="cond-pipelines ema", description=ema.__doc__)
     parser.add_argument("folder", help="the run's output_dir")
-    parser.add_argument("--length", type=float, required=True, help="sigma_rel: 0.05 is 5 % of the run")
+    parser.add_argument("--length", type=float, required=True, help="sigma_rel: 0.05 is 5 %% of the run")
     parser.add_argument("--output_dir", help="default: FOLDER-ema-LENGTH")
     options = parser.parse_args(args)
+    from .training.ema import pipeline_of_length
+
     folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
     pipeline_of_length(options.folder, options.length).save_pretrained(folder)
     print(folder)
@@ -70,19 +99,17 @@ def ema(args: list[str]) -> None:
 
 def card(args: list[str]) -> None:
     """Render README.md of a model's folder."""
-    from .card import write_card
-
     parser = OneLineParser(prog="cond-pipelines card", description="What you say of it stands in card.yaml.")
     parser.add_argument("folder")
     parser.add_argument("--repo_id", help="its name on the Hub, for the page's code blocks; default: the folder's name")
     options = parser.parse_args(args)
+    from .card import write_card
+
     print(write_card(options.folder, options.repo_id))
 
 
 def push(args: list[str]) -> None:
     """Upload a model's folder: the model, its code, its card and pictures, nothing else."""
-    from .hub import push_folder
-
     parser = OneLineParser(prog="cond-pipelines push", description=push.__doc__)
     parser.add_argument("folder")
     parser.add_argument("repo_id", help='"name" or "user/name"; made where it does not exist')
@@ -94,5 +121,7 @@ def push(args: list[str]) -> None:
     parser.add_argument("--revision", help="the branch to commit to; made where it does not exist")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     options = vars(parser.parse_args(args))
+    from .hub import push_folder
+
     commit = push_folder(options.pop("folder"), options.pop("repo_id"), **options)
     print(commit.pr_url or commit.commit_url)

@@ -7,9 +7,7 @@ The class and text models start from the unconditional one: every UNet weight is
 samples show is then read back from their pixels, so the report needs no judge but `read_attributes`.
 """
 
-import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from PIL import Image, ImageDraw
 
 from .conditional_pipeline import ConditionalPipeline
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
-from .errors import OneLineParser, one_line_errors
 from .evaluation.features import extract, pixels
 from .evaluation.rows import distribution_rows
 from .files import write_json
@@ -162,31 +159,20 @@ def gallery(panels: list[tuple[str, Image.Image]]) -> Image.Image:
     return sheet
 
 
-def main(args: list[str] | None = None) -> None:
-    """Train, sample, report."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo"))
-    parser.add_argument("--speed", type=_positive, default=1.0, help="divides the minutes given to training")
-    parser.add_argument("--num_samples", type=_count, default=256, help="read for each line of the report")
-    options = parser.parse_args(args)
+def run_demo(output_dir: Path, speed: float = 1.0, num_samples: int = 256) -> None:
+    """Train, sample, report; see `cli.demo`."""
     start = time.perf_counter()
-    with one_line_errors():
-        folder = writable_folder(str(options.output_dir))
-        report = report_demo(train_demo(folder, options.speed), folder, options.num_samples)
-        print(json.dumps(report, indent=2))
-        print(f"{time.perf_counter() - start:.0f} s; look at {folder / 'gallery.png'}")
+    output_dir = writable_folder(str(output_dir))
+    report = report_demo(train_demo(output_dir, speed), output_dir, num_samples)
+    print(json.dumps(report, indent=2))
+    print(f"{time.perf_counter() - start:.0f} s; look at {output_dir / 'gallery.png'}")
 
 
-def _positive(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
-    return value
+def main(args: list[str] | None = None) -> None:
+    """The command line of `cond-pipelines demo`."""
+    from .cli import demo
 
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 50:
-        raise argparse.ArgumentTypeError(f"{text} is too few to measure: 50 or more")
-    return value
+    demo(args)
 
 
 if __name__ == "__main__":

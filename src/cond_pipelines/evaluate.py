@@ -9,11 +9,12 @@ def main(args: list[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table; bad arguments end in one line and exit code 2."""
     with one_line_errors():
         from .evaluation.config import parse_args
+
+        config = parse_args(args)  # help and bad arguments are answered before torch is imported
+        use_all_cores()
         from .evaluation.run import evaluate
         from .evaluation.sweep import sweep, table
 
-        config = parse_args(args)
-        use_all_cores()
         if config.sweep:
             print(table(sweep(config)))
             return

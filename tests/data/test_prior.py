@@ -75,7 +75,7 @@ def test_captions(folders):
 def test_what_is_refused(folders):
     with pytest.raises(ValueError, match=r"no (caption|label) column"):
         load(folders, "text", "bare")
-    with pytest.raises(ValueError, match="--with_prior_preservation has no meaning for --conditioning embedding"):
+    with pytest.raises(ValueError, match="--with_prior_preservation has no effect without --conditioning none"):
         load(folders, "embedding")
     with pytest.raises(ValueError, match="is not a folder"):
         load(folders, "none", class_data_dir="nowhere")

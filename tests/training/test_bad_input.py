@@ -185,12 +185,19 @@ def test_no_such_pretrained_model(refused, folder, flag, tmp_path):
     assert str(tmp_path) in line
 
 
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"scheduler": "Euler"}, "--scheduler Euler is not a scheduler of diffusers, such as FlowMatch"),
-        ({"prediction_type": "epsilon"}, "--prediction_type has no meaning for FlowMatchEulerDiscreteScheduler"),
-        ({"snr_gamma": 5.0}, "--snr_gamma has no meaning for FlowMatchEulerDiscreteScheduler: leave it out"),
+        ({"prediction_type": "epsilon", "scheduler": FLOW}, f"--prediction_type has no meaning for {FLOW}"),
+        ({"snr_gamma": 5.0, "scheduler": FLOW}, f"--snr_gamma has no meaning for {FLOW}: leave it"),
+        (
+            {"logit_std": 2.0, "scheduler": "DDPMScheduler"},
+            "--logit_std has no meaning for DDPMScheduler: ",
+        ),
         ({"scheduler": "ScoreSdeVeScheduler"}, "no objective for ScoreSdeVeScheduler: use a flow-matching, EDM or "),
     ],
 )

@@ -1,9 +1,12 @@
+import re
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from cond_pipelines.flags import default_of, holds
 from cond_pipelines.training.config import TrainingConfig, parse_args, read_recipe
 from cond_pipelines.unet import UNET_SIZES
 
@@ -111,13 +114,26 @@ VALUES = {
     "hub_private_repo": True,
     "hub_strategy": "every_save",
 }
-# Flags that exclude each other, or need each other.
-WITH = {
-    "with_prior_preservation": {"class_data_dir": "class_images"},
-    "class_data_dir": {"with_prior_preservation": True},
-    "use_lora": {"pretrained_model_name_or_path": "parent"},
-    "condition_column": {"conditioning": "custom", "adapter": "a:B"},
-}
+SETTINGS = {setting.name: setting for setting in fields(TrainingConfig)}
+NEEDY = [name for name in SETTINGS if SETTINGS[name].metadata["needs"]]
+
+
+def with_needs(name):
+    """A flag's value, with values of other flags that satisfy what it needs, and what these need."""
+    given = {"use_lora": {"pretrained_model_name_or_path": "parent"}}.get(name, {}) | {name: VALUES[name]}
+    while True:
+        config = SimpleNamespace(**{k: default_of(SETTINGS[k]) for k in SETTINGS} | given)
+        needs = [need for k in given for need in SETTINGS[k].metadata["needs"] if not holds(config, need)]
+        if not needs:
+            return given
+        other, _, values = needs[0].split(" | ")[0].partition("=")
+        given |= {"!conditioning": {"conditioning": "class"}}.get(other) or {
+            other: values.split(",")[0] if values else VALUES[other]
+        }
+        if given.get("conditioning") == "custom":
+            given |= {"adapter": "a:B", "condition_column": "angle"}
+        if given.get("use_lora"):
+            given |= {"pretrained_model_name_or_path": "parent"}
 
 
 def write(tmp_path, text):
@@ -151,15 +167,14 @@ def test_every_flag_has_a_value_here():
 @pytest.mark.parametrize("name", VALUES)
 def test_every_flag_round_trips(name, tmp_path):
     """Command line, then the saved YAML, then YAML as a person would write it."""
-    more = WITH.get(name, {})
-    args = [flag for key, value in (more | {name: VALUES[name]}).items() for flag in as_flags(key, value)]
-    config = parse_args(args)
-    assert config == TrainingConfig(**more | {name: VALUES[name]})
+    values = with_needs(name)
+    config = parse_args([flag for key, value in values.items() for flag in as_flags(key, value)])
+    assert config == TrainingConfig(**values)
     if name == "hub_token":
         return
     config.save(tmp_path / "saved.yaml")
     assert parse_args(["--config", str(tmp_path / "saved.yaml")]) == config
-    recipe = write(tmp_path, yaml.safe_dump(more | {name: VALUES[name]}))
+    recipe = write(tmp_path, yaml.safe_dump(values))
     assert parse_args(["--config", recipe]) == config
 
 
@@ -178,7 +193,7 @@ def test_booleans():
     assert not parse_args(["--use_ema", "false"]).use_ema
     assert parse_args(["--random_flip"]).random_flip
     assert parse_args([]).train_text_encoder is None
-    assert parse_args(["--train_text_encoder", "--seed", "1"]).train_text_encoder is True
+    assert parse_args(["--conditioning", "text", "--train_text_encoder", "--seed", "1"]).train_text_encoder is True
     assert parse_args(["--train_text_encoder", "false"]).train_text_encoder is False
 
 
@@ -191,7 +206,8 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
 
 
 def test_labels_in_a_recipe_may_be_numbers(tmp_path):
-    assert parse_args(["--config", write(tmp_path, "validation_prompts: [0, 1]")]).validation_prompts == ["0", "1"]
+    recipe = write(tmp_path, "conditioning: class\nvalidation_prompts: [0, 1]")
+    assert parse_args(["--config", recipe]).validation_prompts == ["0", "1"]
 
 
 def test_an_empty_recipe(tmp_path):
@@ -199,7 +215,7 @@ def test_an_empty_recipe(tmp_path):
 
 
 def test_the_token_is_never_saved(tmp_path):
-    TrainingConfig(hub_token="hf_secret").save(tmp_path / "saved.yaml")
+    TrainingConfig(hub_token="hf_secret", push_to_hub=True).save(tmp_path / "saved.yaml")
     assert "secret" not in (tmp_path / "saved.yaml").read_text()
     assert "hub_token" not in (tmp_path / "saved.yaml").read_text()
 
@@ -211,6 +227,77 @@ def test_paths_are_saved_as_text(tmp_path):
     assert config.train_data_dir == str(tmp_path)
 
 
+# ------------------------------------------------------------------------------------------- what needs what
+def test_every_flag_declares_what_it_is_when_a_run_is_resumed():
+    assert {setting.metadata["resume"] for setting in SETTINGS.values()} == {"model", "course", "free"}
+
+
+# Flags that have an effect whatever the others are. A new flag is one of these, or declares what it needs.
+ALWAYS = {
+    *("conditioning", "adapter", "pretrained_model_name_or_path", "scheduler", "gradient_checkpointing", "compile"),
+    *("train_data_dir", "resolution", "dataset_split", "cache_dir", "streaming", "image_column", "channels"),
+    *("value_range", "center_crop", "random_flip", "image_interpolation_mode", "on_bad_image", "max_train_samples"),
+    *("dataloader_num_workers", "train", "use_lora", "max_train_steps", "max_train_minutes", "train_batch_size"),
+    *("learning_rate", "gradient_accumulation_steps", "lr_scheduler", "lr_warmup_steps", "optimizer", "seed"),
+    *("optimizer_config", "max_grad_norm", "max_skipped_steps", "mixed_precision", "allow_tf32", "output_dir"),
+    *("resume_from_checkpoint", "checkpointing_steps", "report_to", "logging_steps", "validation_steps"),
+    *("evaluation_steps", "default_num_inference_steps", "default_guidance_scale", "push_to_hub", "hub_model_id"),
+    *("logit_mean", "logit_std"),  # of flow matching, else refused once the scheduler is known: test_bad_input.py
+    "adam_weight_decay",  # of every optimizer by name; of others refused once its class is known: test_optimizers.py
+}
+
+
+def test_every_flag_has_an_effect_or_declares_what_it_needs():
+    assert set(NEEDY) | ALWAYS == set(SETTINGS) and not set(NEEDY) & ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("name", "need"), [(name, need) for name in NEEDY for need in SETTINGS[name].metadata["needs"]], ids=str
+)
+def test_a_flag_without_effect_is_refused(name, need, capsys):
+    """With all that it needs it is taken, without one of these it is refused in one line that names both."""
+    values = with_needs(name) | ({"use_ema": True} if name == "use_ema" else {})
+    spoilt = dict(values)
+    for part in need.split(" | "):
+        other, _, worth = part.removeprefix("!").partition("=")
+        spoilt.pop(other, None)
+        if part.startswith("!"):  # what spoils it
+            first = worth.split(",")[0]
+            spoilt[other] = yaml.safe_load(first) if worth and other != "conditioning" else first or VALUES[other]
+        elif holds(SimpleNamespace(**{other: default_of(SETTINGS[other])}), part):  # it is on by default
+            spoilt[other] = {"lr_scheduler": "cosine", "conditioning": "embedding"}.get(other, False)
+    line = refused(capsys, [flag for key, value in spoilt.items() for flag in as_flags(key, value)])
+    assert "has no effect with" in line
+    assert re.match(r"error: --(\w+) ", line)[1] in values, "the flag, or one that needs the same"
+    if name != "use_ema":  # which is on by default
+        with pytest.raises(ValueError, match="has no effect with"):
+            TrainingConfig(**spoilt)
+
+
+def test_a_flag_that_is_given_counts_with_the_value_of_its_default_too(capsys, tmp_path):
+    assert refused(capsys, ["--rank", "4"]) == (
+        "error: --rank 4 has no effect without --use_lora: add that, or leave --rank out"
+    )
+    assert parse_args(["--config", write(tmp_path, "rank: 4")]).rank == 4  # as every saved configuration holds it
+    assert parse_args(["--streaming", "false", "--no_use_lora"]) == TrainingConfig()  # off: just what it does
+
+
+def test_a_saved_configuration_of_before_is_read(tmp_path):
+    """Whose steps were those of its epochs, and whose rates were filled in for what was not trained."""
+    old = "max_train_steps: 70\nnum_train_epochs: 7\nlearning_rate: 0.002\nadapter_lr: 0.002\ntext_encoder_lr: 0.0003\n"
+    config = parse_args(["--config", write(tmp_path, old)])
+    assert (config.max_train_steps, config.num_train_epochs, config.adapter_lr) == (70, None, 0.002)
+
+
+@pytest.mark.parametrize(
+    ("args", "lengths"),
+    [(["--num_train_epochs", "3"], (None, 3)), (["--max_train_steps", "9"], (9, None)), ([], (None, 7))],
+)
+def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, tmp_path):
+    config = parse_args(["--config", write(tmp_path, "num_train_epochs: 7\n"), *args])
+    assert (config.max_train_steps, config.num_train_epochs) == lengths
+
+
 # ------------------------------------------------------------------------------------------------ bad arguments
 @pytest.mark.parametrize(
     ("args", "message"),
@@ -219,7 +306,7 @@ def test_paths_are_saved_as_text(tmp_path):
         (["--train_data_di=x"], "error: unknown argument --train_data_di; did you mean train_data_dir?"),
         (["--qqq"], "error: unknown argument --qqq"),
         (["--resolution", "big"], "error: argument --resolution: invalid int value: 'big'"),
-        (["--use_ema", "perhaps"], "error: argument --use_ema/--use-ema: Truthy value expected: got perhaps"),
+        (["--use_ema", "perhaps"], "error: argument --use_ema: perhaps is neither true nor false"),
         (["--resolution"], "error: argument --resolution: expected one argument"),
         (["--resolution", "0"], "error: --resolution 0 must be greater than 0"),
         (["--learning_rate", "nan"], "error: --learning_rate nan must be greater than 0"),
@@ -237,12 +324,21 @@ def test_paths_are_saved_as_text(tmp_path):
         (["--value_range", "9", "1"], "error: --value_range [9.0, 1.0] must be two numbers, the lower one first"),
         (["--optimizer", "adam"], "error: --optimizer 'adam' is not one of adamw, adamw8bit, prodigy, schedulefree"),
         (["--train", "all"], "error: --train 'all' is not one of unet, adapter, cross_attention, lora"),
-        (["--class_data_dir", "x"], "error: --with_prior_preservation and --class_data_dir need each other"),
+        (
+            ["--class_data_dir", "x"],
+            "error: --class_data_dir x has no effect without --with_",
+        ),
         (["--use_lora"], "error: --train lora needs --pretrained_model_name_or_path"),
         (["--use_lora", "--train", "adapter"], "error: --use_lora means --train lora, and --train adapter was given"),
         (["--conditioning", "custom"], "error: --conditioning custom needs --adapter module:Class and "),
-        (["--train_data_dir", "a", "--dataset_name", "b"], "error: give either --train_data_dir or --dataset_name"),
-        (["--unet_size", "s", "--pretrained_model_name_or_path", "a"], "error: --unet_size has no meaning with "),
+        (
+            ["--train_data_dir", "a", "--dataset_name", "b"],
+            "error: --dataset_name b has no effect with --train_",
+        ),
+        (
+            ["--unet_size", "s", "--pretrained_model_name_or_path", "a"],
+            "error: --unet_size s has no effect with ",
+        ),
         (["--config", "nowhere.yaml"], "error: cannot read the recipe nowhere.yaml: "),
     ],
 )
@@ -283,12 +379,37 @@ def test_every_unet_size_is_known(size):
     assert TrainingConfig(unet_size=size).unet_size == size
 
 
-def test_help_names_every_flag(capsys):
+def shown_help(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args(["--help"])
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{f.name}" in shown for f in fields(TrainingConfig))
+    return capsys.readouterr().out
+
+
+def test_help_names_every_flag_once(capsys):
+    shown = shown_help(capsys)
+    assert [len(re.findall(rf"^  --{name}\b", shown, re.MULTILINE)) for name in SETTINGS] == [1] * len(SETTINGS)
+
+
+def test_help_is_by_group_and_begins_with_what_is_used_most(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "132")
+    shown = shown_help(capsys)
+    groups = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert [group.split(":")[0] for group in groups] == [
+        *("options", "the usual ones", "model", "data", "optimization", "output")
+    ]
+    assert re.findall(r"--\w+", shown[shown.index("the usual ones") :])[0] == "--train_data_dir"
+    assert "None" not in shown and "default: " not in shown
+    lines = [line for line in shown.splitlines() if line.strip()]
+    assert len(lines) < 1.25 * len(SETTINGS), "about a line a flag"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_help_says_what_a_flag_does(name):
+    """A sentence that begins with a verb, and fits a line."""
+    text = SETTINGS[name].metadata["help"]
+    assert re.match(r"[A-Z]\w+ ", text) and text.endswith((".", ")")) and len(text) <= 100
+    assert not text.startswith(("Of ", "For ", "The ", "See ", "Default"))
 
 
 # ------------------------------------------------------------------------------------------------------ recipes

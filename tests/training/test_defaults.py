@@ -1,8 +1,12 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 
+from cond_pipelines.training.checkpoints import Progress
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.defaults import default_tracker, fast_precision, fill_defaults
+from cond_pipelines.training.schedule import LearningRate, RunLength
 from cond_pipelines.unet import UNET_SIZES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -21,7 +25,7 @@ def test_everything_is_decided(device, sample_size, num_images):
     assert config.unet_size in UNET_SIZES
     assert 1 <= config.train_batch_size <= min(256, num_images)
     assert 0 < config.learning_rate <= 1e-2
-    assert config.max_train_steps >= 1
+    assert (config.max_train_steps or config.num_train_epochs) >= 1
     assert config.lr_warmup_steps >= 0
     assert config.dataloader_num_workers >= 0
     assert config.report_to is not None
@@ -54,29 +58,48 @@ GIVEN = {
 
 
 def test_what_is_given_is_kept():
-    config = fill(decoded=False, **GIVEN)
+    config = fill(decoded=False, conditioning="text", **GIVEN)
     assert {name: getattr(config, name) for name in GIVEN} == GIVEN
 
 
+def num_steps(num_images, num_processes=1, **arguments):
+    config = fill(num_images=num_images, **arguments)
+    batch = config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    return RunLength.of(config, num_images).num_steps(Progress(batch=batch))
+
+
 def test_number_of_steps():
-    assert fill(num_images=640, train_batch_size=64, num_train_epochs=7).max_train_steps == 70
+    assert num_steps(640, train_batch_size=64, num_train_epochs=7) == 70
     accumulated = {"train_batch_size": 32, "gradient_accumulation_steps": 2, "num_train_epochs": 7}
-    assert fill(num_images=640, **accumulated).max_train_steps == 70
-    assert fill(num_images=10, train_batch_size=64, num_train_epochs=1).max_train_steps == 1
-    assert fill(num_images=64, num_train_epochs=5, max_train_steps=3).max_train_steps == 3
+    assert num_steps(640, **accumulated) == 70
+    assert num_steps(10, train_batch_size=64, num_train_epochs=1) == 1
+    assert num_steps(65, train_batch_size=64, num_train_epochs=1) == 2  # none is left
     assert fill(num_images=50).max_train_steps >= 1000  # few images still need many steps
     assert fill(num_images=10**8).max_train_steps <= 10**6
 
 
-def test_steps_are_those_of_all_processes(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert fill(num_images=640, train_batch_size=16, num_train_epochs=7).max_train_steps == 70
+def test_steps_are_those_of_all_processes():
+    assert num_steps(640, num_processes=4, train_batch_size=16, num_train_epochs=7) == 70
 
 
 def test_minutes_set_no_steps_but_epochs_still_count():
     assert fill(max_train_minutes=3.0).max_train_steps is None
-    config = fill(num_images=640, train_batch_size=64, max_train_minutes=3.0, num_train_epochs=2)
-    assert config.max_train_steps == 20
+    assert num_steps(640, train_batch_size=64, max_train_minutes=3.0, num_train_epochs=2) == 20
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 40, 333, 5000])
+def test_a_default_warm_up_is_over_before_the_rate_falls(steps):
+    config = fill(max_train_steps=steps, learning_rate=1e-3)
+    rate = LearningRate(config, torch.optim.SGD([torch.zeros(1)], lr=1.0))
+    assert max(rate.set(step, step / steps) for step in range(steps)) == pytest.approx(1e-3)
+
+
+def test_a_default_warm_up_of_a_run_by_the_clock():
+    """Its steps are not known beforehand: 40 in these minutes reach the rate too."""
+    config = fill(max_train_minutes=1.0, learning_rate=1e-3)
+    rate = LearningRate(config, torch.optim.SGD([torch.zeros(1)], lr=1.0))
+    rates = [rate.set(step, step / 40) for step in range(40)]
+    assert rates[0] < 1e-4 and max(rates) == pytest.approx(1e-3) and rates == sorted(rates[:12]) + rates[12:]
 
 
 def test_a_stream_needs_a_length():
@@ -111,6 +134,17 @@ def test_text_encoder_is_trained_when_it_is_new():
     assert fill(conditioning="text").train_text_encoder
     assert not fill(conditioning="text", text_encoder_name_or_path="bert").train_text_encoder
     assert not fill(conditioning="class").train_text_encoder
+
+
+@pytest.mark.parametrize("conditioning", ["none", "class", "text"])
+def test_what_was_chosen_can_be_given(conditioning):
+    """A configuration with all defaults filled in is taken again: nothing was chosen that has no effect."""
+    config = fill(conditioning=conditioning, optimizer="schedulefree", pretrained_model_name_or_path="parent")
+    assert TrainingConfig(**asdict(config)) == config
+    assert (config.adapter_lr is None, config.text_encoder_lr is None) == (
+        conditioning == "none",
+        conditioning != "text",
+    )
 
 
 def test_precision_and_tracker():

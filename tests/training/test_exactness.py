@@ -15,7 +15,7 @@ from training_common import ROUNDING_OF_LOSS, flags, largest_difference, log_of,
 
 from cond_pipelines import ConditionalPipeline, TrainingConfig
 from cond_pipelines.training.checkpoints import all_checkpoints
-from cond_pipelines.training.loop import _LearningRate
+from cond_pipelines.training.schedule import LearningRate
 
 # Adam divides by the gradient's size, so rounding would show where it is nearly zero; a large epsilon prevents that.
 SMOOTH = {"adam_epsilon": 1e-2, "learning_rate": 1e-2, "conditioning": "class", "max_train_steps": 3}
@@ -102,7 +102,7 @@ def test_the_average_is_what_is_saved(uninterrupted):
 
 
 def test_without_ema_the_raw_weights_are_saved(uninterrupted, tmp_path):
-    plain = run(tmp_path, use_ema=False, random_flip=True, **STEPS)
+    plain = run(tmp_path, use_ema=False, random_flip=True, **STEPS | {"ema_max_decay": None})
     raw = load_file(uninterrupted / "checkpoint-5" / "model.safetensors")
     saved = weights(plain)
     assert largest_difference(saved, {name: raw[name] for name in saved}) == 0
@@ -142,7 +142,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_learning_rate_shapes(name):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    rate = _LearningRate(TrainingConfig(lr_scheduler=name, learning_rate=0.1, lr_warmup_steps=0), optimizer)
+    rate = LearningRate(TrainingConfig(lr_scheduler=name, learning_rate=0.1, lr_warmup_steps=0), optimizer)
     for i in range(1000):
         expected = 0.1 * SHAPES[name](i / 1000)
         assert rate.set(i, i / 1000) == optimizer.param_groups[0]["lr"] == pytest.approx(expected, abs=1e-4)
@@ -153,7 +153,7 @@ def test_no_decay_at_all():
     config = TrainingConfig(
         learning_rate=0.1, lr_scheduler="warmup_stable_decay", lr_warmup_steps=0, lr_decay_fraction=0.0
     )
-    assert _LearningRate(config, optimizer).set(9, 0.9999) == 0.1
+    assert LearningRate(config, optimizer).set(9, 0.9999) == 0.1
 
 
 def test_minutes(tmp_path):

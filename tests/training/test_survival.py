@@ -219,11 +219,14 @@ def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_pat
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"resolution": 16}, "another resolution (8, now 16)"),
+        ({"resolution": 16}, "made with --resolution 8, now --resolution 16"),
         ({"dataset_name": "training_common:few_shapes"}, "another data set ("),
-        ({"conditioning": "none"}, "another conditioning (class, now none)"),
-        ({"seed": 3}, "another seed (0, now 3)"),
-        ({"scheduler": "DDPMScheduler"}, "another scheduler ("),
+        ({"conditioning": "none"}, "made with --conditioning class, now --conditioning none"),
+        ({"seed": 3}, "made with --seed 0, now --seed 3"),
+        (
+            {"scheduler": "DDPMScheduler"},
+            "MatchEulerDiscreteScheduler, now --scheduler DDPMScheduler",
+        ),
     ],
 )
 def test_another_run_is_refused_and_the_difference_named(saved, tmp_path, changed, words):

@@ -55,6 +55,10 @@ def load_source(
     if train_data_dir and not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     if dataset_name and ":" in dataset_name:
+        if dataset_config_name:
+            raise UserError(
+                f"--dataset_config_name {dataset_config_name} has no effect on {dataset_name}: leave it out"
+            )
         data = load_object(dataset_name, num_arguments=0)()
         kinds = (datasets.Dataset, datasets.IterableDataset)
         if not isinstance(data, (*kinds, dict)) or not all(isinstance(x, kinds) for x in _splits(data)):
@@ -65,6 +69,10 @@ def load_source(
             return _chosen(datasets.load_from_disk(train_data_dir), split, streaming)
         builder = _builder(Path(train_data_dir)) if train_data_dir else dataset_name
         if builder == ".npy":
+            if streaming or split != "train":
+                raise ValueError(
+                    "--streaming and --dataset_split have no effect on a folder of .npy files: leave them out"
+                )
             return _array_folder(Path(train_data_dir), cache_dir)
         found = datasets.load_dataset(
             builder,
@@ -86,7 +94,10 @@ def _splits(data: Any) -> list[Any]:
 
 
 def _chosen(data: Any, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    data = data[_pick_split(data, split)] if isinstance(data, dict) else data
+    if isinstance(data, dict):
+        data = data[_pick_split(data, split)]
+    elif split != "train":
+        raise UserError(f"--dataset_split {split}: it has no splits, leave that out")
     return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
 
 

@@ -1,12 +1,10 @@
 """Arguments of an evaluation."""
 
 import sys
-from dataclasses import dataclass, field
-from typing import NoReturn
+from dataclasses import dataclass
 
-
-def _arg(default: object, text: str) -> object:
-    return field(default=default, metadata={"help": text})
+from ..command_line import Parser
+from ..flags import check_needs, check_values, flag
 
 
 @dataclass
@@ -18,65 +16,71 @@ class EvaluationConfig:
         >>> evaluate(EvaluationConfig(model="flowers", num_samples=2000, feature_extractor="facebook/dinov2-base"))
     """
 
-    model: str = _arg("", "A folder or an id on the Hub.")
-    train_data_dir: str | None = _arg(None, "A folder of images. Default: as in training.")
-    dataset_name: str | None = _arg(None, "An id on the Hub, or module:function. Default: as in training.")
-    feature_extractor: str = _arg("facebook/dinov2-base", "A transformers vision model, module:callable, or pixels.")
-    num_samples: int = _arg(10_000, "Images to sample.")
-    num_real: int = _arg(50_000, "At most so many training images to compare with.")
-    batch_size: int = _arg(64, "Images at once through the feature extractor.")
-    guidance_scale: float | None = _arg(None, "Default: the pipeline's own.")
-    num_inference_steps: int | None = _arg(None, "Default: the pipeline's own.")
-    clip_model: str | None = _arg(None, "A transformers CLIP model, for the CLIP score of samples of captions.")
-    unseen_captions: str | None = _arg(
-        None, "A text file with a caption a line, of combinations that training never saw: rows of their own."
+    model: str = flag("", "Evaluate this model: a folder or an id on the Hub. Also as the first argument.", common=1)
+    num_samples: int = flag(10_000, "Draw this many samples.", at_least=1, common=2)
+    feature_extractor: str = flag(
+        "facebook/dinov2-base",
+        "Compare in features of this transformers vision model, of module:callable, or in pixels.",
+        common=3,
     )
-    classifier: str | None = _arg(
-        None, "Of classes: a transformers model of image classification, or module:callable that gives names or ids."
+    output_dir: str | None = flag(
+        None, "Write the report to this folder. Default: evaluation/ in the model's, or here for a Hub id.", common=4
     )
-    classify: bool = _arg(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
-    num_classified: int = _arg(256, "At most so many held-out images.")
-    seed: int = _arg(0, "Of the samples.")
-    sweep: list[str] = field(
-        default_factory=list,
-        metadata={"help": "guidance_scale=1,2,3 and/or num_inference_steps=10,20: evaluate at each combination."},
+    train_data_dir: str | None = flag(None, "Compare with the images of this folder. Default: those of training.")
+    dataset_name: str | None = flag(
+        None,
+        "Compare with this data set: a Hub id, or module:function. Default: that of training.",
+        needs="!train_data_dir",
     )
-    write_best: str | None = _arg(None, "After a sweep: the measure whose best setting becomes the model's default.")
-    features_dir: str | None = _arg(None, "Where features of real images are kept. Default: output_dir.")
-    output_dir: str | None = _arg(None, "Default: evaluation/ in the model's folder, or here for a Hub id.")
-    keep_samples: bool = _arg(True, "Keep the samples as arrays, so that another extractor need not draw them again.")
+    num_real: int = flag(50_000, "Compare with at most this many training images.", at_least=1)
+    batch_size: int = flag(64, "Put this many images at once through the feature extractor.", at_least=1)
+    guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
+    num_inference_steps: int | None = flag(None, "Draw samples in this many steps. Default: the pipeline's own.")
+    seed: int = flag(0, "Set the seed of the samples.")
+    clip_model: str | None = flag(None, "Measure the CLIP score of samples of captions with this transformers model.")
+    unseen_captions: str | None = flag(None, "Measure captions that training never saw apart: a text file, one a line.")
+    classifier: str | None = flag(
+        None, "Read classes with this transformers classifier, or module:callable that gives names or ids."
+    )
+    classify: bool = flag(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
+    num_classified: int = flag(256, "Classify at most this many held-out images.", at_least=1, needs="classify")
+    sweep: list[str] = flag([], "Evaluate at each combination of guidance_scale=1,2,3 num_inference_steps=10,20.")
+    write_best: str | None = flag(
+        None, "Make the setting that is best by this measure the model's default, after a sweep.", needs="sweep"
+    )
+    features_dir: str | None = flag(None, "Keep features of real images in this folder. Default: output_dir.")
+    keep_samples: bool = flag(True, "Keep the samples as arrays, for another extractor to measure.")
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("name a model: a folder or an id on the Hub")
-        for name in ("num_samples", "num_real", "batch_size", "num_classified"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0")
-        if self.write_best and not self.sweep:
-            raise ValueError("--write_best needs --sweep")
-        if self.train_data_dir and self.dataset_name:
-            raise ValueError("give either --train_data_dir or --dataset_name, not both")
+        check_values(self)
+        check_needs(self)
 
     @property
     def sampler(self) -> dict[str, float]:
-        """What was asked for of the sampler."""
+        """What was given for the sampler."""
         given = {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps}
         return {name: value for name, value in given.items() if value is not None}
 
 
 def parse_args(args: list[str] | None = None) -> EvaluationConfig:
     """The command line, `MODEL --flag value ...`; a bad one ends in one line and exit code 2."""
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            self.exit(2, f"error: {message}\n")
-
     args = list(sys.argv[1:] if args is None else args)
     if args and not args[0].startswith("-"):
         args = ["--model", *args]
-    parser = Parser(EvaluationConfig, allow_abbrev=False, description="Is it really p(x), p(x|y), p(x|text)?")
+    parser = Parser(
+        "cond-pipelines evaluate",
+        EvaluationConfig,
+        [EvaluationConfig],
+        "Measure a model: are its samples like real images, are they new, do they show what was asked for?",
+        usage="cond-pipelines evaluate MODEL [--flag value ...]",
+    )
     try:
-        return parser.parse_args_into_dataclasses(args, look_for_args_file=False)[0]
+        given, unknown = parser.parse(args)
+        parser.refuse_unknown(unknown)
+        config = EvaluationConfig(**given)
+        check_needs(config, given)
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.error(str(error))
+    return config

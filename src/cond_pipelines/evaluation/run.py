@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from ..conditional_pipeline import ConditionalPipeline
 from ..console import show_any_text
 from ..data.labels import Choices
 from ..errors import UserError, read_text, read_yaml
+from ..flags import with_effect
 from ..locks import locked_folder
 from ..parents import load_pipeline
 from ..provenance import weights_fingerprint
+from ..training.arguments import DataArguments
 from ..training.config import TrainingConfig
 from ..training.setup import TrainingData, load_data
 from . import measures as m
@@ -243,9 +246,10 @@ def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingD
     size = pipe.unet.config.sample_size
     if known.get("aspect_buckets") or known.get("value_range"):
         raise ValueError("models with --aspect_buckets or --value_range cannot be evaluated yet")
+    about_data = {setting.name for setting in fields(DataArguments)} - {"cache_latents", "cache_text_embeddings"}
+    known = {k: v for k, v in known.items() if k in about_data | {"seed", "adapter", "adapter_config"}}
     known |= {"conditioning": pipe.adapter.conditioning, "resolution": pipe.vae_scale_factor * size}
-    known |= {"on_bad_image": "skip", "streaming": False, "pretrained_model_name_or_path": None, "unet_size": None}
-    known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}
+    known = with_effect(TrainingConfig, known | {"on_bad_image": "skip", "streaming": False})
     vae = pipe.components.get("vae")
     data = load_data(_as_trained(known, path), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):

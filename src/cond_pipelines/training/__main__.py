@@ -14,11 +14,12 @@ def main(args: list[str] | None = None, **defaults: Any) -> None:
     signal (0, for the run is saved and can go on).
     """
     with one_line_errors():
-        from .config import parse_args
+        from .command_line import parse_args
+
+        config = parse_args(args, **defaults)  # help and bad arguments are answered before torch is imported
         from .loop import train
         from .trackers import hide_token
 
-        config = parse_args(args, **defaults)
         hide_token(config.hub_token)
         train(config)
 

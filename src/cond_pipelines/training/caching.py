@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..conditional_pipeline import ConditionalPipeline
@@ -21,6 +21,7 @@ from ..data.labels import Choices
 from ..vae import sample_posterior, vae_posterior
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
+from .fingerprint import fingerprint_of
 from .setup import TrainingData, cache_home
 
 _BATCH = 32
@@ -30,15 +31,6 @@ def cache_folder(config: TrainingConfig, kind: str, *depends_on: str) -> Path:
     """Where something that depends on these is kept."""
     key = hashlib.sha256("\n".join(depends_on).encode()).hexdigest()[:16]
     return cache_home(config) / f"{kind}-{key}"
-
-
-def fingerprint_of(module: nn.Module) -> str:
-    """Of a network's weights and configuration."""
-    digest = hashlib.sha256(str(module.config).encode())
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------- latents

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def save_checkpoint(
     """Write `checkpoint-<step>` under `folder`; when it is on the disk, delete the oldest of this run beyond `keep`.
 
     Args:
-        identity: what must be the same when the run is resumed; see `load_checkpoint`.
+        identity: the settings of the run, to compare with when it is resumed; see `load_checkpoint`.
         run: see `Manifest`. Checkpoints of another run are left alone.
 
     Raises:
@@ -168,7 +169,7 @@ def load_checkpoint(
     accelerator: Accelerator,
     folder: Path,
     which: str,
-    identity: dict[str, Any] | None = None,
+    accept: Callable[[dict[str, Any]], None] | None = None,
     run: str | None = None,
 ) -> tuple[Progress, str | None]:
     """Restore all that was prepared or registered; `latest` of an empty folder starts fresh.
@@ -176,7 +177,7 @@ def load_checkpoint(
     `latest` is the newest that verifies; damaged ones, and those of another run, are passed over with a warning.
 
     Args:
-        identity: what the run is: its data set, resolution, adapter, network.
+        accept: compares the run with the identity that the checkpoint was saved with; raises ValueError for another.
         run: of the folder, where it is known.
 
     Returns:
@@ -194,13 +195,21 @@ def load_checkpoint(
     if path is None:
         return Progress(), None
     manifest = read_manifest(Path(path))
-    for name, value in (identity or {}).items():
-        if name in manifest.identity and manifest.identity[name] != value:
-            raise ValueError(
-                f"--resume_from_checkpoint {which}: {path} was made with another {name} ({manifest.identity[name]}, "
-                f"now {value}): give what it had, or start with --pretrained_model_name_or_path in another --output_dir"
-            )
-    accelerator.load_state(str(path))
+    try:
+        if accept is not None:
+            accept(manifest.identity)
+    except ValueError as error:
+        raise ValueError(
+            f"--resume_from_checkpoint {which}: {path} {error}: give what it had, or start with "
+            "--pretrained_model_name_or_path in another --output_dir"
+        ) from error
+    try:
+        accelerator.load_state(str(path))
+    except RuntimeError as error:  # of a checkpoint that does not name its network, as those of before
+        if "loading state_dict" not in str(error):
+            raise
+        why = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"--resume_from_checkpoint {which}: {path} holds another network: {why}") from error
     return Progress(**read_json(Path(path) / "progress.json")), manifest.run
 
 

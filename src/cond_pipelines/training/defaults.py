@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from ..flags import with_effect
+from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
+from .schedule import default_warmup_steps
 
 
 def fill_defaults(
@@ -41,35 +44,50 @@ def fill_defaults(
     if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
         learning_rate = config.learning_rate or 1.0
     averages_itself = config.optimizer == "schedulefree"
-    max_train_steps = config.max_train_steps
-    if max_train_steps is None and (config.max_train_minutes is None or config.num_train_epochs is not None):
-        if num_images is None:
-            raise ValueError("a streaming data set has no length: give --max_train_steps (or --max_train_minutes)")
-        steps_an_epoch = num_images / (batch_size * config.gradient_accumulation_steps * _world_size())
-        epochs = config.num_train_epochs or 100
-        max_train_steps = max(1, round(epochs * steps_an_epoch))
-        if config.num_train_epochs is None:  # a hundred passes over few images are too few steps
-            max_train_steps = min(max(max_train_steps, 3_000), 100_000)
+    batch_of_all = batch_size * config.gradient_accumulation_steps * _world_size()
+    max_train_steps, num_train_epochs = _length(config, num_images, batch_of_all)
+    num_steps = max_train_steps
+    if num_steps is None and num_train_epochs is not None:
+        num_steps = -(-num_train_epochs * num_images // batch_of_all)
     workers = config.dataloader_num_workers
     if workers is None:
         forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
         workers = max(1, min(8, (os.cpu_count() or 2) - 1)) if forks and not decoded else 0
-    return replace(
-        config,
-        unet_size=None if fine_tuning else size,
-        train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        adapter_lr=config.adapter_lr or learning_rate,
-        text_encoder_lr=config.text_encoder_lr or (learning_rate if config.optimizer == "prodigy" else 3e-4),
-        lr_scheduler=config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
-        use_ema=config.use_ema and not averages_itself,
-        lr_warmup_steps=config.lr_warmup_steps if config.lr_warmup_steps is not None else 100,
-        max_train_steps=max_train_steps,
-        mixed_precision=config.mixed_precision or fast_precision(device),
-        dataloader_num_workers=workers,
-        report_to=config.report_to or default_tracker(),
-        train_text_encoder=_train_text_encoder(config),
-    )
+    chosen = {
+        "unet_size": None if fine_tuning else size,
+        "train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "adapter_lr": config.adapter_lr or learning_rate,
+        "text_encoder_lr": config.text_encoder_lr
+        or (learning_rate if config.optimizer == "prodigy" else NEW_TEXT_ENCODER_LR),
+        "lr_scheduler": config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
+        "use_ema": config.use_ema and not averages_itself,
+        "lr_warmup_steps": default_warmup_steps(num_steps)
+        if config.lr_warmup_steps is None
+        else config.lr_warmup_steps,
+        "max_train_steps": max_train_steps,
+        "num_train_epochs": num_train_epochs,
+        "mixed_precision": config.mixed_precision or fast_precision(device),
+        "dataloader_num_workers": workers,
+        "report_to": config.report_to or default_tracker(),
+        "train_text_encoder": _train_text_encoder(config),
+    }
+    # What has no effect in this run stays open.
+    has_effect = with_effect(TrainingConfig, vars(config) | chosen)
+    return replace(config, **{name: value for name, value in chosen.items() if name in has_effect})
+
+
+def _length(config: TrainingConfig, num_images: int | None, batch_size: int) -> tuple[int | None, int | None]:
+    """(optimizer steps, epochs), one of them None, or both where only minutes are given."""
+    if config.max_train_steps is not None or config.num_train_epochs is not None:
+        return config.max_train_steps, config.num_train_epochs
+    if config.max_train_minutes is not None:
+        return None, None
+    if num_images is None:
+        raise ValueError("a streaming data set has no length: give --max_train_steps (or --max_train_minutes)")
+    # A hundred passes over few images are too few steps.
+    steps = round(100 * num_images / batch_size)
+    return (None, 100) if 3_000 <= steps <= 100_000 else (min(max(steps, 3_000), 100_000), None)
 
 
 def _train_text_encoder(config: TrainingConfig) -> bool:

@@ -20,6 +20,7 @@ from ..provenance import save_picture
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .interruptions import TrainingFailure, how_to_go_on
+from .schedule import RunLength
 from .setup import TrainingData
 
 
@@ -29,6 +30,7 @@ class TrainingLog:
     Args:
         output_dir: log.jsonl, samples.png and loss.png go here.
         progress: where the run starts; older lines of log.jsonl are kept when it is resumed.
+        length: where it ends.
         run: its pictures say that they are of it.
     """
 
@@ -38,9 +40,11 @@ class TrainingLog:
         config: TrainingConfig,
         output_dir: Path,
         progress: Progress,
+        length: RunLength,
         run: str | None = None,
     ):
-        self.accelerator, self.config, self.output_dir, self.run = accelerator, config, output_dir, run
+        self.length, self.run = length, run
+        self.accelerator, self.config, self.output_dir = accelerator, config, output_dir
         self.path = output_dir / "log.jsonl"
         # Read once a line, so that a GPU need not wait for the CPU at each step: sum and count of the losses since
         # the last line, steps left out because of a gradient that is not finite: all of them, and in a row.
@@ -60,7 +64,7 @@ class TrainingLog:
         values = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str) and k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=values)
         self.bar = tqdm(
-            total=config.max_train_steps,
+            total=length.num_steps(progress),
             initial=progress.step,
             desc="Training",
             unit="step",
@@ -76,25 +80,29 @@ class TrainingLog:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    def opening(self, data: TrainingData, trained: str, resumed: Progress) -> None:
-        """Print what was found, what was chosen, what is `trained`, and where the run goes on."""
+    def opening(self, data: TrainingData, trained: str, resumed: Progress, notes: list[str]) -> None:
+        """Print what was found, chosen and is `trained`; where a resumed run goes on, and what changes (`notes`)."""
         config = self.config
         if data.train is None:
             found = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
         else:
             found = data.dataset.summary(data.id2label) + f"\nheld out for validation: {len(data.held_out):,}"
-        length = [f"{config.max_train_steps:,} steps"] if config.max_train_steps else []
-        length += [f"{config.max_train_minutes:g} minutes"] if config.max_train_minutes else []
         self.print(
             f"{found}\n"
             f"model: {config.pretrained_model_name_or_path or 'UNet size ' + str(config.unet_size)}, "
             f"setting {config.conditioning!r}\n"
             f"trained parameters (--train {config.train}): {trained}\n"
-            f"run: {' or '.join(length)} of {config.train_batch_size} x {config.gradient_accumulation_steps} images x "
+            f"run: {self.length} of {config.train_batch_size} x {config.gradient_accumulation_steps} images x "
             f"{self.accelerator.num_processes} process(es), learning rate {config.learning_rate:g}, "
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
             f"{config.dataloader_num_workers} workers, on {self.accelerator.device}, {cores_in_words()}"
         )
+        steps = self.length.steps
+        if steps and config.lr_warmup_steps and config.lr_warmup_steps >= steps:
+            self.print(
+                f"warning: --lr_warmup_steps {config.lr_warmup_steps} of a run of {steps} steps: the learning rate "
+                f"does not reach {config.learning_rate:g}"
+            )
         if resumed.step:
             batch = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
             changed = [
@@ -104,7 +112,7 @@ class TrainingLog:
                     ("processes", resumed.num_processes, self.accelerator.num_processes),
                 )
                 if before != now
-            ]
+            ] + notes
             self.print(
                 f"resumed after step {resumed.step:,}, {resumed.position:,} images seen"
                 + (f"; changed: {', '.join(changed)}" if changed else "")

@@ -15,7 +15,6 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
 from ..console import show_any_text
@@ -24,13 +23,14 @@ from ..data.workers import signals_held
 from ..locks import by_main_process
 from ..processes import use_all_cores
 from .caching import cache_latents, cache_text, x_0_of
-from .checkpoints import Progress, load_checkpoint, save_checkpoint
+from .checkpoints import Progress, save_checkpoint
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
 from .evaluating import Evaluator
 from .final_save import model_is_saved, save_finished
+from .identity import RunIdentity, loaded_identity, parent_fingerprint, resume
 from .interruptions import (
     Interrupted,
     StopSignal,
@@ -44,6 +44,7 @@ from .lora import how_to_load, save_model
 from .optimizers import build_optimizer, check_packages, count_trained, make_trainable, parameter_groups, trainable
 from .pushing import HubPush
 from .run_folder import RunFolder
+from .schedule import LearningRate, RunLength
 from .setup import (
     TrainingData,
     build_objective,
@@ -52,7 +53,6 @@ from .setup import (
     load_data,
     load_parent,
     load_vae,
-    run_identity,
 )
 from .sharding import RunAccelerator, how_sharded, prepare, run_state, whole_pipeline
 from .summary import NUM_SAMPLES, write_summary
@@ -110,6 +110,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     set_seed(config.seed)
     check_packages(config)
     parent = load_parent(config)
+    parent_weights = parent_fingerprint(parent)  # before they are trained
     vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
         data = load_data(config, image_channels(config, parent, vae))
@@ -124,7 +125,10 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         decoded=data.dataset.decoded,
         num_parameters=None if parent is None else sum(p.numel() for p in parent.unet.parameters()),
     )
+    length = RunLength.of(config, None if data.train is None else len(data.train))
     pipe = build_pipeline(config, data, vae, parent)
+    objective = build_objective(config, pipe.scheduler)
+    loaded = loaded_identity(config, pipe, data, objective, parent_weights)
     trained = make_trainable(pipe, config, parent)
     pipe.to(accelerator.device)
     if accelerator.device.type == "cpu":
@@ -136,7 +140,6 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         pipe.unet.to(memory_format=torch.channels_last)
     if config.compile:
         pipe.unet.compile()  # in place: the names of its weights stay
-    objective = build_objective(config, pipe.scheduler)
 
     optimizer = build_optimizer(config, parameter_groups(pipe, config))
     counts = count_trained(pipe)
@@ -151,12 +154,11 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     of_length = {length: WeightAverage(parameters, power_function(length)) for length in config.ema_lengths}
     averages = [*([ema] if ema else []), *of_length.values()]
     accelerator.register_for_checkpointing(*averages)
+    learning_rate = LearningRate(config, optimizer)
     progress, resumed_run = Progress(), None
-    identity = run_identity(config, data, whole) | how_sharded(accelerator)
+    identity = RunIdentity.of(config, loaded | how_sharded(accelerator), whole)
     if config.resume_from_checkpoint:
-        progress, resumed_run = load_checkpoint(
-            accelerator, output_dir, config.resume_from_checkpoint, identity, folder.run
-        )
+        progress, resumed_run = resume(folder, config.resume_from_checkpoint, identity, learning_rate, length)
 
     world_size, batch_size = accelerator.num_processes, config.train_batch_size
     resumed = replace(progress)
@@ -184,16 +186,17 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     evaluator = Evaluator(config, data, accelerator) if config.evaluation_steps else None
     hub = HubPush(config)
     folder.start(progress, resumed_run)
-    log = TrainingLog(accelerator, config, output_dir, progress, folder.run)
-    log.opening(data, counts, resumed)
-    learning_rate = _LearningRate(config, optimizer)
+    log = TrainingLog(accelerator, config, output_dir, progress, length, folder.run)
+    log.opening(data, counts, resumed, identity.notes)
     start = time.perf_counter() - progress.elapsed_sec
 
     def save() -> Path:
         progress.losses, progress.skipped = log.unwritten(), log.skipped()
-        return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity, folder.run)
+        return save_checkpoint(
+            accelerator, output_dir, progress, config.checkpoints_total_limit, identity.values, folder.run
+        )
 
-    done = _fraction_done(config, progress, accelerator)
+    done = length.fraction_done(progress, accelerator)
     stop.hold(accelerator)
     with log, one_line_failures(progress, output_dir):
         with signals_held():
@@ -230,7 +233,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
 
             progress.step += 1
             progress.elapsed_sec = time.perf_counter() - start
-            before, done = done, _fraction_done(config, progress, accelerator)
+            before, done = done, length.fraction_done(progress, accelerator)
             log.step(progress, step_loss, left_out, lr, done)
             if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
                 save_snapshot(output_dir, progress.step, pipe, of_length, folder.run)
@@ -271,46 +274,6 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
     )
-
-
-class _LearningRate:
-    """The learning rate as a function of the fraction done, so that it fits a number of steps or of minutes alike.
-
-    It is set by hand once an optimizer step: accelerate steps a prepared scheduler `num_processes` times.
-    """
-
-    def __init__(self, config: TrainingConfig, optimizer: torch.optim.Optimizer, resolution: int = 10_000):
-        self.config, self.optimizer, self.resolution = config, optimizer, resolution
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", config.learning_rate)
-        decay = {"num_decay_steps": round(config.lr_decay_fraction * resolution)}
-        shape = get_scheduler(
-            config.lr_scheduler,
-            torch.optim.SGD([torch.zeros(1)], lr=1.0),
-            num_warmup_steps=0,
-            num_training_steps=resolution,
-            scheduler_specific_kwargs=decay if config.lr_scheduler == "warmup_stable_decay" else None,
-        )
-        self.shape = shape.lr_lambdas[0]
-
-    def set(self, step: int, done: float) -> float:
-        """Set and return the rate of the step about to be made: `step` were made, `done` of the run is over."""
-        warmup = min(1.0, (step + 1) / max(1, self.config.lr_warmup_steps))
-        scale = warmup * self.shape(int(done * self.resolution))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scale
-        return self.config.learning_rate * scale
-
-
-def _fraction_done(config: TrainingConfig, progress: Progress, accelerator: Accelerator) -> float:
-    by_steps = progress.step / config.max_train_steps if config.max_train_steps else 0.0
-    if not config.max_train_minutes:
-        return by_steps
-    done = torch.tensor(max(by_steps, progress.elapsed_sec / (60 * config.max_train_minutes)), dtype=torch.float64)
-    if accelerator.num_processes > 1:  # clocks differ; all must stop at the same step
-        done = done.to(accelerator.device, torch.float32)
-        torch.distributed.broadcast(done, src=0)
-    return done.item()
 
 
 def _crossed(parts: int, before: float, done: float) -> bool:

@@ -25,6 +25,12 @@ OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # The rate is the one given, instead of one relative to the weights' size, which starves those that begin at zero.
     "adafactor": ("transformers:Adafactor", "transformers", {"scale_parameter": False, "relative_step": False}),
 }
+_ADAM = {
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_weight_decay": "weight_decay",
+    "adam_epsilon": "eps",
+}  # the optimizer's argument that each flag sets
 _PARTS = ("unet", "adapter", "text_encoder")
 
 
@@ -84,7 +90,8 @@ def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[
 
     A new text encoder breaks at the rate that suits a small UNet: it learned the commonest word and no other.
     """
-    rates = dict(zip(_PARTS, (config.learning_rate, config.adapter_lr, config.text_encoder_lr), strict=True))
+    rates = {"unet": config.learning_rate, "adapter": config.adapter_lr or config.learning_rate}
+    rates["text_encoder"] = config.text_encoder_lr or config.learning_rate
     found = {part: trainable([pipe.components[part]]) for part in _PARTS if pipe.components.get(part) is not None}
     return [
         {"params": parameters, "lr": rates[part], "initial_lr": rates[part]}
@@ -127,9 +134,14 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> tor
         "eps": config.adam_epsilon,
     }
     # Adafactor's eps is a pair, of another meaning.
-    shared = {
-        k: v for k, v in shared.items() if k in known and not (k == "eps" and isinstance(known[k].default, tuple))
-    }
+    taken = {k for k in shared if k in known and not (k == "eps" and isinstance(known[k].default, tuple))}
+    for name, argument in _ADAM.items():
+        if argument not in taken and getattr(config, name) != getattr(TrainingConfig, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)} has no effect: --optimizer {config.optimizer} has no {argument}; "
+                "leave it out, or see --optimizer_config"
+            )
+    shared = {k: v for k, v in shared.items() if k in taken}
     more = arguments_of("--optimizer_config", config.optimizer_config)
     with reading(f"--optimizer {config.optimizer} {config.optimizer_config or ''}".strip()):
         return cls(groups, **shared | arguments | more)

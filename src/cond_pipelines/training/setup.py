@@ -1,6 +1,5 @@
 """From arguments to what is trained: the data set, and a pipeline with new or pretrained components."""
 
-import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -103,8 +102,6 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     )
     num_own = None if streamed else len(source)
     if config.class_data_dir:
-        if streamed:
-            raise ValueError("--class_data_dir needs a data set that is not streamed: leave --streaming out")
         source, columns = with_prior(source, columns, config.conditioning, config.class_data_dir, config.class_prompt)
     id2label, parse = None, lambda value: value
     if config.conditioning == "class":
@@ -137,9 +134,6 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
         cache_dir=cache_home(config),
         cache_images=config.cache_images,
     )
-    for flag in ("cache_images", "aspect_buckets"):
-        if streamed and getattr(config, flag):
-            raise ValueError(f"--{flag} needs a data set that is not streamed: leave --streaming out")
     if streamed:
         return TrainingData(dataset, None, np.array([], dtype=int), id2label)
     dataset.check()
@@ -192,6 +186,8 @@ def load_parent(config: TrainingConfig) -> ConditionalPipeline | None:
     """The pretrained model to start from, of any setting."""
     if not config.pretrained_model_name_or_path:
         return None
+    if config.revision and Path(config.pretrained_model_name_or_path).is_dir():
+        raise ValueError(f"--revision {config.revision} has no effect on a folder: leave it out, or give a Hub id")
     return load_pipeline(
         config.pretrained_model_name_or_path,
         "--pretrained_model_name_or_path",
@@ -231,7 +227,7 @@ def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
     if cls is None or not name.endswith("Scheduler"):
         raise ValueError(f"--scheduler {name} is not a scheduler of diffusers, such as FlowMatchEulerDiscreteScheduler")
     arguments = {"prediction_type": config.prediction_type} if config.prediction_type else {}
-    if config.prediction_type and name.startswith("FlowMatch"):
+    if config.prediction_type and "prediction_type" not in inspect.signature(cls).parameters:
         raise ValueError(f"--prediction_type has no meaning for {name}: leave it out")
     # DDPM-family pixels are in [-1, 1], so the samplers may clip; latents are not.
     if is_latent and "clip_sample" in cls.__init__.__code__.co_varnames:
@@ -241,34 +237,19 @@ def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
 
 def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
     """The scheduler's objective. Raises ValueError where it has none, or none with an argument that was given."""
+    trained_for = scheduler.config.get("prediction_type")
+    if config.prediction_type not in (None, trained_for):  # of a pretrained model, which keeps its scheduler
+        keeps = f"predicts {trained_for}" if trained_for else "has no prediction type"
+        raise ValueError(
+            f"--prediction_type {config.prediction_type}: the pretrained model's {type(scheduler).__name__} {keeps}; "
+            f"leave it out, or name a new --scheduler"
+        )
     given = {k: getattr(config, k) for k in ("snr_gamma", "logit_mean", "logit_std") if getattr(config, k) is not None}
     accepted = inspect.signature(type(Objective.from_scheduler(scheduler))).parameters
     for name in given:
         if name not in accepted:
             raise ValueError(f"--{name} has no meaning for {type(scheduler).__name__}: leave it out")
     return Objective.from_scheduler(scheduler, **given)
-
-
-def run_identity(config: TrainingConfig, data: TrainingData, pipe: ConditionalPipeline) -> dict[str, Any]:
-    """What must not change when a run is resumed, as JSON takes it."""
-    adapter = {k: v for k, v in pipe.adapter.config.items() if not k.startswith("_")}
-    identity = {
-        "conditioning": config.conditioning,
-        "resolution": data.dataset.resolution,
-        "channels": data.dataset.channels,
-        "value range": config.value_range,
-        "aspect_buckets": config.aspect_buckets,
-        "data set": data.dataset.fingerprint(),
-        "adapter": f"{type(pipe.adapter).__name__} {adapter}",
-        "network": hashlib.sha256(pipe.unet.to_json_string().encode()).hexdigest()[:12],
-        "scheduler": type(pipe.scheduler).__name__,
-        "seed": config.seed,
-        "train": [config.train, *([config.rank, config.lora_target_modules] if config.train == "lora" else [])],
-        "optimizer": config.optimizer,
-        "use_ema": config.use_ema,
-        "ema_lengths": config.ema_lengths,
-    }
-    return json.loads(json.dumps(identity))
 
 
 def build_pipeline(
@@ -341,7 +322,7 @@ def _adapter(
     if config.adapter:
         cls = load_object(config.adapter, ConditioningAdapter)
         if parent is not None and type(parent.adapter) is cls:
-            return parent.adapter
+            return _with_its_own_config(config, parent.adapter)
         encoder = {} if text_encoder is None else {"text_encoder": text_encoder}
         arguments = arguments_of("--adapter_config", config.adapter_config)
         with reading(f"--adapter {config.adapter} --adapter_config {config.adapter_config or '{}'}"):
@@ -362,7 +343,26 @@ def _adapter(
         return build()
     if config.conditioning == "text" and config.text_encoder_name_or_path:
         return build()
-    return parent.adapter
+    return _with_its_own_config(config, parent.adapter)
+
+
+def _with_its_own_config(config: TrainingConfig, adapter: ConditioningAdapter) -> ConditioningAdapter:
+    """A pretrained model's adapter, which is kept. Raises ValueError where --adapter_config wants another."""
+    for name, value in _json("--adapter_config", config.adapter_config).items():
+        kept = json.loads(json.dumps(adapter.config.get(name), default=str))
+        if kept is not None and kept != value:
+            raise ValueError(f"--adapter_config: the pretrained model's adapter has {name} {kept}, and keeps it")
+    return adapter
+
+
+def _json(flag: str, text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} {text}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{flag} {text}: must be a JSON object, such as {{"name": 1}}')
+    return found
 
 
 def _embedding_dim(data: TrainingData) -> int | None:

@@ -1,0 +1,113 @@
+"""A command line made from the fields of a dataclass (see `flags`): flags, their help by group, one-line errors.
+
+It imports nothing heavy: help and a typo are answered before torch is loaded.
+"""
+
+import argparse
+import difflib
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from .flags import default_of, kinds_of
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """One line a flag where the terminal is wide enough; `--no_...` of what is on by default stands with it."""
+
+    def __init__(self, prog: str):
+        width = min(max(80, shutil.get_terminal_size((132, 24)).columns), 132)
+        super().__init__(prog, max_help_position=36, width=width)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == "?":  # a boolean
+            name = action.option_strings[0]
+            return f"{name}, --no_{name[2:]}" if action.default_on else name
+        return super()._format_action_invocation(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage of all flags; exit code 2.
+
+    Example:
+        >>> parser = Parser("cond-pipelines train", TrainingConfig, [DataArguments, ModelArguments], "Train a model.")
+        >>> values, unknown = parser.parse(["--resolution", "32"])  # {"resolution": 32}, []
+    """
+
+    def __init__(self, prog: str, config: type, groups: Sequence[type], description: str, usage: str | None = None):
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=_Help,
+        )
+        hints = get_type_hints(config)
+        self.known = [setting.name for setting in fields(config)]
+        self.common = self.add_argument_group("the usual ones")
+        declared = [(setting, group) for group in groups for setting in fields(group)]
+        for setting in sorted((s for s, _ in declared if s.metadata["common"]), key=lambda s: s.metadata["common"]):
+            _add(self.common, setting, hints[setting.name])
+        for group in groups:
+            is_all = len(groups) == 1
+            section = self.add_argument_group("more" if is_all else group.__doc__.splitlines()[0].rstrip(".").lower())
+            for setting in fields(group):
+                if not setting.metadata["common"]:
+                    _add(section, setting, hints[setting.name])
+
+    def parse(self, args: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+        """(the values given, arguments that are not known); `--some-flag` is `--some_flag`."""
+        values, unknown = self.parse_known_args([with_underscores(arg) for arg in args])
+        return vars(values), unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+    def refuse_unknown(self, unknown: Sequence[str]) -> None:
+        """End with one line where an argument is not known, naming the nearest flag."""
+        if unknown:
+            self.error(unknown_name(unknown[0].split("=")[0], self.known, "argument "))
+
+
+def with_underscores(arg: str) -> str:
+    """`--max-train-steps=5` as `--max_train_steps=5`; anything else as it is."""
+    name, equals, value = arg.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if re.match(r"--[a-zA-Z]", name) else arg
+
+
+def unknown_name(name: str, known: Sequence[str], what: str) -> str:
+    """The line for a name that is not known, with the nearest one that is, where one is near enough to be meant."""
+    near = difflib.get_close_matches(name.lstrip("-"), known, n=1, cutoff=0.8)
+    return f"unknown {what}{name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _add(section: Any, setting: Field, hint: Any) -> None:
+    kinds, _ = kinds_of(hint)
+    name, default = setting.name, default_of(setting)
+    text = setting.metadata["help"].replace("%", "%%")
+    if kinds == [bool]:
+        section.add_argument(f"--{name}", nargs="?", const=True, type=_truth, help=text).default_on = default
+        off = {"dest": name, "action": "store_const", "const": False, "default": argparse.SUPPRESS}
+        section.add_argument(f"--no_{name}", help=argparse.SUPPRESS, **off)
+        return
+    if default not in (None, "", []) and "Default:" not in text and "default" not in text:
+        text += f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
+    kind, more = kinds[0], {}
+    if get_origin(kind) is list:
+        kind, more = get_args(kind)[0], {"nargs": "+"}
+    if not isinstance(kind, type):  # values of a Literal
+        kind = type(kind)
+    section.add_argument(f"--{name}", type=kind, metavar=_METAVARS[kind], help=text, **more)
+
+
+def _truth(value: str) -> bool:
+    if value.lower() in ("true", "yes", "y", "t", "1", "on"):
+        return True
+    if value.lower() in ("false", "no", "n", "f", "0", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{value} is neither true nor false")

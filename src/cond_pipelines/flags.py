@@ -1,0 +1,172 @@
+"""Settings as fields of a dataclass: each field declares its help, its range and what it needs to have an effect.
+
+The command line, its help and all checks are made from these declarations. Nothing here imports torch, so that `--help`
+and a typo are answered at once.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Resume = Literal["model", "course", "free"]
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    resume: Resume | None = None,
+    by: Literal["value", "loaded"] = "value",
+    needs: str | tuple[str, ...] = (),
+    like_default: Callable[[Any], Collection[Any]] = lambda config: (),
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    common: int = 0,
+) -> Any:
+    """A field of a configuration.
+
+    Args:
+        help: one line: a verb, the unit, and why the default is what it is.
+        resume: what the setting is when a run is resumed: part of the "model" or of the "course" of training (a change
+            is refused), or "free" (a change takes effect, and the run says so).
+        by: "loaded" where what counts is what was loaded (weights, images, an adapter) and not how it was named.
+        needs: conditions without which the setting has no effect; see `holds`.
+        like_default: values that a saved configuration may hold in place of the default, of the whole configuration.
+        above, at_least, below: bounds of a number.
+        common: its place in the first group of `--help`; 0: it stands in its own group.
+    """
+    metadata = {"help": help, "resume": resume, "by": by, "like_default": like_default, "common": common}
+    metadata |= {"needs": (needs,) if isinstance(needs, str) else needs}
+    metadata |= {"above": above, "at_least": at_least, "below": below}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def default_of(setting: Field) -> Any:
+    """The default of a field."""
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+def kinds_of(hint: Any) -> tuple[list[Any], bool]:
+    """(types, whether None is one of them) of a type hint, with the values of a Literal in place of it."""
+    found: list[Any] = []
+    for part in get_args(hint) if get_origin(hint) is not list and get_origin(hint) is not Literal else (hint,):
+        found += get_args(part) if get_origin(part) is Literal else [part]
+    found = found or [hint]
+    return [kind for kind in found if kind is not type(None)], type(None) in found
+
+
+def shown(name: str, value: Any) -> str:
+    """A setting as it stands on a command line; "no --name" where nothing is given."""
+    if value is None or value == []:
+        return f"no --{name}"
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+
+
+# ---------------------------------------------------------------------------------------------- types and ranges
+def check_values(config: Any) -> None:
+    """Raise ValueError, in one line, for a value of a wrong type, outside of its choices or of its bounds."""
+    hints = get_type_hints(type(config))
+    for setting in fields(config):
+        name, value = setting.name, getattr(config, setting.name)
+        if isinstance(value, Path):
+            value = str(value)
+            setattr(config, name, value)
+        kinds, optional = kinds_of(hints[name])
+        if value is None and optional:
+            continue
+        choices = [kind for kind in kinds if not isinstance(kind, type) and get_origin(kind) is None]
+        if choices:
+            if isinstance(value, bool) or value not in choices:
+                raise ValueError(f"--{name} {value!r} is not one of {', '.join(map(str, choices))}")
+        elif not any(_is_a(value, kind) for kind in kinds):
+            hint = hints[name]
+            wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+            raise ValueError(f"--{name} {value!r} is not of type {wanted}")
+        _check_bounds(name, value, setting.metadata)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(v, get_args(kind)[0]) for v in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
+
+
+def _check_bounds(name: str, value: Any, metadata: Any) -> None:
+    above, at_least, below = (metadata.get(bound) for bound in ("above", "at_least", "below"))
+    if at_least is not None and below is not None and not at_least <= value < below:
+        raise ValueError(f"--{name} {value} must be at least {at_least} and less than {below}")
+    if above is not None and not value > above:  # written so that nan fails too
+        raise ValueError(f"--{name} {value} must be greater than {above}")
+    if at_least is not None and not value >= at_least:
+        words = "not be negative" if at_least == 0 else f"be at least {at_least}"
+        raise ValueError(f"--{name} {value} must {words}")
+
+
+# ------------------------------------------------------------------------------------------- what needs what
+def holds(config: Any, condition: str) -> bool:
+    """Whether a condition on other settings holds.
+
+    `a`: --a is given and on. `a=x,y`: it has one of these values. `!`: the opposite. ` | `: any of several.
+
+    Example:
+        >>> holds(config, "pretrained_vae_model_name_or_path | pretrained_model_name_or_path")
+    """
+    for part in condition.split(" | "):
+        name, _, values = part.removeprefix("!").partition("=")
+        value = getattr(config, name)
+        if (str(value) in values.split(",") if values else bool(value)) != part.startswith("!"):
+            return True
+    return False
+
+
+def check_needs(config: Any, given: Iterable[str] = ()) -> None:
+    """Raise ValueError for a setting without effect: one that lacks what it needs.
+
+    Args:
+        given: names of settings that were given by hand: these count even where they have their default's value.
+            Others count where they differ from the default, for a saved configuration holds all of them.
+    """
+    for name, condition in _unmet(config, fields(config), given):
+        raise ValueError(_without_effect(config, name, condition))
+
+
+def with_effect(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of some settings that have an effect beside the others: saved and chosen ones may be more."""
+    settings = fields(config_type)
+    config = SimpleNamespace(**{setting.name: default_of(setting) for setting in settings} | values)
+    idle = {name for name, _ in _unmet(config, settings, values)}
+    return {name: value for name, value in values.items() if name not in idle}
+
+
+def _unmet(config: Any, settings: Iterable[Field], given: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    """(name, the condition that does not hold) of each setting without effect."""
+    for setting in settings:
+        value = getattr(config, setting.name)
+        is_default = value == default_of(setting) or value in setting.metadata["like_default"](config)
+        if not value or (is_default and setting.name not in given):  # what is off has the effect that it says
+            continue
+        yield from ((setting.name, need) for need in setting.metadata["needs"] if not holds(config, need))
+
+
+def _without_effect(config: Any, name: str, condition: str) -> str:
+    flag_ = shown(name, getattr(config, name))
+    wanted, unwanted = [], []
+    for part in condition.split(" | "):
+        other, _, values = part.removeprefix("!").partition("=")
+        if part.startswith("!"):
+            unwanted.append(shown(other, getattr(config, other)))
+        else:
+            names = [value for value in values.split(",") if value not in ("", "None")]
+            wanted.append(f"--{other}" + (f" {' or '.join(names)}" if names else ""))
+    if wanted:
+        return f"{flag_} has no effect without {' or '.join(wanted)}: add that, or leave --{name} out"
+    return f"{flag_} has no effect with {' and '.join(unwanted)}: leave one of them out"

@@ -1,0 +1,112 @@
+"""What is trained: the setting, the networks, the objective."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...flags import flag
+
+
+@dataclass
+class ModelArguments:
+    """Model: the setting, the networks and the objective."""
+
+    conditioning: Literal["none", "class", "text", "embedding", "custom"] = flag(
+        "none",
+        "What images are drawn from: none, class, text, embedding (vectors) or custom.",
+        resume="model",
+        common=3,
+    )
+    adapter: str | None = flag(
+        None,
+        "Use your own adapter, as module:Class. Default: the setting's.",
+        resume="model",
+        by="loaded",
+    )
+    adapter_config: str | None = flag(
+        None,
+        "Pass these arguments (JSON) to the constructor of your adapter, or of embedding's.",
+        resume="model",
+        by="loaded",
+        needs="adapter | conditioning=embedding",
+    )
+    unet_size: Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"] | None = flag(
+        None,
+        "Build a UNet of this size: xxs, xs, s, m, l, xl or xxl. Default: fits the resolution.",
+        resume="model",
+        needs="!pretrained_model_name_or_path",
+        common=7,
+    )
+    pretrained_model_name_or_path: str | None = flag(
+        None,
+        "Start from a model of any setting, or Stable Diffusion, DDPM, DDIM, LDM: folder or Hub id.",
+        resume="model",
+        by="loaded",
+        common=6,
+    )
+    revision: str | None = flag(
+        None,
+        "Load this revision of the pretrained model.",
+        resume="free",
+        needs="pretrained_model_name_or_path",
+    )
+    variant: str | None = flag(
+        None,
+        "Load this variant of the pretrained model's files, such as fp16.",
+        resume="free",
+        needs="pretrained_model_name_or_path",
+    )
+    text_encoder_name_or_path: str | None = flag(
+        None,
+        "Read captions with this transformers text encoder. Default: train a small one on them.",
+        resume="model",
+        by="loaded",
+        needs="conditioning=text,custom",
+    )
+    train_text_encoder: bool | None = flag(
+        None,
+        "Train the text encoder too. Default: only a new one, which has learned nothing yet.",
+        resume="model",
+        needs="conditioning=text",
+    )
+    pretrained_vae_model_name_or_path: str | None = flag(
+        None,
+        "Train in the latent space of this VAE. Default: in pixels.",
+        resume="model",
+        by="loaded",
+        needs="!pretrained_model_name_or_path",
+    )
+    scheduler: str | None = flag(
+        None,
+        "Train for this scheduler of diffusers, and save it. Default: FlowMatchEulerDiscreteScheduler.",
+        resume="model",
+    )
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = flag(
+        None,
+        "Predict epsilon, v_prediction or sample, with a DDPM-family or EDM --scheduler.",
+        resume="model",
+        needs="scheduler | pretrained_model_name_or_path",
+    )
+    logit_mean: float | None = flag(
+        None,
+        "Shift flow matching's times: above 0, more noise. Default: 0, as in Stable Diffusion 3.",
+        resume="course",
+    )
+    logit_std: float | None = flag(
+        None,
+        "Spread flow matching's times: higher, more extremes. Default: 1, as in Stable Diffusion 3.",
+        resume="course",
+        above=0,
+    )
+    snr_gamma: float | None = flag(
+        None,
+        "Weight a DDPM-family loss by min-SNR; 5.0 is usual. Default: no weighting.",
+        resume="course",
+        above=0,
+        needs="scheduler | pretrained_model_name_or_path",
+    )
+    gradient_checkpointing: bool = flag(
+        False, "Compute activations twice instead of keeping them: less memory, slower.", resume="free"
+    )
+    compile: bool = flag(
+        False, "Compile the UNet with torch.compile: minutes at the start, faster steps on a GPU.", resume="free"
+    )
