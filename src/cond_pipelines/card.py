@@ -4,7 +4,7 @@ model_index.json, unet/, adapter/        what it is
 card.yaml                                what you say of it: UserFacts
 training_summary.json                    what the training run saw and did: TrainingFacts
 evaluation/report.json                   what an evaluation measured: EvaluationFacts
-samples.png, loss.png, images/           shown where they are there
+samples.png, .gif, loss.png, images/     shown where they are there
 """
 
 import importlib.metadata
@@ -133,7 +133,12 @@ class CardFacts:
         vae = _json(folder / "vae/config.json") if index.get("vae", [None, None])[1] else None
         factor = 1 if vae is None else 2 ** (len(vae.get("block_out_channels", [0])) - 1)
         size = unet.get("sample_size") or 0
-        pictures = ["samples.png", "loss.png", *sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))]
+        pictures = [
+            "samples.png",
+            "samples.gif",
+            "loss.png",
+            *sorted(f"images/{p.name}" for p in folder.glob("images/*.png")),
+        ]
         return cls(
             class_name=class_name,
             setting=settings.get(class_name, "custom"),

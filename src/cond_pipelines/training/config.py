@@ -164,7 +164,9 @@ class OutputArguments:
     logging_dir: str = _arg("logs", "Of the tracker, inside output_dir.")
     tracker_project_name: str = _arg("cond_pipelines", "For trackers that have projects.")
     logging_steps: int = _arg(50, "Optimizer steps between two lines of the log.")
-    validation_steps: int | None = _arg(None, "Steps between validations. Default: four in the run. 0: none.")
+    validation_steps: int | None = _arg(
+        None, "Steps between validations. Default: four in the run. 0: none, no early samples."
+    )
     validation_prompts: list[str] = _arg([], "Captions, or labels, of the sample grids. Default: from the data.")
     num_validation_images: int = _arg(16, "Images in a sample grid during training.")
     evaluation_steps: int | None = _arg(None, "Steps between small evaluations of samples. Default: none.")
@@ -173,8 +175,12 @@ class OutputArguments:
     checkpointing_steps: int | None = _arg(None, "Steps between checkpoints to resume from. Default: none.")
     checkpoints_total_limit: int | None = _arg(None, "Keep only so many checkpoints.")
     resume_from_checkpoint: str | None = _arg(None, "A checkpoint folder, or latest.")
-    default_num_inference_steps: int = _arg(30, "Saved as the pipeline's default.")
-    default_guidance_scale: float = _arg(2.5, "Saved as the pipeline's default.")
+    default_num_inference_steps: int | None = _arg(
+        None, "Saved with the pipeline. Default: the pretrained model's, or 30."
+    )
+    default_guidance_scale: float | None = _arg(
+        None, "Saved with the pipeline. Default: the pretrained model's, or 2.5."
+    )
     push_to_hub: bool = _arg(False, "Upload the finished pipeline.")
     hub_model_id: str | None = _arg(None, "Default: the name of output_dir.")
     hub_token: str | None = _arg(None, "Default: the one you are logged in with.")

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
+from ..conditional_pipeline import ConditionalPipeline
 from ..data.batches import draw_noise, make_loader
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
-from .defaults import default_tracker, fast_precision, fill_defaults
+from .defaults import decide, default_tracker, fast_precision
+from .dtypes import hold_float32
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
 from .evaluating import Evaluator
 from .interruptions import Interrupted, StopSignal, clipped_step, one_line_failures, writable_folder
@@ -44,7 +45,7 @@ from .setup import (
 )
 from .sharding import RunAccelerator, how_sharded, prepare, run_state, whole_pipeline
 from .summary import NUM_SAMPLES, write_summary
-from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
+from .validation import Validation, crossed, ema_weights, grid_conditions, sample_images, write_animation
 
 
 class _Told(nn.Module):
@@ -88,18 +89,10 @@ def train(config: TrainingConfig) -> Path:
     vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
         data = load_data(config, image_channels(config, parent, vae))
-    decided = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
-    if config.train_text_encoder is None and parent is not None and parent.components.get("text_encoder") is not None:
-        decided["train_text_encoder"] = False  # it is not new
-    config = fill_defaults(
-        replace(config, mixed_precision=accelerator.precision, **decided),
-        num_images=None if data.train is None else len(data.train),
-        sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
-        device=accelerator.device,
-        decoded=data.dataset.decoded,
-        num_parameters=None if parent is None else sum(p.numel() for p in parent.unet.parameters()),
-    )
+    config, chosen = decide(replace(config, mixed_precision=accelerator.precision), data, vae, parent, accelerator)
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     pipe = build_pipeline(config, data, vae, parent)
+    hold_float32(pipe)
     trained = make_trainable(pipe, config, parent)
     pipe.to(accelerator.device)
     if accelerator.device.type == "cpu":
@@ -140,8 +133,8 @@ def train(config: TrainingConfig) -> Path:
         cache_latents(config, data, pipe, accelerator.device)
     if config.cache_text_embeddings:
         cache_text(config, data, conditions, accelerator.device)
-    grid_of = grid_conditions(config, data, config.num_validation_images)
-    conditions.preprocess(grid_of)  # a bad one of --validation_prompts is an error before the first step
+    validation = Validation(config, data, objective, accelerator, progress.step)
+    conditions.preprocess(validation.conditions)  # a bad one of --validation_prompts is an error before the first step
     loader = make_loader(
         data.dataset,
         data.train,
@@ -158,6 +151,7 @@ def train(config: TrainingConfig) -> Path:
     hub = HubPush(config)
     log = TrainingLog(accelerator, config, output_dir, progress)
     log.opening(data, counts, resumed)
+    log.print(chosen)
     learning_rate = _LearningRate(config, optimizer)
     start = time.perf_counter() - progress.elapsed_sec
 
@@ -165,8 +159,18 @@ def train(config: TrainingConfig) -> Path:
         progress.losses, progress.skipped = log.unwritten(), log.skipped()
         return save_checkpoint(accelerator, output_dir, progress, config.checkpoints_total_limit, identity)
 
+    def look(before: float, done: float) -> None:
+        if validation.due(progress.step, before, done):
+            with ema_weights(ema, whole_modules, parameters, optimizer):
+                loss, grid = validation(whole, progress.step, before, done)
+            if grid is not None:
+                log.validation(progress, loss, grid)
+            accelerator.wait_for_everyone()
+
     done = _fraction_done(config, progress, accelerator)
     with StopSignal(accelerator) as stop, one_line_failures(progress, output_dir):
+        if progress.step == 0:
+            look(0.0, 0.0)
         batches = iter(loader)
         while done < 1:
             lr = learning_rate.set(progress.step, done)
@@ -202,14 +206,9 @@ def train(config: TrainingConfig) -> Path:
             progress.elapsed_sec = time.perf_counter() - start
             before, done = done, _fraction_done(config, progress, accelerator)
             log.step(progress, step_loss, left_out, lr, done)
-            if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
+            if of_length and accelerator.is_main_process and crossed(NUM_SNAPSHOTS, before, done):
                 save_snapshot(output_dir, progress.step, pipe, of_length)
-            if _validate_now(config, progress.step, before, done):
-                with ema_weights(ema, whole_modules, parameters, optimizer):
-                    loss_held_out = held_out_loss(whole, objective, data, accelerator, batch_size)
-                    images = sample_images(whole, grid_of, accelerator)
-                log.validation(progress, loss_held_out, labelled_grid(images, grid_of, data.id2label))
-                accelerator.wait_for_everyone()
+            look(before, done)
             if evaluator is not None and progress.step % config.evaluation_steps == 0:
                 with ema_weights(ema, whole_modules, parameters, optimizer):
                     log.evaluation(progress, evaluator(whole))
@@ -283,17 +282,6 @@ def _fraction_done(config: TrainingConfig, progress: Progress, accelerator: Acce
     return done.item()
 
 
-def _crossed(parts: int, before: float, done: float) -> bool:
-    """Whether one of `parts` equal parts of the run ended with this step."""
-    return int(parts * before) != int(parts * min(done, 1.0))
-
-
-def _validate_now(config: TrainingConfig, step: int, before: float, done: float) -> bool:
-    if config.validation_steps is None:
-        return _crossed(4, before, done)
-    return config.validation_steps > 0 and step % config.validation_steps == 0
-
-
 def _finish(
     accelerator: Accelerator,
     config: TrainingConfig,
@@ -311,11 +299,14 @@ def _finish(
         save_model(pipe, output_dir, parent)
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
-    images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+    desc = f"Sampling the final {NUM_SAMPLES} images"
+    batch_size = config.train_batch_size
+    images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, desc=desc, batch_size=batch_size)
     # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
     # two wait for each other for ever (seen in torch 2.13).
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        write_animation(output_dir)
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
         for line in hub.finish():
             tqdm.write(line, file=sys.stderr)
