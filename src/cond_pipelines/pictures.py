@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-
 _LINE_PX = 14  # of a caption, in Pillow's own font
 
 

@@ -176,7 +176,7 @@ def _vae_bytes(vae: nn.Module, sample_size: int, precision: str, cached: bool) -
 
 
 def _text_encoder_bytes(encoder: nn.Module, precision: str) -> int:
-    """Activations of a caption that is kept for the backward pass: Korthikanti et al. 2022 (arXiv 2205.05198), Eq. 1."""
+    """Activations of a caption, kept for the backward pass: Korthikanti et al. 2022 (arXiv 2205.05198), Eq. 1."""
     config = encoder.config.get_text_config()
     length, width, heads = _NUM_TOKENS, config.hidden_size, config.num_attention_heads
     of_layer = length * width * (34 + 5 * heads * length / width)  # bytes, in half precision

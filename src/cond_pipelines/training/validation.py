@@ -37,7 +37,8 @@ class Validation:
     """When samples are drawn and the held-out loss is measured, and of what the samples are.
 
     Four times in a run, or every `validation_steps`. Samples also at the steps 0, 50 and 200, as many as take a
-    twentieth of the run together: of a short run fewer than `num_validation_images`, or none.
+    twentieth of the run together: in a short run fewer than `num_validation_images`, or none. In a run of so many
+    minutes the four grids are as small, and of one sample at least.
 
     Args:
         step: where the run starts; pictures of later steps are of another run, and are removed.
@@ -72,7 +73,11 @@ class Validation:
     ) -> tuple[float | None, Image.Image | None]:
         """The held-out loss and a grid of samples; of an early grid no loss, and None where it would take too long."""
         config, regular = self.config, self._is_regular(step, before, done)
-        count = len(self.conditions) if regular else self._num_early(pipe)
+        count = len(self.conditions)
+        if not regular:
+            count = self._num_early(pipe)
+        elif config.max_train_minutes and config.validation_steps is None:  # the time is for training
+            count = max(1, self._num_early(pipe))
         if not count:
             return None, None
         loss = None
