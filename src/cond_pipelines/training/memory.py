@@ -60,14 +60,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for x in tree_leaves(made):
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in given:  # neither a view nor in place
                 self._note(x.untyped_storage())
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._live:  # a view, or written in place
+        if key in self._live:
             return
 
         def gone(_: weakref.ref) -> None:
