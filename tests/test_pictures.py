@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from cond_pipelines.pictures import image_grid, loss_plot
+from cond_pipelines.pictures import animation, image_grid, loss_plot, wrapped
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
@@ -56,6 +56,69 @@ def test_any_caption_fits_under_its_image(caption):
     assert (below < 128).any() == bool(caption)
     edge = np.asarray(grid.convert("L"))[:, -2:]
     assert (edge == 255).all()
+
+
+LONG = {
+    "a word of a million letters": "x" * 10**6,
+    "a million words": "red circle " * 10**6,
+    "970 characters": "one two three four five six seven " * 29,
+    "newlines": "a\nb\r\nc\td\x00e\x1b[31mf" * 100,
+    "wide characters": "\u65e5\u672c\U0001f642" * 1000,
+    "marks without a width": "e" + "\u0301" * 10**5,
+    "half of a character": "caf\ud83d caf\xe9 " * 100,
+}
+
+
+@pytest.mark.parametrize("width_px", [10, 64, 512])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_captions_of_any_length_are_cut_with_few_measurements(text, width_px, monkeypatch):
+    calls = []
+    textlength = ImageDraw.ImageDraw.textlength
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", lambda *a: calls.append(len(a[1])) or textlength(*a))
+    lines = wrapped(text, width_px, 4)
+    assert 1 <= len(lines) <= 4
+    assert len(calls) <= (4 + 1) * (math.log2(16 * (width_px + 1)) + 2)  # a bisection a line, and one for the end
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    assert all(textlength(draw, line) <= width_px for line in lines) or width_px == 10
+
+
+def test_captions_break_between_words_and_end_in_an_ellipsis():
+    words = [f"word{i}" for i in range(300)]
+    lines = wrapped(" ".join(words), 200, 5)
+    assert len(lines) == 5 and lines[-1].endswith("...")
+    shown = " ".join(lines).removesuffix("...").split()
+    assert shown == words[: len(shown)] and len(shown) > 15
+    assert wrapped("a red circle", 200, 5) == ["a red circle"]
+    assert wrapped("a red circle", 200, 1) == ["a red circle"]
+    assert wrapped(" ", 200, 5) == []
+    assert "".join(wrapped("x" * 60, 64, 50)) == "x" * 60
+
+
+def test_a_long_caption_is_shown_on_several_lines():
+    image = solid(COLOURS[0], size=(256, 256))
+    heights = [image_grid([image], captions=["word " * n]).height for n in (1, 30, 100_000)]
+    assert heights[0] < heights[1] < heights[2] <= 256 * 1.6
+
+
+def test_empty_places_stay_white():
+    grid = image_grid([solid(COLOURS[0]), None, None, None])
+    assert grid.size == image_grid([solid(COLOURS[0])] * 4).size
+    assert share(grid, COLOURS[0]) == pytest.approx(64 * 64 / (grid.width * grid.height))
+
+
+def test_an_animation_shows_the_first_and_the_last_and_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8)) for _ in range(40)]
+    frames = [(f"step {i}", picture) for i, picture in enumerate(pictures)]
+    animation(frames, tmp_path / "all.gif")
+    animation(frames[:1] + frames[-1:], tmp_path / "ends.gif")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".gif"] == []
+    with Image.open(tmp_path / "all.gif") as long, Image.open(tmp_path / "ends.gif") as ends:
+        assert long.n_frames == 12 and ends.n_frames == 2
+        assert max(long.size) <= 500 and (tmp_path / "all.gif").stat().st_size < 4e6
+        for index, same in ((0, 0), (11, 1)):
+            long.seek(index), ends.seek(same)
+            assert (np.asarray(long.convert("RGB")) == np.asarray(ends.convert("RGB"))).all()
 
 
 def test_wide_images():

@@ -4,7 +4,7 @@ model_index.json, unet/, adapter/        what it is
 card.yaml                                what you say of it: UserFacts
 training_summary.json                    what the training run saw and did: TrainingFacts
 evaluation/report.json                   what an evaluation measured: EvaluationFacts
-samples.png, loss.png, images/           shown where they are there
+samples.png, .gif, loss.png, images/     shown where they are there
 """
 
 import importlib.metadata
@@ -185,7 +185,8 @@ class CardFacts:
         vae = _facts(_VAE, folder / "vae/config.json") if index.vae[1] else None
         factor = 1 if vae is None else 2 ** (len(vae.block_out_channels) - 1)
         height, width = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size or 0] * 2
-        pictures = ["samples.png", "loss.png", *sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))]
+        pictures = ["samples.png", "samples.gif", "loss.png"]
+        pictures += sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))
         setting, height_px = settings.get(class_name, "custom"), factor * height
         training = _known(TrainingFacts, folder / "training_summary.json")
         run = training.run if training is not None else None

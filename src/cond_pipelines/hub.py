@@ -27,6 +27,7 @@ _PAGE = (
     "training_config.yaml",
     "training_summary.json",
     "samples.png",
+    "samples.gif",
     "loss.png",
 )
 _PAGE_FOLDERS = {"images": ("*.png",), "evaluation": ("*.json", "*.md", "*.png"), ".eval_results": ("*.yaml",)}

@@ -1,5 +1,6 @@
 """Pictures of a training run: a grid of samples, the loss curve."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from PIL import Image, ImageDraw
 
 from .files import whole_file
 
+_LINE_PX = 14  # of a caption, in Pillow's own font
+
 
 def image_grid(
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | None],
     columns: int | None = None,
     captions: Sequence[str] | None = None,
     min_side_px: int = 64,
@@ -19,31 +22,98 @@ def image_grid(
     """Images of one size as a grid, enlarged by whole pixels to at least `min_side_px` a side.
 
     Args:
-        captions: one line under each image, cut to its width.
+        images: None leaves its place empty; the first is an image.
+        captions: text under each image, on as many lines as it needs; what is higher than half an image ends in "...".
 
     Example:
         >>> image_grid(pipe(batch_size=16).images).save("samples.png")
     """
     if not images:
         raise ValueError("no images to lay out")
-    columns = columns or max(1, round(len(images) ** 0.5))
+    columns = columns or default_columns(len(images))
     scale = max(1, -(-min_side_px // max(images[0].size)))
     width, height = (side * scale for side in images[0].size)
-    gap, line = max(2, width // 32), 14 if captions else 0
+    texts = [wrapped(text, width, max(2, height // (2 * _LINE_PX))) for text in captions or ()]
+    num_lines = max(1, *map(len, texts)) if captions else 0
+    gap, below = max(2, width // 32), num_lines * _LINE_PX
     rows = -(-len(images) // columns)
-    grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), "white")
+    grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + below + gap) + gap), "white")
     draw = ImageDraw.Draw(grid)
     for number, image in enumerate(images):
         left = gap + number % columns * (width + gap)
-        top = gap + number // columns * (height + line + gap)
+        top = gap + number // columns * (height + below + gap)
+        if image is None:
+            continue
+        for line, text in enumerate(texts[number] if captions else ()):
+            draw.text((left, top + height + 1 + line * _LINE_PX), text, fill="black")
         large = image.resize((width, height), Image.Resampling.NEAREST).convert("RGBA")
         grid.paste(large, (left, top), large)
-        if captions:
-            text = " ".join(captions[number].split())  # on one line, whatever it was
-            while text and draw.textlength(text) > width:
-                text = text[:-1]
-            draw.text((left, top + height + 1), text, fill="black")
     return grid
+
+
+def default_columns(count: int) -> int:
+    """Of a grid of so many images: it is about square."""
+    return max(1, round(count**0.5))
+
+
+def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
+    """The text on lines of at most `width_px` in Pillow's own font, broken between words; cut with "...".
+
+    The number of measurements grows with the lines and not with the text: the end of each is found by bisection.
+
+    Example:
+        >>> wrapped("a very small red circle", 64, 2)
+        ['a very small', 'red circle']
+    """
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    # A visible character is at least a pixel wide, so more than this is never shown.
+    text = text[: 4 * (width_px + 1) * max_lines]
+    words = "".join(c if c.isprintable() else " " for c in text).split()  # no newlines, tabs, control characters
+    rest, lines = " ".join(words), []
+
+    def fitting(text: str, ending: str = "") -> int:
+        """The most of its first characters that fit on a line together with `ending`."""
+        return bisect.bisect_right(
+            range(1, len(text) + 1), width_px, key=lambda n: draw.textlength(text[:n].rstrip() + ending)
+        )
+
+    while rest and len(lines) < max_lines:
+        count = fitting(rest)
+        if count < len(rest) and len(lines) == max_lines - 1:
+            return [*lines, _at_a_word(rest, fitting(rest, "...")).rstrip() + "..."]
+        line = _at_a_word(rest, max(1, count))
+        lines.append(line.rstrip())
+        rest = rest[len(line) :].lstrip()
+    return lines
+
+
+def _at_a_word(text: str, count: int) -> str:
+    """The first `count` characters, or fewer so that no word is cut that is not a line long."""
+    if count >= len(text) or text[count] == " ":
+        return text[:count]
+    space = text.rfind(" ", 0, count)
+    return text[:space] if space > 0 else text[:count]
+
+
+def animation(frames: Sequence[tuple[str, Image.Image]], path: Path, side_px: int = 480, max_frames: int = 12) -> None:
+    """Write an animated GIF: small enough for a page, at most 3 MB, whatever the run.
+
+    Args:
+        frames: (label, picture), all of one size. Of more than `max_frames` the first, the last and evenly between.
+    """
+    if len(frames) > max_frames:
+        frames = [frames[round(i * (len(frames) - 1) / (max_frames - 1))] for i in range(max_frames)]
+    scale = min(1.0, side_px / max(frames[0][1].size))
+    width, height = (max(1, round(scale * px)) for px in frames[0][1].size)
+    pictures = []
+    for label, picture in frames:
+        frame = Image.new("RGB", (width, height + _LINE_PX), "white")
+        frame.paste(picture.convert("RGB").resize((width, height), Image.Resampling.BOX if scale < 1 else None))
+        ImageDraw.Draw(frame).text((2, height), label, fill="black")
+        pictures.append(frame.quantize(256))
+    duration_ms = [700] * (len(pictures) - 1) + [2500]
+    with whole_file(path) as unfinished:
+        pictures[0].save(unfinished, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0)
 
 
 def visible(image: np.ndarray) -> Image.Image:

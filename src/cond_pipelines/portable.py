@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -118,6 +119,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         A checkpoint of diffusers' own (Stable Diffusion, DDPM, DDIM, LDM) becomes a pipeline of the same setting, see
         `parents`. Installed code only: no code of a repository is run, and no weights but safetensors are read.
+        Without `dtype` every network is float32, whatever the files are: otherwise transformers would keep a text
+        encoder in half precision beside diffusers' UNet in float32.
 
         Raises:
             ValueError: the model is of another setting (the message names its class), holds pickled weights, or has
@@ -143,8 +146,10 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if kwargs.get("use_safetensors") is False:
             raise ValueError("use_safetensors=False would read pickled weights, which can run code: leave it out")
         kwargs["use_safetensors"] = True
-        if _INSTALLED:  # there is nothing to trust
-            kwargs.pop("trust_remote_code", None)
+        if _INSTALLED:
+            kwargs.pop("trust_remote_code", None)  # there is nothing to trust
+            if kwargs.get("torch_dtype") is None and kwargs.get("dtype") is None:
+                kwargs["dtype"] = torch.float32
         try:
             if is_parent:
                 return parents.load(cls, path, index, **kwargs)

@@ -1,17 +1,160 @@
-"""What a run uses where it was not told: chosen from the resolution, the number of images and the device."""
+"""What a run uses where nothing was given: chosen from the images, the network, the device and its free memory."""
 
 import importlib.util
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
+from accelerate import Accelerator
 
+from ..conditional_pipeline import ConditionalPipeline
 from ..flags import with_effect
+from ..unet import build_unet
+from ..vae import VAE, vae_scale_factor
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
+from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
+from .setup import TrainingData
+
+
+def decide(
+    config: TrainingConfig,
+    data: TrainingData,
+    vae: VAE | None,
+    parent: ConditionalPipeline | None,
+    accelerator: Accelerator,
+) -> tuple[TrainingConfig, str]:
+    """A copy of `config` with all that it leaves open, and why it was chosen so, in one line.
+
+    Args:
+        vae: of a latent model. parent: the pretrained model, where there is one.
+        accelerator: its device's free memory decides how many images go through the network at a time. The images of
+            an optimizer step do not depend on it.
+    """
+    device, chosen = accelerator.device, []
+    scale = 1 if vae is None else vae_scale_factor(vae)
+    sample_size = data.dataset.resolution // scale
+    num_images = None if data.train is None else len(data.train)
+    given, config = config, replace(config, resolution=data.dataset.resolution, channels=data.dataset.channels)
+    if config.train_text_encoder is None and parent is not None and parent.components.get("text_encoder") is not None:
+        config = replace(config, train_text_encoder=False)  # it is not new
+    num_parameters = None if parent is None else sum(p.numel() for p in parent.unet.parameters())
+    if config.train_batch_size is None:
+        size = config.unet_size or _unet_size(sample_size, device.type == "cpu")
+        channels = data.dataset.channels if vae is None else vae.config.latent_channels
+        make = partial(build_unet, size, sample_size=sample_size, channels=channels)
+        if parent is not None:
+            make = partial(type(parent.unet).from_config, parent.unet.config)
+        images = _batch_size(sample_size, device.type == "cpu", num_images, num_parameters)
+        config, why = fit_memory(
+            config,
+            images,
+            partial(
+                step_memory,
+                make,
+                config,
+                sample_size=sample_size,
+                on_cpu=device.type == "cpu",
+                precision=config.mixed_precision,
+                vae=vae,
+                text_encoder=None if parent is None else parent.components.get("text_encoder"),
+                train_text_encoder=_train_text_encoder(config),
+            ),
+            free=_least(free_bytes(device) // _local_processes(device), accelerator),
+            at_least=1 if device.type == "cpu" else _FEWEST_ON_GPU,
+        )
+        chosen.append(why)
+    config = fill_defaults(
+        config,
+        num_images=num_images,
+        sample_size=sample_size,
+        device=device,
+        decoded=data.dataset.decoded,
+        num_parameters=num_parameters,
+    )
+    if given.learning_rate is None:
+        what = (
+            f"{config.unet_size}, new" if parent is None else f"--train {config.train} of {num_parameters / 1e6:,.0f} M"
+        )
+        chosen.append(f"learning rate {config.learning_rate:g} ({what})")
+    steps, guidance, whose = _sampling_of(config, parent)
+    if None in (given.default_num_inference_steps, given.default_guidance_scale):
+        config = replace(
+            config,
+            default_num_inference_steps=given.default_num_inference_steps or steps,
+            default_guidance_scale=guidance if given.default_guidance_scale is None else given.default_guidance_scale,
+        )
+        chosen.append(
+            f"{config.default_num_inference_steps} sampling steps, guidance {config.default_guidance_scale:g} ({whose})"
+        )
+    return config, f"chosen: {'; '.join(chosen)}" if chosen else ""
+
+
+def fit_memory(
+    config: TrainingConfig, images: int, memory_of: Callable[..., StepMemory], free: int, at_least: int = 1
+) -> tuple[TrainingConfig, str]:
+    """A copy of `config` whose step of `images` fits into memory, and why it is as it is.
+
+    Images that do not fit at a time go through the network in equal parts, with gradient accumulation. Gradient
+    checkpointing, which takes a third more time, comes in where fewer than `at_least` fit without.
+
+    Args:
+        memory_of: `step_memory`, to be called with `gradient_checkpointing`.
+        free: bytes.
+    """
+    given = config.gradient_accumulation_steps
+    for checkpointing in sorted({config.gradient_checkpointing, True}):
+        memory = memory_of(gradient_checkpointing=checkpointing)
+        batch_size = _most_that_fit(memory, images, given, free)
+        if batch_size >= (1 if checkpointing else min(at_least, images)):
+            break
+    batch_size = max(1, batch_size)
+    number = images // batch_size
+    needed = memory.total(batch_size, given * number)
+    why = f"{batch_size} images at a time" + (f" x {given * number}" if given * number > 1 else "")
+    why += ", gradient checkpointing" if checkpointing else ""
+    fit = "of" if needed <= free else "which may be too much for"
+    why += f" ({needed / 2**30:.2g} GiB estimated, {fit} {free / 2**30:.3g} GiB)"
+    return replace(
+        config,
+        train_batch_size=batch_size,
+        gradient_accumulation_steps=given * number,
+        gradient_checkpointing=checkpointing,
+    ), why
+
+
+def _most_that_fit(memory: StepMemory, images: int, micro_steps: int, free: int) -> int:
+    """The largest equal part of `images` that fits; 0: not even one does."""
+    whole = memory.total(images, micro_steps)
+    if whole <= free or images == 1:
+        return images if whole <= free else 0
+    whole, one = memory.total(images, 2), memory.total(1, 2)
+    # The peak is the largest of sums that grow with the images, so it is convex: below the straight line.
+    affordable = 1 + (free - one) * (images - 1) / (whole - one)
+    return max((n for n in range(1, images) if images % n == 0 and n <= affordable), default=0)
+
+
+def _sampling_of(config: TrainingConfig, parent: ConditionalPipeline | None) -> tuple[int, float, str]:
+    """Steps, guidance scale and whose they are; another scheduler than the parent's needs other steps."""
+    if parent is None:
+        return _NUM_INFERENCE_STEPS, _GUIDANCE_SCALE, "ours"
+    steps = _NUM_INFERENCE_STEPS if config.scheduler else parent.config.default_num_inference_steps
+    return steps, parent.config.default_guidance_scale, "the pretrained model's"
+
+
+def _least(value: int, accelerator: Accelerator) -> int:
+    """The least of all processes, which must choose the same."""
+    return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).min())
+
+
+def _local_processes(device: torch.device) -> int:
+    """How many processes share the memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
 
 
 def fill_defaults(
@@ -29,20 +172,19 @@ def fill_defaults(
         num_images: in the training split; None where it is streamed.
         sample_size: of what the UNet denoises, in pixels or latent pixels.
         decoded: the images are decoded already, so loading needs no worker processes.
-        num_parameters: of a pretrained UNet; the larger, the lower the learning rate.
+        num_parameters: of a pretrained UNet; the larger, the lower the learning rate and the batch.
     """
     on_cpu = device.type == "cpu"
     size = config.unet_size or _unet_size(sample_size, on_cpu)
-    batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images)
+    batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images, num_parameters)
     fine_tuning = config.pretrained_model_name_or_path is not None
-    like = (
-        size
-        if num_parameters is None
-        else min(_NUM_PARAMETERS, key=lambda s: abs(math.log(num_parameters / _NUM_PARAMETERS[s])))
-    )
-    learning_rate = config.learning_rate or _LEARNING_RATES[like] * (0.5 if fine_tuning else 1.0)
-    if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
-        learning_rate = config.learning_rate or 1.0
+    like = size if num_parameters is None else _size_like(num_parameters)
+    learning_rate = config.learning_rate or _learning_rate(config, like, fine_tuning)
+    adapter_lr, text_encoder_lr = learning_rate, NEW_TEXT_ENCODER_LR
+    if config.learning_rate is None:  # an adapter may be new where the UNet is not
+        adapter_lr = max(learning_rate, _LARGE_PARENT["adapter"])
+    if fine_tuning:  # so is the text encoder, where it is the parent's
+        text_encoder_lr = min(text_encoder_lr, learning_rate)
     averages_itself = config.optimizer == "schedulefree"
     batch_of_all = batch_size * config.gradient_accumulation_steps * _world_size()
     max_train_steps, num_train_epochs = _length(config, num_images, batch_of_all)
@@ -57,9 +199,9 @@ def fill_defaults(
         "unet_size": None if fine_tuning else size,
         "train_batch_size": batch_size,
         "learning_rate": learning_rate,
-        "adapter_lr": config.adapter_lr or learning_rate,
+        "adapter_lr": config.adapter_lr or adapter_lr,
         "text_encoder_lr": config.text_encoder_lr
-        or (learning_rate if config.optimizer == "prodigy" else NEW_TEXT_ENCODER_LR),
+        or (learning_rate if config.optimizer == "prodigy" else text_encoder_lr),
         "lr_scheduler": config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
         "use_ema": config.use_ema and not averages_itself,
         "lr_warmup_steps": default_warmup_steps(num_steps)
@@ -71,6 +213,10 @@ def fill_defaults(
         "dataloader_num_workers": workers,
         "report_to": config.report_to or default_tracker(),
         "train_text_encoder": _train_text_encoder(config),
+        "default_num_inference_steps": config.default_num_inference_steps or _NUM_INFERENCE_STEPS,
+        "default_guidance_scale": _GUIDANCE_SCALE
+        if config.default_guidance_scale is None
+        else config.default_guidance_scale,
     }
     # What has no effect in this run stays open.
     has_effect = with_effect(TrainingConfig, vars(config) | chosen)
@@ -120,6 +266,24 @@ _NUM_PARAMETERS = {
     "xxl": 863e6,
 }  # of parameters
 _LEARNING_RATES = {"xxs": 2e-3, "xs": 2e-3, "s": 2e-3, "m": 8e-4, "l": 2e-4, "xl": 1e-4, "xxl": 1e-4}
+# Of Stable Diffusion and the like, by what is trained: as diffusers' train_text_to_image.py and
+# train_text_to_image_lora.py; between them where only the cross-attention is trained.
+_LARGE_PARENT = {"unet": 1e-5, "cross_attention": 5e-5, "lora": 1e-4, "adapter": 1e-4}
+_LARGE_PARENT_IMAGES = 16  # of a step, as in diffusers' train_text_to_image.py
+_FEWEST_ON_GPU = 4  # images that make it worth its while without gradient checkpointing
+_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 30, 2.5  # of our own models
+
+
+def _size_like(num_parameters: float) -> str:
+    return min(_NUM_PARAMETERS, key=lambda size: abs(math.log(num_parameters / _NUM_PARAMETERS[size])))
+
+
+def _learning_rate(config: TrainingConfig, like: str, fine_tuning: bool) -> float:
+    if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
+        return 1.0
+    if not fine_tuning:
+        return _LEARNING_RATES[like]
+    return _LARGE_PARENT[config.train] if like in ("xl", "xxl") else 0.5 * _LEARNING_RATES[like]
 
 
 def _unet_size(sample_size: int, on_cpu: bool) -> str:
@@ -130,11 +294,14 @@ def _unet_size(sample_size: int, on_cpu: bool) -> str:
     return "s" if sample_size <= 20 else "m" if sample_size <= 48 else "l" if sample_size <= 96 else "xl"
 
 
-def _batch_size(sample_size: int, on_cpu: bool, num_images: int | None) -> int:
+def _batch_size(sample_size: int, on_cpu: bool, num_images: int | None, num_parameters: int | None = None) -> int:
+    """Images of an optimizer step in each process; `num_parameters` of a pretrained network."""
     # A CPU is short of steps rather than of images a step: in equal time at 32 px, half the batch gave two thirds of
     # the held-out loss.
     most = 32 if on_cpu else 256
     batch_size = max(8, min(most, most * 32 * 32 // sample_size**2))
+    if num_parameters is not None and _size_like(num_parameters) in ("xl", "xxl"):
+        batch_size = min(batch_size, _LARGE_PARENT_IMAGES)
     return min(batch_size, max(1, num_images or batch_size))
 
 

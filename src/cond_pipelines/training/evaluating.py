@@ -35,7 +35,7 @@ class Evaluator:
     def __init__(self, config: TrainingConfig, data: TrainingData, accelerator: Accelerator):
         if data.train is None or config.value_range or config.aspect_buckets:
             raise ValueError("--evaluation_steps needs square 8-bit images that are not streamed")
-        self.accelerator = accelerator
+        self.accelerator, self.batch_size = accelerator, config.train_batch_size
         chosen = np.random.default_rng(config.seed).permutation(data.train)
         some = data.conditions(chosen[: config.num_evaluation_samples])
         self.conditions = [some[i % len(some)] for i in range(config.num_evaluation_samples)]
@@ -48,7 +48,9 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, pipe: ConditionalPipeline) -> dict[str, float]:
         """Sample in all processes, measure in the main one; the others get nothing."""
-        images = sample_images(pipe, self.conditions, self.accelerator, num_inference_steps=None)
+        desc = f"Sampling {len(self.conditions)} images to evaluate"
+        sampling = {"num_inference_steps": None, "desc": desc, "batch_size": self.batch_size}
+        images = sample_images(pipe, self.conditions, self.accelerator, **sampling)
         if not self.accelerator.is_main_process:
             return {}
         fake = extract(self.extractor, images, len(images), what="samples")

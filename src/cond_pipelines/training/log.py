@@ -169,13 +169,15 @@ class TrainingLog:
         """The steps left out: all of them, and how many in a row up to now."""
         return self.left_out.tolist()
 
-    def validation(self, progress: Progress, loss: float | None, grid: Image.Image | None) -> None:
-        """Note a validation: the loss of held-out images, and a grid of samples."""
+    def validation(self, progress: Progress, loss: float | None, grid: Image.Image) -> None:
+        """Note a validation: the loss of held-out images (None: not measured), and a grid of samples."""
         if not self.accelerator.is_main_process:
             return
         if loss is not None:
             self._write({"step": progress.step, "images": progress.position, "held_out_loss": loss})
             self.print(f"step {progress.step:,}: held-out loss {loss:.4f}")
+        (self.output_dir / "samples").mkdir(exist_ok=True)
+        save_picture(grid, self.output_dir / "samples" / f"{progress.step:06d}.png", self.run)
         save_picture(grid, self.output_dir / "samples.png", self.run)
         pixels = np.asarray(grid)[None]  # (1, H, W, 3)
         for tracker in self.accelerator.trackers:

@@ -16,7 +16,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline, vae_scale_factor
+from ..conditional_pipeline import ConditionalPipeline
 from ..console import show_any_text
 from ..data.batches import draw_noise, make_loader
 from ..data.workers import signals_held
@@ -26,7 +26,8 @@ from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, save_checkpoint
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
-from .defaults import default_tracker, fast_precision, fill_defaults
+from .defaults import decide, default_tracker, fast_precision
+from .dtypes import hold_float32
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
 from .evaluating import Evaluator
 from .final_save import model_is_saved, save_finished
@@ -56,7 +57,7 @@ from .setup import (
 )
 from .sharding import RunAccelerator, how_sharded, prepare, run_state, whole_pipeline
 from .summary import NUM_SAMPLES, write_summary
-from .validation import ema_weights, grid_conditions, held_out_loss, labelled_grid, sample_images
+from .validation import Validation, crossed, ema_weights, grid_conditions, sample_images, write_animation
 
 
 class _Told(nn.Module):
@@ -114,21 +115,13 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
         data = load_data(config, image_channels(config, parent, vae))
-    decided = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
-    if config.train_text_encoder is None and parent is not None and parent.components.get("text_encoder") is not None:
-        decided["train_text_encoder"] = False  # it is not new
-    config = fill_defaults(
-        replace(config, mixed_precision=accelerator.precision, **decided),
-        num_images=None if data.train is None else len(data.train),
-        sample_size=data.dataset.resolution // (1 if vae is None else vae_scale_factor(vae)),
-        device=accelerator.device,
-        decoded=data.dataset.decoded,
-        num_parameters=None if parent is None else sum(p.numel() for p in parent.unet.parameters()),
-    )
+    config, chosen = decide(replace(config, mixed_precision=accelerator.precision), data, vae, parent, accelerator)
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     length = RunLength.of(config, None if data.train is None else len(data.train))
     pipe = build_pipeline(config, data, vae, parent)
     objective = build_objective(config, pipe.scheduler)
     loaded = loaded_identity(config, pipe, data, objective, parent_weights)
+    hold_float32(pipe)
     trained = make_trainable(pipe, config, parent)
     pipe.to(accelerator.device)
     if accelerator.device.type == "cpu":
@@ -169,8 +162,8 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         cache_latents(config, data, pipe, accelerator.device)
     if config.cache_text_embeddings:
         cache_text(config, data, conditions, accelerator.device)
-    grid_of = grid_conditions(config, data, config.num_validation_images)
-    conditions.preprocess(grid_of)  # a bad one of --validation_prompts is an error before the first step
+    validation = Validation(config, data, objective, accelerator, progress.step)
+    conditions.preprocess(validation.conditions)  # a bad one of --validation_prompts is an error before the first step
     loader = make_loader(
         data.dataset,
         data.train,
@@ -188,6 +181,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     folder.start(progress, resumed_run)
     log = TrainingLog(accelerator, config, output_dir, progress, length, folder.run)
     log.opening(data, counts, resumed, identity.notes)
+    log.print(chosen)
     start = time.perf_counter() - progress.elapsed_sec
 
     def save() -> Path:
@@ -196,9 +190,19 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
             accelerator, output_dir, progress, config.checkpoints_total_limit, identity.values, folder.run
         )
 
+    def look(before: float, done: float) -> None:
+        if validation.due(progress.step, before, done):
+            with ema_weights(ema, whole_modules, parameters, optimizer):
+                loss, grid = validation(whole, progress.step, before, done)
+            if grid is not None:
+                log.validation(progress, loss, grid)
+            accelerator.wait_for_everyone()
+
     done = length.fraction_done(progress, accelerator)
     stop.hold(accelerator)
     with log, one_line_failures(progress, output_dir):
+        if progress.step == 0:
+            look(0.0, 0.0)
         with signals_held():
             batches = iter(loader)
         while done < 1:
@@ -235,14 +239,9 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
             progress.elapsed_sec = time.perf_counter() - start
             before, done = done, length.fraction_done(progress, accelerator)
             log.step(progress, step_loss, left_out, lr, done)
-            if of_length and accelerator.is_main_process and _crossed(NUM_SNAPSHOTS, before, done):
+            if of_length and accelerator.is_main_process and crossed(NUM_SNAPSHOTS, before, done):
                 save_snapshot(output_dir, progress.step, pipe, of_length, folder.run)
-            if _validate_now(config, progress.step, before, done):
-                with ema_weights(ema, whole_modules, parameters, optimizer):
-                    loss_held_out = held_out_loss(whole, objective, data, accelerator, batch_size)
-                    images = sample_images(whole, grid_of, accelerator)
-                log.validation(progress, loss_held_out, labelled_grid(images, grid_of, data.id2label))
-                accelerator.wait_for_everyone()
+            look(before, done)
             if evaluator is not None and progress.step % config.evaluation_steps == 0:
                 with ema_weights(ema, whole_modules, parameters, optimizer):
                     log.evaluation(progress, evaluator(whole))
@@ -274,17 +273,6 @@ def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
     )
-
-
-def _crossed(parts: int, before: float, done: float) -> bool:
-    """Whether one of `parts` equal parts of the run ended with this step."""
-    return int(parts * before) != int(parts * min(done, 1.0))
-
-
-def _validate_now(config: TrainingConfig, step: int, before: float, done: float) -> bool:
-    if config.validation_steps is None:
-        return _crossed(4, before, done)
-    return config.validation_steps > 0 and step % config.validation_steps == 0
 
 
 def _finish(
@@ -335,8 +323,11 @@ def _show_finished(
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
     images = None  # a signal leaves them out: what is trained is saved already
+    desc = f"Sampling the final {NUM_SAMPLES} images"
+    batch_size = config.train_batch_size
     with stop.interruptible():
-        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, desc=desc, batch_size=batch_size)
     if accelerator.is_main_process:
+        write_animation(output_dir)
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images, folder.run)
     return images is not None

@@ -59,7 +59,7 @@ def make_trainable(
             add_lora(pipe.text_encoder, config)
     if config.train == "cross_attention":
         for name, parameter in pipe.unet.named_parameters():
-            parameter.requires_grad_(".attn2." in name)
+            parameter.requires_grad_(trains_parameter(config, name))
     trained = [module for module in modules if any(p.requires_grad for p in module.parameters())]
     if not trained or (config.train == "cross_attention" and pipe.unet not in trained):
         what = "the UNet has no cross-attention" if config.train == "cross_attention" else "the adapter learns nothing"
@@ -67,6 +67,14 @@ def make_trainable(
     for module in modules:
         module.train(module in trained)
     return trained
+
+
+def trains_parameter(config: TrainingConfig, name: str) -> bool:
+    """Whether --train trains the UNet's parameter of this name; for a LoRA, whether it trains matrices for it."""
+    if config.train == "lora":
+        module = name.rpartition(".")[0]
+        return any(module == target or module.endswith(f".{target}") for target in config.lora_target_modules)
+    return config.train == "unet" or (config.train == "cross_attention" and ".attn2." in name)
 
 
 def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

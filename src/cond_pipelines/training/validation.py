@@ -1,7 +1,10 @@
 """What is looked at during training: the loss on held-out images at fixed noise and times, and samples."""
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +14,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..conditional_pipeline import ConditionalPipeline
 from ..data.batches import draw_noise, signed
 from ..data.labels import condition_name
 from ..objectives import Objective
-from ..pictures import image_grid, visible
+from ..pictures import animation, image_grid, visible
 from .config import TrainingConfig
 from .ema import WeightAverage
 from .optimizers import trainable
@@ -24,6 +28,102 @@ from .setup import TrainingData
 from .sharding import fill, is_sharded
 
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
+_EARLY_STEPS = (0, 50, 200)
+_EARLY_SHARE = 0.05  # of the run, for the grids at these steps together
+_SILENCE_SEC = 2.0  # what takes longer gets a progress bar
+
+
+class Validation:
+    """When samples are drawn and the held-out loss is measured, and of what the samples are.
+
+    Four times in a run, or every `validation_steps`. Samples also at the steps 0, 50 and 200, as many as take a
+    twentieth of the run together: in a short run fewer than `num_validation_images`, or none. In a run of so many
+    minutes the four grids are as small, and of one sample at least.
+
+    Args:
+        step: where the run starts; pictures of later steps are of another run, and are removed.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, data: TrainingData, objective: Objective, accelerator: Accelerator, step: int
+    ):
+        self.config, self.data, self.objective, self.accelerator = config, data, objective, accelerator
+        self.conditions = grid_conditions(config, data, config.num_validation_images)
+        self._early: int | None = None  # images of an early grid, once it is known
+        folder = Path(config.output_dir)
+        if accelerator.is_main_process:
+            (folder / "samples.gif").unlink(missing_ok=True)
+            for path in (folder / "samples").glob("*.png"):
+                if re.fullmatch(r"\d{6,}", path.stem) and (step == 0 or int(path.stem) > step):
+                    path.unlink()
+
+    def due(self, step: int, before: float, done: float) -> bool:
+        """Whether it is time, after `step` steps; `before` and `done` are the fractions of the run around the last."""
+        if self.config.validation_steps == 0:
+            return False
+        return step in _EARLY_STEPS or self._is_regular(step, before, done)
+
+    def _is_regular(self, step: int, before: float, done: float) -> bool:
+        if self.config.validation_steps is None:
+            return crossed(4, before, done)
+        return step > 0 and step % self.config.validation_steps == 0
+
+    def __call__(
+        self, pipe: ConditionalPipeline, step: int, before: float, done: float
+    ) -> tuple[float | None, Image.Image | None]:
+        """The held-out loss and a grid of samples; of an early grid no loss, and None where it would take too long."""
+        config, regular = self.config, self._is_regular(step, before, done)
+        count = len(self.conditions)
+        if not regular:
+            count = self._num_early(pipe)
+        elif config.max_train_minutes and config.validation_steps is None:  # the time is for training
+            count = max(1, self._num_early(pipe))
+        if not count:
+            return None, None
+        loss = None
+        if regular:
+            loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, config.train_batch_size)
+        desc = f"Sampling {count} images after step {step:,}"
+        some = self.conditions[:count]
+        images = sample_images(pipe, some, self.accelerator, desc=desc, batch_size=config.train_batch_size)
+        empty = [None] * (len(self.conditions) - count)  # so that all grids of a run are laid out alike
+        return loss, labelled_grid(images + empty, self.conditions, self.data.id2label)
+
+    def _num_early(self, pipe: ConditionalPipeline) -> int:
+        """How many images of an early grid the run affords."""
+        if self._early is None:
+            self._early = min(len(self.conditions), self._num_affordable(pipe))
+        return self._early
+
+    def _num_affordable(self, pipe: ConditionalPipeline) -> int:
+        config, counts = self.config, []
+        if config.max_train_steps:
+            # Counted in forward passes of an image, so that a resumed run has the same pictures. A training step takes
+            # three of each: the backward pass costs two.
+            images = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+            grids = sum(step < config.max_train_steps for step in _EARLY_STEPS)
+            guided = pipe.config.default_guidance_scale != 1 and any(c is not None for c in self.conditions)
+            passes = _NUM_STEPS * (2 if guided else 1)  # of one sample
+            counts.append(int(_EARLY_SHARE * 3 * images * config.max_train_steps / grids / passes))
+        if config.max_train_minutes:
+            budget_sec = _EARLY_SHARE * 60 * config.max_train_minutes / len(_EARLY_STEPS)
+            sec = self._sec_of_a_step(pipe)
+            if sec <= budget_sec:  # the first call also sets up what later ones use
+                sec = self._sec_of_a_step(pipe)
+            counts.append(int(budget_sec / (_NUM_STEPS * sec)))
+        return min(counts)
+
+    def _sec_of_a_step(self, pipe: ConditionalPipeline) -> float:
+        """One sampling step of one image; the same number in all processes."""
+        start = time.perf_counter()
+        sample_images(pipe, self.conditions[:1], self.accelerator, num_inference_steps=1)
+        sec = torch.tensor([time.perf_counter() - start], device=self.accelerator.device)
+        return self.accelerator.gather(sec).max().item()
+
+
+def crossed(parts: int, before: float, done: float) -> bool:
+    """Whether one of `parts` equal parts of the run ended between two fractions of it."""
+    return int(parts * before) != int(parts * min(done, 1.0))
 
 
 @contextmanager
@@ -74,7 +174,8 @@ def held_out_loss(
     device, losses = accelerator.device, []
     start = 0
     parts = [part for part in data.dataset.by_bucket(data.held_out) if len(part)]  # a batch is of one size
-    for indices in [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]:
+    batches = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
+    for indices in tqdm(batches, **_bar(accelerator, f"Held-out loss of {len(data.held_out)} images", "batch")):
         rows = [data.dataset[0, int(i)] for i in indices]
         pixels = torch.stack([torch.from_numpy(row.pixels.copy()) for row in rows]).permute(0, 3, 1, 2)  # (B, C, H, W)
         x_0 = pipe.encode_images(signed(pixels.to(device)), torch.Generator(device).manual_seed(start))
@@ -114,38 +215,63 @@ def sample_images(
     accelerator: Accelerator,
     num_inference_steps: int | None = _NUM_STEPS,
     seed: int = 0,
+    desc: str = "Sampling",
+    batch_size: int = 64,
 ) -> list[Image.Image]:
     """One sample for each condition, from noise that never changes, made by all processes together.
 
     Args:
         num_inference_steps: None: the pipeline's own.
+        desc: of the progress bar, shown where it takes more than two seconds.
+        batch_size: images at a time, at most 64: what was trained in one batch can be sampled in one.
 
     Returns:
         All of them, in every process.
     """
     mine = list(range(accelerator.process_index, len(conditions), accelerator.num_processes))
     made: list[tuple[int, Image.Image]] = []
-    pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(mine), 64):
-        some = mine[start : start + 64]
-        # On the CPU, so that a GPU shows the same.
-        generators = [torch.Generator().manual_seed(seed + i) for i in some]
-        with accelerator.autocast():
-            images = ConditionalPipeline.__call__(
-                pipe,
-                [conditions[i] for i in some],
-                generator=generators,
-                num_inference_steps=num_inference_steps,
-                output_type="np",
-            ).images  # (B, H, W, C)
-        made += zip(some, map(visible, images), strict=True)
-    pipe.set_progress_bar_config(disable=False)
+    batch_size, bar = min(64, batch_size), getattr(pipe, "_progress_bar_config", {})
+    # What an adapter draws is not to move the random numbers of the training.
+    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+        for start in range(0, len(mine), batch_size):
+            some = mine[start : start + batch_size]
+            part = f" ({start + 1} to {start + len(some)})" if len(mine) > batch_size else ""
+            pipe.set_progress_bar_config(**_bar(accelerator, desc + part, "step"))
+            # On the CPU, so that a GPU shows the same.
+            generators = [torch.Generator().manual_seed(seed + i) for i in some]
+            with accelerator.autocast():
+                images = ConditionalPipeline.__call__(
+                    pipe,
+                    [conditions[i] for i in some],
+                    generator=generators,
+                    num_inference_steps=num_inference_steps,
+                    output_type="np",
+                ).images  # (B, H, W, C)
+            made += zip(some, map(visible, images), strict=True)
+    pipe.set_progress_bar_config(**bar)
     return [image for _, image in sorted(gather_object(made), key=lambda pair: pair[0])]
 
 
+def _bar(accelerator: Accelerator, desc: str, unit: str) -> dict[str, Any]:
+    """Arguments of a tqdm that says what is going on where it takes a while, and goes away."""
+    silent = not accelerator.is_local_main_process
+    return {"desc": desc, "unit": unit, "delay": _SILENCE_SEC, "leave": False, "disable": silent, "dynamic_ncols": True}
+
+
+def write_animation(folder: Path) -> None:
+    """Make samples.gif of the grids in samples/, where there are two or more of one size."""
+    frames = []
+    for path in sorted((folder / "samples").glob("*.png"), key=lambda path: (len(path.stem), path.stem)):
+        with Image.open(path) as picture:
+            frames.append((f"step {int(path.stem):,}", picture.convert("RGB")))
+    frames = [frame for frame in frames if frame[1].size == frames[-1][1].size]
+    if len(frames) > 1:
+        animation(frames, folder / "samples.gif")
+
+
 def labelled_grid(
-    images: list[Image.Image], conditions: list[Any], id2label: dict[int, str] | None = None
+    images: list[Image.Image | None], conditions: list[Any], id2label: dict[int, str] | None = None
 ) -> Image.Image:
-    """The images, each with the name of what it was told."""
+    """The images, each with the name of its condition."""
     names = [condition_name(c, id2label) for c in conditions]
     return image_grid(images, captions=names if any(c is not None for c in conditions) else None)

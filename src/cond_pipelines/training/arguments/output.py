@@ -40,7 +40,10 @@ class OutputArguments:
     )
     logging_steps: int = flag(50, "Write a line of the log every N optimizer steps.", resume="free", above=0)
     validation_steps: int | None = flag(
-        None, "Validate every N steps; 0: never. Default: four times in the run.", resume="free", at_least=0
+        None,
+        "Validate every N steps; 0: never, and no early samples. Default: four times in the run.",
+        resume="free",
+        at_least=0,
     )
     validation_prompts: list[str] = flag(
         [],
@@ -63,10 +66,17 @@ class OutputArguments:
         resume="free",
         needs="evaluation_steps",
     )
-    default_num_inference_steps: int = flag(
-        30, "Save this number of steps as the pipeline's default.", resume="free", above=0
+    default_num_inference_steps: int | None = flag(
+        None,
+        "Save this number of steps as the pipeline's default. Default: the pretrained model's, or 30.",
+        resume="free",
+        above=0,
     )
-    default_guidance_scale: float = flag(2.5, "Save this guidance scale as the pipeline's default.", resume="free")
+    default_guidance_scale: float | None = flag(
+        None,
+        "Save this guidance scale as the pipeline's default. Default: the pretrained model's, or 2.5.",
+        resume="free",
+    )
     push_to_hub: bool = flag(False, "Upload the finished pipeline to the Hub.", resume="free")
     hub_model_id: str | None = flag(
         None, "Name the model on the Hub and on its card. Default: the name of output_dir.", resume="free"

@@ -1,0 +1,32 @@
+"""The dtype of every weight in a training run, decided here and nowhere else."""
+
+from itertools import chain
+
+import torch
+from torch import nn
+
+from ..conditional_pipeline import ConditionalPipeline
+
+WEIGHTS = torch.float32
+
+
+def hold_float32(pipe: ConditionalPipeline) -> None:
+    """Make every network of `pipe` float32, whatever its files were.
+
+    Trained weights: in bf16 1 + 0.001 is 1, so small steps and moving averages would stand still. Frozen ones: autocast
+    casts what it multiplies and nothing else, so a layer in half precision fails where its input is float32; and what
+    is saved at the end is of one dtype. `--mixed_precision` decides what is computed in half precision.
+
+    Example:
+        >>> pipe = ConditionalPipeline.from_pretrained("a/checkpoint", torch_dtype=torch.float16)
+        >>> hold_float32(pipe)
+        >>> pipe.dtype
+        torch.float32
+    """
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module) and _has_half(module):
+            module.to(WEIGHTS)
+
+
+def _has_half(module: nn.Module) -> bool:
+    return any(x.dtype in (torch.float16, torch.bfloat16) for x in chain(module.parameters(), module.buffers()))
