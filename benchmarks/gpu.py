@@ -37,7 +37,7 @@ from types import FrameType
 
 from gpu_parts.context import Context
 from gpu_parts.report import Outcome, Report
-from gpu_parts.starting import import_beforehand, start_part
+from gpu_parts.starting import start_part, start_server
 from processes import kill_marked
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def run_part(part: Part, limit_sec: float, options: argparse.Namespace, report: 
         sec, code = time.time() - begun, process.exitcode
     finally:
         process.kill()
-        kill_marked(mark)  # what it started, also where it has ended itself
+        kill_marked(mark, options.server_pid)  # what it started, also where it has ended itself
     shutil.rmtree(folder, ignore_errors=True)
     if code == 0:
         return Outcome(part.name, "done", sec, limit_sec)
@@ -106,13 +106,13 @@ def run_part(part: Part, limit_sec: float, options: argparse.Namespace, report: 
 def prepare_environment(options: argparse.Namespace, scratch: Path) -> None:
     """What all parts, and what they start in turn, find in their environment: nothing of it outlives the run."""
     places = [str(ROOT / name) for name in ("src", "benchmarks", "tests")] + [os.environ.get("PYTHONPATH", "")]
+    sys.path[:0] = places[:-1]  # the fork server has this path, what is started otherwise has the variable
     os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"TMPDIR": str(scratch), "HF_DATASETS_CACHE": str(scratch / "datasets")}
     if options.tiny:  # a network this small is slower with more
         os.environ |= {"OMP_NUM_THREADS": "1"}
     if options.device == "cpu":
         os.environ |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-        import_beforehand()
 
 
 def _last_line(path: Path) -> str:
@@ -196,6 +196,7 @@ def main(args: list[str] | None = None, parts: tuple[Part, ...] = PARTS) -> int:
     try:
         report.machine = machine(options.device)
         prepare_environment(options, scratch)
+        options.server_pid = start_server(import_slow=options.device == "cpu")
         complete = run_all(chosen, options, report, scratch)
     except Ended as signal_name:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -17,9 +17,15 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def kill_marked(mark: str) -> None:
-    """SIGKILL of every process whose environment has MARK=`mark`, also where its parent has ended before it."""
+def kill_marked(mark: str, server_pid: int | None = None) -> None:
+    """SIGKILL of every process whose environment has MARK=`mark`, also where its parent has ended before it.
+
+    Args:
+        server_pid: a fork server, whose children keep the environment that it had itself: all of them are ended.
+    """
     found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(server_pid).children(recursive=True) if server_pid else []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == mark and process.pid != os.getpid():

@@ -67,7 +67,7 @@ def run(folder: Path, options: argparse.Namespace, start: Callable[..., None] | 
     """
     flags = {
         "conditioning": "class",
-        "dataset_name": "cond_pipelines.demo:demo_shapes",
+        "dataset_name": getattr(options, "dataset_name", "cond_pipelines.demo:demo_shapes"),
         "max_train_samples": 500,
         "resolution": 16,
         "unet_size": "xxs",

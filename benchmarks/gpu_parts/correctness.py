@@ -8,7 +8,8 @@ import json
 import os
 import socket
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import sharding_check
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils import prepare_multi_gpu_env
 from kill_test import logged_step, result
 from processes import MARK
@@ -27,6 +29,7 @@ from gpu_parts.context import Context
 from gpu_parts.starting import start
 
 _SPREAD = 3  # standard deviations over seeds within which a loss is the same
+_TINY = {"max_train_steps": 2, "train_batch_size": 2, "validation_steps": 2, "max_train_samples": 64}
 _KILL = {
     "conditioning": "class",
     "dataset_name": "gpu_parts.reference:drawn_shapes",
@@ -44,27 +47,31 @@ _KILL = {
 
 
 def run(context: Context) -> None:
-    """Start what runs by itself, train for the losses meanwhile, then write down what it found."""
-    with ThreadPoolExecutor(3) as pool:
-        killed = pool.submit(kill_and_resume, context)
-        if not context.tiny:  # a GPU and 16 cores are enough for all at once
-            sharded = {kind: pool.submit(compare, context, kind) for kind in ("fsdp2", "ddp")}
+    """Each check writes its rows, whatever becomes of the others."""
+    where = "one GPU" if context.device == "cuda" else "one CPU"
+    checks: dict[str, tuple[Callable[[], dict[str, Any]], Callable[..., None]]] = {
+        "killed and resumed, deterministic algorithms": (partial(kill_and_resume, context), _kill_rows),
+        f"fsdp2.yaml on {where}": (partial(compare, context, "fsdp2"), _shard_rows),
+        f"ddp.yaml on {where}": (partial(compare, context, "ddp"), _shard_rows),
+    }
+    if context.device == "cpu":  # one after the other: what is forked must have one thread
+        for what, (check, rows) in checks.items():
+            _write(context, what, check, rows)
         losses(context)
-        if context.tiny:
-            killed.exception()
-            sharded = {kind: pool.submit(compare, context, kind) for kind in ("fsdp2", "ddp")}
-        _write(context, "killed and resumed, deterministic algorithms", killed, _kill_rows)
-        for kind, future in sharded.items():
-            _write(context, f"{kind}.yaml on one {'GPU' if context.device == 'cuda' else 'CPU'}", future, _shard_rows)
+        return
+    with ThreadPoolExecutor(len(checks)) as pool:
+        futures = {what: pool.submit(check) for what, (check, _) in checks.items()}
+        losses(context)
+        for what, (_, rows) in checks.items():
+            _write(context, what, futures[what].result, rows)
 
 
-def _write(context: Context, what: str, future: Future, rows: Any) -> None:
+def _write(context: Context, what: str, check: Callable[[], dict[str, Any]], rows: Callable[..., None]) -> None:
     try:
-        rows(context, what, future.result())
+        rows(context, what, check())
     except Exception as error:  # whatever it is, the other checks have their rows
-        context.row(
-            what, "failed", goal="works", met=False, note=" ".join(f"{type(error).__name__}: {error}".split())[:300]
-        )
+        note = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        context.row(what, "failed", goal="works", met=False, note=note)
 
 
 # ------------------------------------------------------------------------------------------------ against a CPU
@@ -74,7 +81,7 @@ def losses(context: Context) -> None:
     mean, deviation = known["mean"], known["standard_deviation"]
     if known["config"] != reference.CONFIG:
         raise SystemExit(f"{reference.RESULT} is of another configuration: python -m gpu_parts.reference")
-    changes = {"max_train_steps": 2, "train_batch_size": 2, "validation_steps": 2} if context.tiny else {}
+    changes = _TINY if context.tiny else {}
     for precision in ("bf16", "fp16") if context.device == "cuda" else ("no",):
         loss = reference.held_out_loss(context.scratch / precision, mixed_precision=precision, **changes)
         goal = f"{mean:.4f} ± {_SPREAD * deviation:.4f}, {_SPREAD} deviations of a CPU's seeds"
@@ -105,7 +112,8 @@ def kill_and_resume(context: Context) -> dict[str, Any]:
     def begin(name: str) -> BaseProcess:
         environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", MARK: os.environ[MARK]}
         arguments = settings | {"output_dir": str(folders[name])}
-        return start(context.out / "gpu.log", environment, train_deterministically, arguments)
+        log, fork = context.out / "gpu.log", context.device == "cpu"
+        return start(log, environment, train_deterministically, arguments, fork=fork)
 
     whole, killed = begin("whole"), begin("killed")
     while killed.is_alive() and logged_step(folders["killed"]) < steps // 2:
@@ -137,6 +145,7 @@ def compare(context: Context, kind: str) -> dict[str, float]:
     """20 steps through training/accelerate/<kind>.yaml with one process, against none of it, and resumed half-way."""
     steps = 2 if context.tiny else 20
     options = argparse.Namespace(kind=kind, steps=steps, mixed_precision="no", num_processes=1)
+    options.dataset_name = _KILL["dataset_name"]
     launch = sharding_check.launch if context.device == "cuda" else partial(_launch_here, context)
     return sharding_check.compare(options, launch)
 
@@ -148,7 +157,7 @@ def _shard_rows(context: Context, what: str, found: dict[str, float]) -> None:
 
 
 def _launch_here(context: Context, options: argparse.Namespace, args: list[str]) -> None:
-    """As `accelerate launch` of one process, from the fork server, which has imported everything."""
+    """As `accelerate launch` of one process on a CPU, with what accelerate reads in the file, but forked."""
     parser = launch_command_parser()
     launcher = parser.parse_args([*sharding_check.launch_arguments(options.kind, 1), "script"])
     environment = prepare_multi_gpu_env(_validate_launch_command(launcher)[0])
@@ -157,7 +166,12 @@ def _launch_here(context: Context, options: argparse.Namespace, args: list[str])
     environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), MARK: os.environ[MARK]}
     target = sharding_check.train_as_on_gpus if options.kind == "fsdp2" else sharding_check.main_of_training
-    process = start(context.out / "gpu.log", environment, target, args)
+    process = start(context.out / "gpu.log", environment, _from_anew, target, args, fork=True)
     process.join()
     if process.exitcode:
         raise RuntimeError(f"{options.kind} ended with exit code {process.exitcode}: see gpu.log")
+
+
+def _from_anew(target: Callable[[list[str]], None], args: list[str]) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the process that was forked had run alone
+    target(args)

@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,32 @@ from gpu_parts.context import Context
 _SLOW_IMPORTS = ["cond_pipelines.training.loop", "cond_pipelines.demo", "torch.utils.flop_counter", "torch.profiler"]
 
 
-def import_beforehand() -> None:
-    """Let the fork server import what is slow, and wait for it. To be called before the first `start`, if at all."""
+def start_server(import_slow: bool) -> int:
+    """Start the fork server, let it import what is slow if asked, and wait for it; returns its process id."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(_SLOW_IMPORTS)
-    process = server.Process(target=int)
+    if import_slow:
+        server.set_forkserver_preload(_SLOW_IMPORTS)
+    receive, send = server.Pipe(duplex=False)
+    process = server.Process(target=_send_parent, args=(send,))
     process.start()
+    pid = receive.recv()
     process.join()
+    return pid
 
 
-def start(log: Path, environment: dict[str, str], target: Callable[..., None], *args: Any) -> BaseProcess:
-    """Call `target(*args)` in a new process and session, whose output is appended to `log`."""
-    process = multiprocessing.get_context("forkserver").Process(target=_inside, args=(log, environment, target, *args))
+def _send_parent(connection: Connection) -> None:
+    connection.send(os.getppid())
+
+
+def start(
+    log: Path, environment: dict[str, str], target: Callable[..., None], *args: Any, fork: bool = False
+) -> BaseProcess:
+    """Call `target(*args)` in a new process and session, whose output is appended to `log`.
+
+    `fork` copies this process, with what it has imported: never one that uses a GPU, or has other threads.
+    """
+    method = multiprocessing.get_context("fork" if fork else "forkserver")
+    process = method.Process(target=_inside, args=(log, environment, target, *args))
     process.start()
     return process
 
