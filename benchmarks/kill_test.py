@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
+from processes import kill_all
 from safetensors.torch import load_file
 
 from cond_pipelines.data.shapes import load_shapes
@@ -59,16 +59,6 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL, also of the workers, which torchrun gives sessions of their own."""
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in everyone:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(everyone, timeout=30)
-    process.wait(timeout=30)
 
 
 def saved_step(folder: Path) -> int:

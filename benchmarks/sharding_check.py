@@ -4,7 +4,8 @@
     python benchmarks/sharding_check.py --kind deepspeed_zero2    # needs `pip install deepspeed`
 
 The loss curves of one process, of two sharded ones (on CPUs or on two GPUs) with half of the batch each, so with the
-same images, noise and times, and of those resumed half-way. Prints the largest relative differences as one JSON object.
+same images, noise and times, and of those resumed half-way. `--kind ddp` shares the images alone; `--num_processes 1`
+goes through the same code on one GPU. Prints the largest relative differences as one JSON object.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import accelerate
@@ -33,29 +35,45 @@ def as_on_gpus() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def command(kind: str) -> list[str]:
-    """What launches a sharded run of two processes, up to its own flags."""
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no"]
-    launcher += ["--config_file", str(ROOT / f"training/accelerate/{kind}.yaml")]
+def launch_arguments(kind: str, num_processes: int) -> list[str]:
+    """What `accelerate launch` is given; port 0 is a free one."""
+    arguments = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
+    return [*arguments, "--config_file", str(ROOT / f"training/accelerate/{kind}.yaml")]
+
+
+def command(kind: str, num_processes: int) -> list[str]:
+    """What launches a run of several processes, up to its own flags."""
+    launcher = ["-m", "accelerate.commands.launch", *launch_arguments(kind, num_processes)]
     if kind == "fsdp2" and not torch.cuda.is_available():
         return [*launcher, __file__, "as_on_gpus"]
     return [*launcher, "-m", "cond_pipelines.training"]
 
 
-def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list[float]:
-    """The losses of a run, which resumes what is in `folder`, and the losses of the images held out."""
+def launch(options: argparse.Namespace, args: list[str]) -> None:
+    """Run `accelerate launch` with the file of `options.kind`, and wait for it."""
     env = dict(os.environ)
     if not torch.cuda.is_available():
         env |= {"OMP_NUM_THREADS": "1"}
         env |= {"DS_ACCELERATOR": "cpu"} if options.kind == "deepspeed_zero2" else {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, *command(options.kind, options.num_processes), *args], env=env, check=True, timeout=1800
+    )
+
+
+def run(folder: Path, options: argparse.Namespace, start: Callable[..., None] | None = None) -> list[float]:
+    """The losses of a run, which resumes what is in `folder`, and the losses of the images held out.
+
+    Args:
+        start: `launch`, or what does the same; None: one process, this one.
+    """
     flags = {
         "conditioning": "class",
-        "dataset_name": "cond_pipelines.demo:demo_shapes",
+        "dataset_name": getattr(options, "dataset_name", "cond_pipelines.demo:demo_shapes"),
         "max_train_samples": 500,
         "resolution": 16,
         "adam_epsilon": 1e-2,  # a small one makes rounding large where a gradient is nearly zero
         "unet_size": "xxs",
-        "train_batch_size": 4 if sharded else 8,
+        "train_batch_size": 8 // options.num_processes if start else 8,
         "gradient_accumulation_steps": 2,
         "max_train_steps": options.steps,
         "lr_scheduler": "constant",
@@ -68,29 +86,23 @@ def run(folder: Path, options: argparse.Namespace, sharded: bool = True) -> list
         "mixed_precision": options.mixed_precision,
         "output_dir": str(folder),
     }
-    if sharded:
-        args = [x for name, value in flags.items() for x in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, *command(options.kind), *args], env=env, check=True, timeout=1800)
+    if start:
+        start(options, [x for name, value in flags.items() for x in (f"--{name}", str(value))])
     else:
         train(TrainingConfig(**flags))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line[key] for line in lines for key in ("loss", "held_out_loss") if key in line]
 
 
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("fsdp2", "deepspeed_zero2"), default="fsdp2")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--mixed_precision", default="no")
-    options = parser.parse_args()
+def compare(options: argparse.Namespace, start: Callable[..., None] = launch) -> dict[str, float]:
+    """The largest relative differences of the losses, and the largest difference of the weights that are saved."""
     with tempfile.TemporaryDirectory() as folder:
-        alone = run(Path(folder) / "alone", options, sharded=False)
-        sharded = run(Path(folder) / "sharded", options)
+        alone = run(Path(folder) / "alone", options)
+        sharded = run(Path(folder) / "sharded", options, start)
         half = f"sharded/checkpoint-{options.steps // 2}"
         shutil.copytree(Path(folder) / half, Path(folder) / "resumed" / Path(half).name)
         shutil.copy(Path(folder) / "sharded/log.jsonl", Path(folder) / "resumed")
-        resumed = run(Path(folder) / "resumed", options)
+        resumed = run(Path(folder) / "resumed", options, start)
         weights = [
             load_file(Path(folder) / name / "unet/diffusion_pytorch_model.safetensors") for name in ("alone", "sharded")
         ]
@@ -99,12 +111,23 @@ def main() -> None:
     def difference(a: list[float], b: list[float]) -> float:
         return max(abs(x - y) / y for x, y in zip(a, b, strict=True))
 
-    result = {**vars(options), "torch": torch.__version__, "accelerate": accelerate.__version__}
-    result |= {"against_one_process": difference(sharded, alone), "resumed_against_whole": difference(resumed, sharded)}
-    result["largest_difference_of_saved_weights"] = max(
+    found = {"against_one_process": difference(sharded, alone), "resumed_against_whole": difference(resumed, sharded)}
+    found["largest_difference_of_saved_weights"] = max(
         (weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]
     )
-    print(json.dumps(result))
+    return found
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("fsdp2", "ddp", "deepspeed_zero2"), default="fsdp2")
+    parser.add_argument("--num_processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--mixed_precision", default="no")
+    options = parser.parse_args()
+    result = {**vars(options), "torch": torch.__version__, "accelerate": accelerate.__version__}
+    print(json.dumps(result | compare(options)))
 
 
 if __name__ == "__main__":

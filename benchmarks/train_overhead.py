@@ -29,15 +29,36 @@ def told_nothing(unet: torch.nn.Module, batch_size: int, device: torch.device) -
     }
 
 
-def bare_steps(options: argparse.Namespace, precision: str, device: torch.device) -> list[float]:
-    """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory."""
+def bare_steps(
+    options: argparse.Namespace,
+    precision: str,
+    device: torch.device,
+    channels_last: bool | None = None,
+    compile_backend: str | None = None,
+) -> list[float]:
+    """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory.
+
+    On a GPU only the means of `LOG_EVERY` steps are right: it is waited for as often as `train` does.
+
+    Args:
+        channels_last: the layout of the weights. None: as `train` has it, on a GPU only.
+        compile_backend: of torch.compile; None: not compiled.
+    """
     torch.set_flush_denormal(True)  # as `train` on a CPU, so that the loop alone is compared
-    unet = build_unet(options.unet_size, sample_size=options.resolution).to(device)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as `train`
+    channels, size, batch = getattr(options, "channels", 3), options.resolution, options.train_batch_size
+    with torch.device(device):  # made where it is used: an SD-sized network takes 10 s on a CPU
+        unet = build_unet(options.unet_size, sample_size=size, channels=channels)
     if device.type == "cpu":
         unet.set_default_attn_processor()
+    if channels_last or (channels_last is None and device.type == "cuda"):
+        unet.to(memory_format=torch.channels_last)
+    if getattr(options, "gradient_checkpointing", False):
+        unet.enable_gradient_checkpointing()
+    if compile_backend:
+        unet.compile(backend=compile_backend)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
-    batch, size = options.train_batch_size, options.resolution
-    x_t, target = torch.randn(2, batch, 3, size, size, device=device)  # (B, C, H, W) each
+    x_t, target = torch.randn(2, batch, channels, size, size, device=device)  # (B, C, H, W) each
     told = told_nothing(unet, batch, device)
     t, sec = torch.rand(batch, device=device) * 1000, []
     for _ in range(options.steps + options.warmup):
@@ -48,7 +69,7 @@ def bare_steps(options: argparse.Namespace, precision: str, device: torch.device
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
+        if device.type == "cuda" and len(sec) % LOG_EVERY == LOG_EVERY - 1:
             torch.cuda.synchronize()
         sec.append(time.perf_counter() - start)
     return sec[options.warmup :]

@@ -38,12 +38,15 @@ from cond_pipelines.training.defaults import fast_precision
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16
 
 
-def write_data(kind: str, folder: Path, count: int) -> None:
-    """An image folder, with captions for `text`."""
-    photographs = [Image.fromarray(image) for image in load_sample_images().images]  # two of 640 x 427 px
+def write_data(
+    kind: str, folder: Path, count: int, size_px: int = 32, mode: str = "RGB", photographs: list | None = None
+) -> None:
+    """An image folder, with captions for `text`; jpeg512 are parts of `photographs`, by default scikit-learn's two."""
+    if kind == "jpeg512" and photographs is None:
+        photographs = [Image.fromarray(image) for image in load_sample_images().images]  # two of 640 x 427 px
     rng, lines = np.random.default_rng(0), []
-    for number, row in enumerate(load_shapes(count, image_size_px=32)):
-        image = row["image"]
+    for number, row in enumerate(load_shapes(count, image_size_px=size_px)):
+        image = row["image"].convert(mode)
         if kind == "jpeg512":  # drawn shapes would be decoded quicker than photographs
             photograph, side = photographs[number % 2], int(rng.integers(380, 427))
             left, top = rng.integers(photograph.width - side), rng.integers(photograph.height - side)
@@ -55,8 +58,13 @@ def write_data(kind: str, folder: Path, count: int) -> None:
         (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
-def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tuple[list[float], float]:
-    """Seconds of a step, means of `LOG_EVERY`, and the share of them spent waiting for data."""
+def our_steps(
+    options: argparse.Namespace, precision: str, data_dir: Path, more_steps: int = 0
+) -> tuple[list[float], float]:
+    """Seconds of a step, means of `LOG_EVERY`, and the share of them spent waiting for data.
+
+    `more_steps` after them (by fives) are made and not counted; what they are for is up to the caller.
+    """
     text = {"conditioning": "text", "text_encoder_name_or_path": options.text_encoder_name_or_path}
     with tempfile.TemporaryDirectory() as folder:
         train(
@@ -69,8 +77,9 @@ def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tu
                 train_batch_size=options.train_batch_size,
                 mixed_precision=precision,
                 compile=options.compile,
+                gradient_checkpointing=getattr(options, "gradient_checkpointing", False),
                 random_flip=True,
-                max_train_steps=options.steps + options.warmup,
+                max_train_steps=options.steps + options.warmup + more_steps,
                 logging_steps=LOG_EVERY,
                 validation_steps=0,
                 default_num_inference_steps=1,
@@ -78,15 +87,16 @@ def our_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tu
                 output_dir=folder,
             )
         )
-        return means_of_log(Path(folder), options.warmup)
+        sec, waited = means_of_log(Path(folder), options.warmup)
+        return sec[: len(sec) - more_steps // LOG_EVERY], waited
 
 
 class _Folder(torch.utils.data.Dataset):
     """As `datasets` with a transform: opened, converted, resized, cropped, flipped at every access."""
 
-    def __init__(self, folder: Path, resolution: int):
+    def __init__(self, folder: Path, resolution: int, mode: str):
         self.paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg"))
-        self.resolution = resolution
+        self.resolution, self.mode = resolution, mode
         metadata = folder / "metadata.jsonl"
         lines = metadata.read_text().splitlines() if metadata.exists() else []
         self.captions = [json.loads(line)["text"] for line in lines] or [""] * len(self.paths)
@@ -95,7 +105,7 @@ class _Folder(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, str]:
-        image = Image.open(self.paths[i]).convert("RGB")
+        image = Image.open(self.paths[i]).convert(self.mode)
         image = image.resize((self.resolution,) * 2, Image.Resampling.BILINEAR)
         if torch.rand(1) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -105,7 +115,11 @@ class _Folder(torch.utils.data.Dataset):
 def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tuple[list[float], float]:
     """Seconds of each step, and the share of them spent waiting for data."""
     accelerator = Accelerator(mixed_precision=precision)
-    unet = build_unet(options.unet_size, sample_size=options.resolution)
+    channels = getattr(options, "channels", 3)
+    with torch.device(accelerator.device):
+        unet = build_unet(options.unet_size, sample_size=options.resolution, channels=channels)
+    if getattr(options, "gradient_checkpointing", False):
+        unet.enable_gradient_checkpointing()
     encoder = tokenizer = adapter = None
     if options.data == "text":
         encoder, tokenizer = load_text_encoder(options.text_encoder_name_or_path)
@@ -114,9 +128,8 @@ def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
     ema = EMAModel(unet.parameters(), use_ema_warmup=True)
     ema.to(accelerator.device)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
-    loader = torch.utils.data.DataLoader(
-        _Folder(data_dir, options.resolution), batch_size=options.train_batch_size, shuffle=True, drop_last=True
-    )
+    images = _Folder(data_dir, options.resolution, "RGBA" if channels == 4 else "RGB")
+    loader = torch.utils.data.DataLoader(images, batch_size=options.train_batch_size, shuffle=True, drop_last=True)
     lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=10, num_training_steps=1000)
     unet, optimizer, loader, lr_scheduler = accelerator.prepare(unet, optimizer, loader, lr_scheduler)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
@@ -160,8 +173,9 @@ def model_flops(options: argparse.Namespace) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        unet = build_unet(options.unet_size, sample_size=options.resolution)
-        x = torch.zeros(options.train_batch_size, 3, options.resolution, options.resolution)
+        channels = getattr(options, "channels", 3)
+        unet = build_unet(options.unet_size, sample_size=options.resolution, channels=channels)
+        x = torch.zeros(options.train_batch_size, channels, options.resolution, options.resolution)
         told = told_nothing(unet, options.train_batch_size, torch.device("meta"))
         with FlopCounterMode(display=False) as counter:
             unet(x, torch.zeros(options.train_batch_size), **told).sample.sum().backward()

@@ -328,6 +328,6 @@ def _show_finished(
     with stop.interruptible():
         images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, desc=desc, batch_size=batch_size)
     if accelerator.is_main_process:
-        write_animation(output_dir)
+        write_animation(folder.path)
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images, folder.run)
     return images is not None

@@ -1,0 +1,68 @@
+"""Processes of their own, with their output in a file, from Python's fork server.
+
+The server is asked to import what is slow only where no GPU is used: there a start takes no time, and CUDA does not go
+with a process that was forked from one that has looked at it.
+"""
+
+import importlib
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from processes import MARK
+
+from gpu_parts.context import Context
+
+_SLOW_IMPORTS = ["cond_pipelines.training.loop", "cond_pipelines.demo", "torch.utils.flop_counter", "torch.profiler"]
+
+
+def start_server(import_slow: bool) -> int:
+    """Start the fork server, let it import what is slow if asked, and wait for it; returns its process id."""
+    server = multiprocessing.get_context("forkserver")
+    if import_slow:
+        server.set_forkserver_preload(_SLOW_IMPORTS)
+    receive, send = server.Pipe(duplex=False)
+    process = server.Process(target=_send_parent, args=(send,))
+    process.start()
+    pid = receive.recv()
+    process.join()
+    return pid
+
+
+def _send_parent(connection: Connection) -> None:
+    connection.send(os.getppid())
+
+
+def start(
+    log: Path, environment: dict[str, str], target: Callable[..., None], *args: Any, fork: bool = False
+) -> BaseProcess:
+    """Call `target(*args)` in a new process and session, whose output is appended to `log`.
+
+    `fork` copies this process, with what it has imported: never one that uses a GPU, or has other threads.
+    """
+    method = multiprocessing.get_context("fork" if fork else "forkserver")
+    process = method.Process(target=_inside, args=(log, environment, target, *args))
+    process.start()
+    return process
+
+
+def _inside(log: Path, environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
+    target(*args)
+
+
+def start_part(module: str, context: Context, log: Path, mark: str) -> BaseProcess:
+    """Start `run(context)` of a part's module; what it starts in turn carries `mark`."""
+    return start(log, {MARK: mark}, _run_module, module, context)
+
+
+def _run_module(module: str, context: Context) -> None:
+    importlib.import_module(module).run(context)
