@@ -360,9 +360,9 @@ def test_damaged_features_and_samples_are_made_again(tmp_path, damage, capsys):
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_one_evaluation_at_a_time(tmp_path):
+def test_one_evaluation_at_a_time(model, tmp_path):
     with (
         locked_folder(tmp_path, is_main_process=True),
         pytest.raises(ValueError, match=r"is in use by process \d+ on "),
     ):
-        evaluate(config("a-model", output_dir=str(tmp_path)))
+        evaluate(config(model[1], output_dir=str(tmp_path)))

@@ -44,15 +44,22 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     folder = Path(
         config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
     )
-    with locked_folder(folder, accelerator.is_main_process):
-        return _evaluate(config, accelerator, folder)
-
-
-def _evaluate(config: EvaluationConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
     pipe = load_pipeline(config.model).to(accelerator.device)
     _check_setting(config, pipe.adapter.conditioning)
     data = _load_data(config, pipe)
+    with locked_folder(folder, accelerator.is_main_process):
+        return _evaluate(config, accelerator, folder, pipe, data, weights)
+
+
+def _evaluate(
+    config: EvaluationConfig,
+    accelerator: Accelerator,
+    folder: Path,
+    pipe: ConditionalPipeline,
+    data: TrainingData,
+    weights: str | None,
+) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
     train = np.sort(rng.permutation(data.train)[: config.num_real])
     train_conditions, held_out_conditions = (_conditions(data, rows) for rows in (train, data.held_out))
