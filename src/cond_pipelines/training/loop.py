@@ -28,7 +28,7 @@ from .config import TrainingConfig
 from .defaults import default_tracker, fast_precision, fill_defaults
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
 from .evaluating import Evaluator
-from .interruptions import Interrupted, StopSignal, clipped_step, one_line_failures, writable_folder
+from .interruptions import Interrupted, StoppedAtOnce, StopSignal, clipped_step, one_line_failures, writable_folder
 from .log import TrainingLog
 from .lora import how_to_load, save_model
 from .optimizers import build_optimizer, check_packages, count_trained, make_trainable, parameter_groups, trainable
@@ -323,22 +323,20 @@ def _finish(
         save_model(pipe, output_dir, parent)
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
-    images, pushed = None, False  # a signal leaves them out: what is trained is saved already
-    with stop.interruptible():
-        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None)
+    try:
+        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, on_step=stop.check)
+    except StoppedAtOnce:  # what is trained is saved already
+        images = None
     # gloo's thread lets go of what was gathered when the next thing comes; if that is the end of the process group, the
     # two wait for each other for ever (seen in torch 2.13).
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images)
-        with stop.interruptible():
-            for line in hub.finish():
-                tqdm.write(line, file=sys.stderr)
-            pushed = True
+        for line in hub.finish(lambda: stop.now):
+            tqdm.write(line, file=sys.stderr)
         print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
     accelerator.end_training()
-    if images is None or (accelerator.is_main_process and not pushed):
+    if stop.now:
         without = " without new samples" if images is None else ""
-        later = f"; {hub.how_to_push()}" if config.push_to_hub and not pushed else ""
-        raise Interrupted(f"{stop.name}: the model in {output_dir} is whole, its card is written{without}{later}")
+        raise Interrupted(f"{stop.name}: the model in {output_dir} is whole, its card is written{without}")
     return output_dir

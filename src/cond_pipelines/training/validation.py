@@ -1,6 +1,6 @@
 """What is looked at during training: the loss on held-out images at fixed noise and times, and samples."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,11 +114,13 @@ def sample_images(
     accelerator: Accelerator,
     num_inference_steps: int | None = _NUM_STEPS,
     seed: int = 0,
+    on_step: Callable[..., dict[str, Any]] | None = None,
 ) -> list[Image.Image]:
     """One sample for each condition, from noise that never changes, made by all processes together.
 
     Args:
         num_inference_steps: None: the pipeline's own.
+        on_step: the pipeline's `callback_on_step_end`.
 
     Returns:
         All of them, in every process.
@@ -137,6 +139,7 @@ def sample_images(
                 generator=generators,
                 num_inference_steps=num_inference_steps,
                 output_type="np",
+                callback_on_step_end=on_step,
             ).images  # (B, H, W, C)
         made += zip(some, map(visible, images), strict=True)
     pipe.set_progress_bar_config(disable=False)
