@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill_test import SAVE_EVERY, drawn_shapes, kill_all, logged_step, result, saved_step, start
+from kill_test import SAVE_EVERY, drawn_shapes, logged_step, result, saved_step, start
+from processes import kill_all
 
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
 

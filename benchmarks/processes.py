@@ -14,7 +14,7 @@ def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL, also of the workers, which torchrun gives sessions of their own."""
     everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     _kill(everyone)
-    process.wait()
+    process.wait(timeout=30)
 
 
 def kill_marked(mark: str, server_pid: int | None = None) -> None:

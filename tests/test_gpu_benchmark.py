@@ -14,7 +14,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Parts of another kind, and the command with them in place of the real ones.
 PARTS = {
-    "good": "def run(context):\n    context.row('speed', 2.0, 'x', at_least=1)\n    context.row('waits', 3.0, at_most=0)\n",
+    "good": (
+        "def run(context):\n    context.row('speed', 2.0, 'x', at_least=1)\n    context.row('waits', 3.0, at_most=0)\n"
+    ),
     "crashes": "def run(context):\n    context.row('before', 1)\n    raise ValueError('it broke')\n",
     "exits": "import os\ndef run(context):\n    os._exit(3)\n",
     # Two grandchildren: one that lives in a session of its own, and one whose parent is over.

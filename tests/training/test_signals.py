@@ -144,7 +144,8 @@ def test_in_the_push_the_line_says_how_to_push(tmp_path, subprocess_env, hub):
     process.send_signal(signal.SIGTERM)
     code, _, told = ended(process)
     assert code == 0
-    assert told.splitlines()[-1].endswith(f"push it later: cond-pipelines push {tmp_path} me/shapes")
+    assert f"push it later: cond-pipelines push {tmp_path} me/shapes\n" in told
+    assert told.splitlines()[-1] == f"SIGTERM: the model in {tmp_path} is whole, its card is written"
     assert (tmp_path / "samples.png").is_file()
 
 

@@ -47,8 +47,8 @@ class StoppedAtOnce(KeyboardInterrupt):
 class StopSignal:
     """SIGTERM, SIGINT, SIGHUP and SIGUSR1 stop a run in order; a second SIGINT stops it at once.
 
-    At first, while data and models are loaded, and in an `interruptible` block, they do so at once. Otherwise, from
-    `hold` on, they are a wish that is granted after a step.
+    At first, while data and models are loaded, they do so at once. From `hold` on they are a wish that is granted after
+    a step of the training, or of the last samples.
 
     Example:
         >>> with StopSignal() as stop:
@@ -80,24 +80,19 @@ class StopSignal:
             raise StoppedAtOnce(f"{self.signal.name}: stopped {when}", number)
 
     def hold(self, accelerator: Accelerator) -> None:
-        """From now on a signal is granted where `asked` is called, or in an `interruptible` block."""
+        """From now on a signal is granted where `asked`, `check` or `now` look for one."""
         self.at_once, self.accelerator = False, accelerator
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within, a signal, or one that came before, leaves the block; several processes go through to its end."""
-        if self.accelerator.num_processes > 1:  # the others would wait for this one
-            yield
-            return
-        try:
-            self.at_once = self.signal is None
-            if self.at_once:
-                yield
-                self.at_once = False  # within the try: a signal that comes here is caught
-            else:
-                raise StoppedAtOnce("", self.signal)
-        except StoppedAtOnce:
-            pass
+    @property
+    def now(self) -> bool:
+        """Whether what follows the last step is to be left out; several processes go through to its end."""
+        return self.signal is not None and self.accelerator.num_processes == 1  # else the others would wait for one
+
+    def check(self, *_: object) -> dict[str, Any]:
+        """A pipeline's `callback_on_step_end`. Raises StoppedAtOnce between two steps of the sampler."""
+        if self.now:
+            raise StoppedAtOnce("", self.signal)
+        return {}
 
     @property
     def name(self) -> str:

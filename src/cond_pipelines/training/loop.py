@@ -34,6 +34,7 @@ from .final_save import model_is_saved, save_finished
 from .identity import RunIdentity, loaded_identity, parent_fingerprint, resume
 from .interruptions import (
     Interrupted,
+    StoppedAtOnce,
     StopSignal,
     TrainingFailure,
     clipped_step,
@@ -292,19 +293,15 @@ def _finish(
     failure = by_main_process(lambda: save_finished(folder, config, pipe, parent), accelerator.is_main_process)
     if failure is not None:
         raise TrainingFailure(failure)
-    pushed = False  # a signal leaves it out
     with model_is_saved(output_dir):
         has_samples = _show_finished(accelerator, config, folder, pipe, data, progress, log, stop)
     if accelerator.is_main_process:
-        with stop.interruptible():
-            for line in hub.finish():
-                tqdm.write(line, file=sys.stderr)
-            pushed = True
+        for line in hub.finish(lambda: stop.now):
+            tqdm.write(line, file=sys.stderr)
         print(f"saved to {output_dir}: load with {how_to_load(pipe, output_dir)}")
-    if not has_samples or (accelerator.is_main_process and not pushed):
+    if stop.now:
         without = "" if has_samples else " without new samples"
-        later = f"; {hub.how_to_push()}" if config.push_to_hub and not pushed else ""
-        raise Interrupted(f"{stop.name}: the model in {output_dir} is whole, its card is written{without}{later}")
+        raise Interrupted(f"{stop.name}: the model in {output_dir} is whole, its card is written{without}")
     return output_dir
 
 
@@ -322,11 +319,11 @@ def _show_finished(
     if accelerator.is_main_process:
         log.close()
     grid_of = grid_conditions(config, data, NUM_SAMPLES)
-    images = None  # a signal leaves them out: what is trained is saved already
-    desc = f"Sampling the final {NUM_SAMPLES} images"
-    batch_size = config.train_batch_size
-    with stop.interruptible():
-        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, desc=desc, batch_size=batch_size)
+    sampling = {"desc": f"Sampling the final {NUM_SAMPLES} images", "batch_size": config.train_batch_size}
+    try:
+        images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, on_step=stop.check, **sampling)
+    except StoppedAtOnce:  # what is trained is saved already
+        images = None
     if accelerator.is_main_process:
         write_animation(folder.path)
         write_summary(config, pipe, data, accelerator, progress, log.last_losses(), grid_of, images, folder.run)

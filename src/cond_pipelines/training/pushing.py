@@ -34,15 +34,29 @@ class HubPush:
         self.running = threading.Thread(target=self._push, args=push, daemon=True)  # a run that ends is not held up
         self.running.start()
 
-    def finish(self) -> list[str]:
-        """Push the finished model; returns what to tell the user, nothing where all went well."""
+    def finish(self, stopped: Callable[[], bool] = lambda: False) -> list[str]:
+        """Push the finished model; returns what to tell the user, nothing where all went well.
+
+        Args:
+            stopped: whether the push is to be left out, or left behind; asked several times a second.
+        """
         if not self.config.push_to_hub:
             return []
-        if self.running is not None:
-            self.running.join()
+        if not self._wait(stopped):
+            return [self.how_to_push()]
         before = len(self.failures)
-        self._push(self.config.output_dir, "Training finished")
+        last = (self.config.output_dir, "Training finished")
+        self.running = threading.Thread(target=self._push, args=last, daemon=True)
+        self.running.start()
+        if not self._wait(stopped):
+            return [self.how_to_push()]
         return [] if len(self.failures) == before else [self.failures[-1], self.how_to_push()]
+
+    def _wait(self, stopped: Callable[[], bool]) -> bool:
+        """For the push under way; False where it is left behind."""
+        while self.running is not None and self.running.is_alive() and not stopped():
+            self.running.join(0.2)
+        return self.running is None or not self.running.is_alive()
 
     def how_to_push(self) -> str:
         """The line that says how to push the finished model later."""

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,7 @@ def sample_images(
     seed: int = 0,
     desc: str = "Sampling",
     batch_size: int = 64,
+    on_step: Callable[..., dict[str, Any]] | None = None,
 ) -> list[Image.Image]:
     """One sample for each condition, from noise that never changes, made by all processes together.
 
@@ -224,6 +225,7 @@ def sample_images(
         num_inference_steps: None: the pipeline's own.
         desc: of the progress bar, shown where it takes more than two seconds.
         batch_size: images at a time, at most 64: what was trained in one batch can be sampled in one.
+        on_step: the pipeline's `callback_on_step_end`.
 
     Returns:
         All of them, in every process.
@@ -246,6 +248,7 @@ def sample_images(
                     generator=generators,
                     num_inference_steps=num_inference_steps,
                     output_type="np",
+                    callback_on_step_end=on_step,
                 ).images  # (B, H, W, C)
             made += zip(some, map(visible, images), strict=True)
     pipe.set_progress_bar_config(**bar)
