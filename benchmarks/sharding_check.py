@@ -19,14 +19,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import accelerate
+import datasets
 import torch
 from accelerate import DistributedType, PartialState
 from safetensors.torch import load_file
 
 from cond_pipelines import TrainingConfig, train
+from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.training.__main__ import main as main_of_training
 
 ROOT = Path(__file__).parents[1]
+
+
+def few_shapes() -> datasets.Dataset:
+    return load_shapes(500)
 
 
 def as_on_gpus() -> None:
@@ -51,7 +57,8 @@ def command(kind: str, num_processes: int) -> list[str]:
 
 def launch(options: argparse.Namespace, args: list[str]) -> None:
     """Run `accelerate launch` with the file of `options.kind`, and wait for it."""
-    env = dict(os.environ)
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": path}
     if not torch.cuda.is_available():
         env |= {"OMP_NUM_THREADS": "1"}
         env |= {"DS_ACCELERATOR": "cpu"} if options.kind == "deepspeed_zero2" else {"ACCELERATE_USE_CPU": "true"}
@@ -68,8 +75,7 @@ def run(folder: Path, options: argparse.Namespace, start: Callable[..., None] | 
     """
     flags = {
         "conditioning": "class",
-        "dataset_name": getattr(options, "dataset_name", "cond_pipelines.demo:demo_shapes"),
-        "max_train_samples": 500,
+        "dataset_name": getattr(options, "dataset_name", "sharding_check:few_shapes"),
         "resolution": 16,
         "adam_epsilon": 1e-2,  # a small one makes rounding large where a gradient is nearly zero
         "unet_size": "xxs",
