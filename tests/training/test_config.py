@@ -93,6 +93,7 @@ VALUES = {
     "ema_lengths": [0.05, 0.1],
     "seed": 42,
     "output_dir": "out",
+    "overwrite_output_dir": True,
     "report_to": "none",
     "logging_dir": "tracks",
     "tracker_project_name": "mine",
@@ -240,6 +241,7 @@ ALWAYS = {
     *("dataloader_num_workers", "train", "use_lora", "max_train_steps", "max_train_minutes", "train_batch_size"),
     *("learning_rate", "gradient_accumulation_steps", "lr_scheduler", "lr_warmup_steps", "optimizer", "seed"),
     *("optimizer_config", "max_grad_norm", "max_skipped_steps", "mixed_precision", "allow_tf32", "output_dir"),
+    "overwrite_output_dir",
     *("resume_from_checkpoint", "checkpointing_steps", "report_to", "logging_steps", "validation_steps"),
     *("evaluation_steps", "default_num_inference_steps", "default_guidance_scale", "push_to_hub", "hub_model_id"),
     *("logit_mean", "logit_std"),  # of flow matching, else refused once the scheduler is known: test_bad_input.py

@@ -61,7 +61,12 @@ DIFFUSERS = (
     ),
     _row("max_train_samples", "T", "same"),
     _row("cache_dir", "U T", "same", "of `datasets`"),
-    _row("output_dir", "U T", "same"),
+    _row(
+        "output_dir overwrite_output_dir",
+        "U T",
+        "same",
+        "U reads but ignores the second; here it deletes what an earlier run made",
+    ),
     _row("seed", "T", "same", "default 0: runs repeat"),
     _row("resolution", "U T", "same", "default: the images' own size"),
     _row("center_crop", "U T", "same", "default on; `--no_center_crop` for theirs"),
