@@ -101,7 +101,7 @@ class DataArguments:
     cache_latents: bool = _arg(False, "Encode each image once, with a VAE, and keep that under --cache_dir.")
     cache_text_embeddings: bool = _arg(False, "Encode each caption once, and keep that under --cache_dir.")
     dataloader_num_workers: int | None = _arg(
-        None, "Default: none where decoded images are kept, or where not on Linux."
+        None, "Default: on a CPU none where decoded images are kept, on a GPU two; none where not on Linux."
     )
 
 
