@@ -196,7 +196,8 @@ def main(args: list[str] | None = None, parts: tuple[Part, ...] = PARTS) -> int:
     try:
         report.machine = machine(options.device)
         prepare_environment(options, scratch)
-        options.server_pid = start_server(import_slow=options.device == "cpu")
+        ours = any(part.module.startswith("gpu_parts.") for part in chosen)
+        options.server_pid = start_server(import_slow=ours and options.device == "cpu")
         complete = run_all(chosen, options, report, scratch)
     except Ended as signal_name:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

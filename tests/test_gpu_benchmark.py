@@ -1,7 +1,6 @@
 """benchmarks/gpu.py: every part on a CPU, and what becomes of parts that hang, crash, or are interrupted, for real."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,9 +13,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Parts of another kind, and the command with them in place of the real ones.
 PARTS = {
-    "good": (
-        "def run(context):\n    context.row('speed', 2.0, 'x', at_least=1)\n    context.row('waits', 3.0, at_most=0)\n"
-    ),
+    "good": """
+def run(context):
+    context.row('speed', 2.0, 'x', at_least=1)
+    context.row('waits', 3.0, at_most=0)
+""",
     "crashes": "def run(context):\n    context.row('before', 1)\n    raise ValueError('it broke')\n",
     "exits": "import os\ndef run(context):\n    os._exit(3)\n",
     # Two grandchildren: one that lives in a session of its own, and one whose parent is over.
@@ -50,8 +51,7 @@ def command(tmp_path):
         here = str(tmp_path)
         (tmp_path / "command.py").write_text(COMMAND.format(benchmarks=str(BENCHMARKS), here=here, parts=parts))
         args = [sys.executable, str(tmp_path / "command.py"), "--device", "cpu", "--out", str(tmp_path / "out"), *args]
-        env = os.environ | {"GPU_BENCHMARK_IMPORTS": ""}
-        return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start
 
@@ -61,9 +61,14 @@ def left_running(out):
     return [p for p in psutil.process_iter(["cmdline"]) if str(out) in (p.info["cmdline"] or [])]
 
 
+def server_of(process):
+    """The fork server of the command, before the command ends."""
+    return [p for p in psutil.Process(process.pid).children() if "forkserver" in " ".join(p.cmdline())]
+
+
 def report(out):
     found = json.loads((out / "gpu.json").read_text())
-    return found, {part["name"] if "name" in part else part["part"]: part["status"] for part in found["parts"]}
+    return found, {part["part"]: part["status"] for part in found["parts"]}
 
 
 def test_parts_that_hang_or_crash_cost_their_share_and_leave_their_line(command, tmp_path):
@@ -109,11 +114,16 @@ def test_results_are_written_as_they_come(command, tmp_path):
     while "before it hung" not in str(found.get("rows")):
         assert process.poll() is None
         found = report(out)[0] if (out / "gpu.json").is_file() else {}
+    server = server_of(process)
+    part = [child for one in server for child in one.children()]
+    assert server and part
     process.kill()
-    process.communicate()
+    process.wait()  # not for its output: what it started has that open too
     assert report(out)[1] == {"good": "done", "hangs": "running"}
-    for left in left_running(out):
+    for left in (*part, *left_running(out)):
         left.kill()
+    psutil.wait_procs([*server, *part], timeout=30)
+    assert not any(p.is_running() for p in server)  # it ends with the last of its children
 
 
 def test_only_and_skip(command, tmp_path):

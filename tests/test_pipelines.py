@@ -443,3 +443,14 @@ def test_pipelines_of_one_unet_share_it(parents):
     child = ClassConditionalPipeline.from_pipe(parent, adapter=new_adapter("class", parent.unet))
     assert child.unet is parent.unet
     assert copy.copy(child.components).keys() == {"unet", "scheduler", "adapter", "vae"}
+
+
+def test_a_vae_decodes_in_its_own_dtype_within_autocast():
+    """Stable Diffusion's overflows in fp16, which a training run on an older GPU computes in."""
+    pipe = UnconditionalPipeline(**make_components("none", vae=tiny_vae("kl")))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pipe.decode(latents)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = pipe.decode(latents)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)

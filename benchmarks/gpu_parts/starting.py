@@ -7,6 +7,7 @@ with a process that was forked from one that has looked at it.
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -65,4 +66,5 @@ def start_part(module: str, context: Context, log: Path, mark: str) -> BaseProce
 
 
 def _run_module(module: str, context: Context) -> None:
+    signal.alarm(max(1, int(context.left_sec()) + 5))  # the end, where whoever is to end it was killed
     importlib.import_module(module).run(context)

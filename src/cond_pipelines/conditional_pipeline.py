@@ -284,7 +284,10 @@ class ConditionalPipeline(PortablePipeline):
             return latents
         config = self.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
-        return self.vae.decode((latents / config.scaling_factor + shift).to(self.vae.dtype), return_dict=False)[0]
+        latents = (latents / config.scaling_factor + shift).to(self.vae.dtype)
+        # In the VAE's own dtype, also within autocast: Stable Diffusion's overflows in fp16 (its `force_upcast`).
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.vae.decode(latents, return_dict=False)[0]
 
     def generate(
         self,

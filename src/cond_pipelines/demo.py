@@ -27,6 +27,7 @@ from .training.config import TrainingConfig
 from .training.defaults import fast_precision
 from .training.interruptions import writable_folder
 from .training.loop import train
+from .training.sharding import run_state
 
 _ATTRIBUTES = ("shape", "colour", "background")
 _MINUTES = {"unconditional": 5.8, "class_conditional": 0.9, "text_to_image": 2.2}
@@ -89,7 +90,9 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     seen, unseen = ([dict(zip(_ATTRIBUTES, c, strict=True)) for c in part] for part in split_combinations())
     pipes = {name: ConditionalPipeline.from_pretrained(folder) for name, folder in folders.items()}
     for pipe in pipes.values():
-        pipe.unet.set_default_attn_processor()  # faster on a CPU
+        pipe.to(run_state().device)
+        if pipe.device.type == "cpu":
+            pipe.unet.set_default_attn_processor()  # faster there
 
     images = sample(pipes["unconditional"], [None] * num_samples)
     reads = [read_attributes(image) for image in images]

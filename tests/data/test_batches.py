@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cond_pipelines.data.batches import PositionSampler, draw_generators, draw_noise, make_loader
+from cond_pipelines.data.batches import PositionSampler, _draw_blocks, draw_generators, draw_noise, make_loader
 from cond_pipelines.data.dataset import BadRow, ImageDataset
 from cond_pipelines.data.loading import Columns
 
@@ -206,6 +207,33 @@ def test_noise_is_a_function_of_seed_and_position():
         assert torch.equal(whole[order], torch.cat(parts))
     other = draw_noise(4, torch.arange(8), (2, 4, 4), "cpu")
     assert not any(torch.isclose(a, b).any() for a, b in zip(together[1:], other[1:], strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_noise_drawn_in_blocks_is_a_function_of_the_position(rows):
+    """As a GPU draws it: whatever batch a position is in, in any order, its row is the same."""
+    whole = _draw_blocks(3, torch.arange(40), (2, 4, 4), torch.device("cpu"), 2, rows)
+    for positions in ([0, 1, 2], [7, 8, 9, 10, 11], [39, 3, 4, 20, 0], [*range(4, 36)], [5, 5]):
+        part = _draw_blocks(3, torch.tensor(positions), (2, 4, 4), torch.device("cpu"), 2, rows)
+        assert all(torch.equal(a[positions], b) for a, b in zip(whole, part, strict=True))
+    noise, coins = _draw_blocks(0, torch.arange(2000), (1, 6, 6), torch.device("cpu"), 1, rows)
+    assert noise.flatten(1).unique(dim=0).shape == (2000, 36) and coins.unique().shape == (2000,)
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(coins.mean() - 0.5) < 4 / (12 * 2000) ** 0.5
+
+
+def test_a_gpu_draws_a_batch_with_few_kernels():
+    """256 images of 32 px were 512 kernels. Counted as the operations that PyTorch is asked for."""
+
+    class Count(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Count.number += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        _draw_blocks(0, torch.arange(1000, 1256), (3, 32, 32), torch.device("cpu"), 1, 64)
+    assert Count.number < 60
 
 
 def test_noise_is_standard_normal_and_independent():

@@ -45,6 +45,11 @@ def test_larger_images_get_larger_models_and_smaller_batches():
     assert UNET_SIZES.index(fill(sample_size=64).unet_size) < UNET_SIZES.index(on_gpu[2].unet_size)
 
 
+def test_a_gpu_does_not_wait_for_the_process_that_puts_batches_together():
+    assert fill(device=CPU).dataloader_num_workers == 0  # decoded images, and no core to spare
+    assert fill(device=CUDA).dataloader_num_workers >= 1
+
+
 GIVEN = {
     "unet_size": "m",
     "train_batch_size": 3,

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..conditional_pipeline import ConditionalPipeline
 
@@ -75,5 +74,18 @@ def _on(device: torch.device, values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _padded(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Those of each caption as those of a batch: (B, longest here, ...)."""
-    return {name: pad_sequence([one[name] for one in features], batch_first=True) for name in features[0]}
+    """Those of each caption as those of a batch: (B, longest here, ...), zeros behind the shorter ones.
+
+    As `pad_sequence`, which writes caption by caption: on a GPU that is B kernels, here it is three.
+    """
+    lengths = torch.tensor([len(next(iter(one.values()))) for one in features])  # (B,)
+    places = torch.arange(int(lengths.max()))  # (L,)
+    real = places < lengths[:, None]  # (B, L)
+    # Row 0 is of zeros; the captions' rows follow, one after the other.
+    index = torch.where(real, 1 + places + (lengths.cumsum(0) - lengths)[:, None], 0)  # (B, L)
+    index = _on(next(iter(features[0].values())).device, {"index": index})["index"]
+    padded = {}
+    for name, first in features[0].items():
+        rows = torch.cat([first.new_zeros(1, *first.shape[1:]), *(one[name] for one in features)])  # (1 + sum, ...)
+        padded[name] = rows[index]
+    return padded
