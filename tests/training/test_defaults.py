@@ -2,7 +2,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
+import yaml
+from parents_common import stable_diffusion
+from training_common import log_of, run
 
+from cond_pipelines import ConditionalPipeline
+from cond_pipelines.training import defaults
 from cond_pipelines.training.checkpoints import Progress
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.defaults import default_tracker, fast_precision, fill_defaults
@@ -132,7 +137,78 @@ def test_a_large_checkpoint_gets_the_rate_of_its_size():
         return fill_defaults(config, **parts).learning_rate
 
     rates = [rate(millions * 1e6) for millions in (1, 3, 36, 114, 860)]  # 860 M: Stable Diffusion
-    assert rates == sorted(rates, reverse=True) and rates[-1] <= 5e-5 and rates[0] == 1e-3
+    assert rates == sorted(rates, reverse=True) and rates[-1] == 1e-5 and rates[0] == 1e-3
+
+
+PARENT = {"pretrained_model_name_or_path": "a/checkpoint", "mixed_precision": "no"}
+
+
+def of_parent(num_parameters: float, device=CUDA, num_images=5000, sample_size=64, **arguments) -> TrainingConfig:
+    parts = {"num_images": num_images, "sample_size": sample_size, "device": device}
+    return fill_defaults(TrainingConfig(**PARENT | arguments), num_parameters=int(num_parameters), **parts)
+
+
+@pytest.mark.parametrize(
+    ("train", "rate"), [("unet", 1e-5), ("lora", 1e-4), ("adapter", 1e-4), ("cross_attention", 5e-5)]
+)
+def test_rates_of_stable_diffusion_are_those_of_diffusers_scripts(train, rate):
+    config = of_parent(860e6, train=train)
+    assert config.learning_rate == rate
+    assert config.adapter_lr == 1e-4  # it may be new
+    assert config.text_encoder_lr <= rate
+    assert of_parent(2.8e6, train=train).learning_rate == 1e-3  # of a small one as ever
+    given = of_parent(860e6, train=train, learning_rate=3e-6)
+    assert given.learning_rate == given.adapter_lr == 3e-6
+
+
+def test_a_large_parent_gets_small_batches():
+    assert of_parent(860e6).train_batch_size == 16
+    assert of_parent(860e6, num_images=5).train_batch_size == 5
+    assert of_parent(2.8e6).train_batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("parent", "given", "expected"),
+    [
+        (None, {}, (30, 2.5)),
+        ("sd", {}, (50, 7.5)),
+        ("sd", {"default_guidance_scale": 3.0}, (50, 3.0)),
+        ("sd", {"default_num_inference_steps": 9}, (9, 7.5)),
+        ("sd", {"scheduler": "FlowMatchEulerDiscreteScheduler"}, (30, 7.5)),
+    ],
+)
+def test_steps_and_guidance_of_a_pretrained_model_are_kept(tmp_path, capsys, parent, given, expected):
+    arguments = {"default_num_inference_steps": None, "default_guidance_scale": None, "conditioning": "text"}
+    arguments |= {"max_train_steps": 1, "resolution": 16}
+    if parent:
+        stable_diffusion().save_pretrained(tmp_path / "sd")
+        arguments |= {"pretrained_model_name_or_path": str(tmp_path / "sd"), "unet_size": None}
+    folder = run(tmp_path / "run", **arguments | given)
+    config = ConditionalPipeline.from_pretrained(folder).config
+    assert (config.default_num_inference_steps, config.default_guidance_scale) == expected
+    said = capsys.readouterr().out
+    assert f"{expected[0]} sampling steps, guidance {expected[1]:g}" in said
+    saved = yaml.safe_load((folder / "training_config.yaml").read_text())
+    assert (saved["default_num_inference_steps"], saved["default_guidance_scale"]) == expected
+
+
+def test_a_batch_is_chosen_said_and_saved(tmp_path, capsys, monkeypatch):
+    """With enough memory as ever; with little the same images in parts, so the same run but for rounding."""
+    folders = []
+    for free in (2**40, 2 * 10**7):
+        monkeypatch.setattr(defaults, "free_bytes", lambda _, free=free: free)
+        folders.append(run(tmp_path / str(free), train_batch_size=None, max_train_steps=3))
+        said = capsys.readouterr().out
+        assert "images at a time" in said and "GiB estimated" in said
+    much, little = (yaml.safe_load((folder / "training_config.yaml").read_text()) for folder in folders)
+    assert (much["train_batch_size"], much["gradient_accumulation_steps"], much["gradient_checkpointing"]) == (
+        32,
+        1,
+        False,
+    )
+    assert little["train_batch_size"] < 32
+    assert little["train_batch_size"] * little["gradient_accumulation_steps"] == 32
+    assert log_of(folders[1]) == pytest.approx(log_of(folders[0]), rel=1e-3)
 
 
 def test_text_encoder_is_trained_when_it_is_new():

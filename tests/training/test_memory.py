@@ -80,8 +80,7 @@ def test_the_estimate_is_what_the_allocator_gave_out(name, size, precision, chec
         # Within an operator a kernel holds what no dispatcher sees: of a convolution's backward pass the input, the
         # gradient and the weights in a layout of its own, each at most as large as the largest activation.
         activation = batch_size * 2 * unet.config.block_out_channels[0] * size**2 * 4
-        assert estimated - activation <= real <= estimated + 4 * activation
-        print(name, precision, checkpointing, batch_size, real / estimated)
+        assert estimated <= 1.01 * real and real <= estimated + 4 * activation
 
 
 def test_a_text_encoder_that_is_trained_counts():
@@ -138,26 +137,24 @@ def test_accumulation_and_checkpointing_that_were_given_are_kept():
 
 
 def test_stable_diffusion_at_512_px():
-    """860 M parameters, never in memory: whole on 80 GB, not on 16; a LoRA on 16."""
+    """860 M parameters, never in memory: on 80 GB 16 images at a time, on 16 GB not even one; a LoRA takes less."""
     vae = fake_vae()
-    found = {}
-    for train in ("unet", "lora"):
+
+    def memory(checkpointing: bool, train: str = "unet") -> StepMemory:
         config = TrainingConfig(pretrained_model_name_or_path="sd", train=train)
         kwargs = {"sample_size": 64, "on_cpu": False, "precision": "bf16", "vae": vae}
         make = partial(UNet2DConditionModel, **STABLE_DIFFUSION)
-        memory = {c: step_memory(make, config, gradient_checkpointing=c, **kwargs) for c in (False, True)}
-        found[train] = memory
-        one, four = (memory[False].peak(n) for n in (8, 16))
-        assert 0.4 * GIB < (four - one) / 8 < 1.2 * GIB  # an image of SD with autocast: 0.7 GiB
-    whole, lora = found["unet"], found["lora"]
-    assert 859e6 < whole[False].gradients / 4 < 861e6 and lora[False].gradients / 4 < 1e6
-    for train, gib, expected in [("unet", 64, (16, False)), ("unet", 13, (1, True)), ("lora", 13, None)]:
-        config, why = chosen(TrainingConfig(), 16, gib, memory=found[train].__getitem__)
-        if expected:
-            assert (config.train_batch_size, config.gradient_checkpointing) == expected, why
-        else:
-            assert config.train_batch_size >= 4 and "too much" not in why
-    assert all(memory[True].peak(16) < memory[False].peak(16) for memory in found.values())
+        return step_memory(make, config, gradient_checkpointing=checkpointing, **kwargs)
+
+    whole, checkpointed, lora = memory(False), memory(True), memory(False, "lora")
+    assert 859e6 < whole.gradients / 4 < 861e6 and lora.gradients / 4 < 1e6
+    for gib, expected in ((64, (16, False)), (13, (1, True))):
+        config, why = chosen(TrainingConfig(), 16, gib, memory=lambda c: checkpointed if c else whole)
+        assert (config.train_batch_size, config.gradient_checkpointing) == expected, why
+        assert ("too much" in why) == (gib == 13)
+    # An image takes 0.7 GiB of activations, with autocast, and 16 of them half of an A100.
+    assert 25 * GIB < whole.total(16) < 40 * GIB
+    assert checkpointed.peak(16) < whole.peak(16) and lora.total(16) < whole.total(16) - 12 * GIB
 
 
 def test_free_memory_is_that_of_the_device(monkeypatch):

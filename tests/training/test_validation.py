@@ -65,7 +65,17 @@ def test_a_new_run_forgets_the_pictures_of_the_last(tmp_path):
         (tmp_path / "samples" / name).write_bytes(b"")
     (tmp_path / "samples.gif").write_bytes(b"")
     run(tmp_path, max_train_steps=2)
-    assert list(pictures(tmp_path)) == ["mine.png"] and not (tmp_path / "samples.gif").exists()
+    assert list(pictures(tmp_path)) == ["mine.png"]
+    assert not (tmp_path / "samples.gif").exists()
+
+
+def test_a_damaged_picture_does_not_end_a_run(whole, tmp_path, capsys):
+    shutil.copytree(whole / "samples", tmp_path / "samples")
+    (tmp_path / "samples" / "000015.png").write_bytes(b"")
+    validation.write_animation(tmp_path)
+    assert "without" in capsys.readouterr().err
+    with Image.open(tmp_path / "samples.gif") as animation:
+        assert animation.n_frames == 5
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "schedulefree"])

@@ -18,7 +18,7 @@ from ..errors import describe
 from ..user_code import raised_by_user_code
 from .buckets import BucketSampler
 from .dataset import BadRow, ImageDataset, Row
-from .workers import ignore_signals
+from .workers import ignore_signals, room_for_workers
 
 _GOLDEN_RATIO = 0.6180339887498949
 _BLOCK_ROWS, _BLOCK_NUMBERS = 64, 2**18  # at most, of the noise that a GPU draws at once
@@ -198,6 +198,7 @@ def make_loader(
 
     common = {"collate_fn": collate, "num_workers": num_workers, "pin_memory": pin_memory}
     if num_workers:
+        room_for_workers(num_workers)
         # What they need is not pickled. Python 3.14 does not fork by itself.
         common |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork"}
         common |= {"worker_init_fn": ignore_signals}

@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..errors import UserError
 
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # the last is SLURM's, by --signal
 _PR_SET_PDEATHSIG = 1
@@ -20,6 +23,24 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def room_for_workers(num_workers: int) -> None:
+    """Raise the number of open files as far as workers need it: each batch that one hands over is open files.
+
+    Raises:
+        UserError: it must not be raised so far.
+    """
+    needed = 64 + 64 * num_workers
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now == resource.RLIM_INFINITY or now >= needed:
+        return
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise UserError(
+            f"{num_workers} worker processes need {needed} open files, and {most} are allowed: raise `ulimit -n`, or "
+            "give --dataloader_num_workers 0"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def ignore_signals(worker: int) -> None:

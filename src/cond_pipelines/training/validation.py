@@ -1,6 +1,7 @@
 """What is looked at during training: the loss on held-out images at fixed noise and times, and samples."""
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,8 +54,8 @@ class Validation:
         folder = Path(config.output_dir)
         if accelerator.is_main_process:
             (folder / "samples.gif").unlink(missing_ok=True)
-            for path in (folder / "samples").glob("*.png"):
-                if re.fullmatch(r"\d{6,}", path.stem) and (step == 0 or int(path.stem) > step):
+            for of_step, path in _kept_grids(folder):
+                if step == 0 or of_step > step:
                     path.unlink()
 
     def due(self, step: int, before: float, done: float) -> bool:
@@ -261,12 +262,21 @@ def _bar(accelerator: Accelerator, desc: str, unit: str) -> dict[str, Any]:
     return {"desc": desc, "unit": unit, "delay": _SILENCE_SEC, "leave": False, "disable": silent, "dynamic_ncols": True}
 
 
+def _kept_grids(folder: Path) -> list[tuple[int, Path]]:
+    """The step and the file of each grid in samples/, in order."""
+    paths = [path for path in (folder / "samples").glob("*.png") if re.fullmatch(r"\d{6,}", path.stem)]
+    return sorted((int(path.stem), path) for path in paths)
+
+
 def write_animation(folder: Path) -> None:
     """Make samples.gif of the grids in samples/, where there are two or more of one size."""
     frames = []
-    for path in sorted((folder / "samples").glob("*.png"), key=lambda path: (len(path.stem), path.stem)):
-        with Image.open(path) as picture:
-            frames.append((f"step {int(path.stem):,}", picture.convert("RGB")))
+    for step, path in _kept_grids(folder):
+        try:
+            with Image.open(path) as picture:
+                frames.append((f"step {step:,}", picture.convert("RGB")))
+        except OSError as error:  # as a power cut leaves it
+            tqdm.write(f"samples.gif is made without {path}: {' '.join(str(error).split())}", file=sys.stderr)
     frames = [frame for frame in frames if frame[1].size == frames[-1][1].size]
     if len(frames) > 1:
         animation(frames, folder / "samples.gif")
