@@ -153,7 +153,7 @@ class DataArguments:
     )
     dataloader_num_workers: int | None = flag(
         None,
-        "Load images in N processes. Default: where decoded images are kept none on a CPU and two on a GPU; off Linux none.",
+        "Load images in N processes. Default: none for decoded images on a CPU, two on a GPU; none off Linux.",
         resume="free",
         at_least=0,
     )
