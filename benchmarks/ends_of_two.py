@@ -196,7 +196,7 @@ def run_all(options: argparse.Namespace, env: dict[str, str], root: Path) -> tup
 
 
 def import_everything() -> None:
-    import cond_pipelines.evaluation.run
+    import cond_pipelines.evaluation.evaluate
     import cond_pipelines.training.loop  # noqa: F401
 
 

@@ -19,14 +19,8 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, FlowMatchEu
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from cond_pipelines import (
-    ClassLabelAdapter,
-    ConditionalPipeline,
-    TextAdapter,
-    UnconditionalAdapter,
-    build_unet,
-)
-from cond_pipelines.text_encoders import new_text_encoder
+from cond_pipelines import ClassLabelAdapter, ConditionalPipeline, TextAdapter, UnconditionalAdapter, build_unet
+from cond_pipelines.networks.text_encoders import new_text_encoder
 
 DEVICES = [
     "cpu",

@@ -34,7 +34,7 @@ from cond_pipelines import (
     TextAdapter,
     UnconditionalAdapter,
 )
-from cond_pipelines.text_encoders import load_text_encoder, new_text_encoder, train_tokenizer
+from cond_pipelines.networks.text_encoders import load_text_encoder, new_text_encoder, train_tokenizer
 
 
 def random_condition(batch: int = 3, length: int | None = 4, pooled: bool = True, mask: bool = True, seed: int = 0):

@@ -13,9 +13,9 @@ from pipelines_common import make_components, quiet
 from training_common import run
 
 from cond_pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
-from cond_pipelines.card import MARK, CardFacts, render_card, write_card
 from cond_pipelines.cli import main
-from cond_pipelines.hub import push_folder
+from cond_pipelines.sharing.card import MARK, CardFacts, render_card, write_card
+from cond_pipelines.sharing.push import push_folder
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}

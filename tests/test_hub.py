@@ -14,10 +14,11 @@ from huggingface_hub import ModelCard, get_session
 from pipelines_common import make_components, quiet
 from training_common import flags, run
 
-from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, hub_waiting
-from cond_pipelines import hub as hub_module
+from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline
 from cond_pipelines.cli import main
-from cond_pipelines.hub import PushError, push_folder
+from cond_pipelines.sharing import hub_waiting
+from cond_pipelines.sharing import push as hub_module
+from cond_pipelines.sharing.push import PushError, push_folder
 from cond_pipelines.training.__main__ import main as train_main
 from cond_pipelines.training.config import parse_args
 

@@ -12,13 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from PIL import Image
 from pipelines_common import make_components, quiet, tiny_vae
 
-from cond_pipelines import (
-    ClassConditionalPipeline,
-    ClassLabelAdapter,
-    TextToImagePipeline,
-    UnconditionalPipeline,
-)
-from cond_pipelines.likelihood import flow_bits_per_dim
+from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, TextToImagePipeline, UnconditionalPipeline
+from cond_pipelines.evaluation.likelihood import flow_bits_per_dim
 from cond_pipelines.objectives import Objective
 
 MEANS, SPREAD, SIDE = (-0.2, 0.0, 0.3), 0.3, 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cond_pipelines.card import CardFacts, write_card
+from cond_pipelines.sharing.card import CardFacts, write_card
 
 CARDS = sorted(p.parent for p in (Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
 

@@ -46,7 +46,7 @@ from cond_pipelines import (
     UnconditionalAdapter,
     UnconditionalPipeline,
 )
-from cond_pipelines.surgery import with_socket
+from cond_pipelines.networks.surgery import with_socket
 
 diffusers.logging.set_verbosity_error()
 NUM_CONFIGURATIONS = 30

@@ -32,7 +32,7 @@ from cond_pipelines import (
     TextToImagePipeline,
     UnconditionalPipeline,
 )
-from cond_pipelines.conditional_pipeline import rescale_guided, vae_encode, vae_scale_factor
+from cond_pipelines.pipelines.conditional import rescale_guided, vae_encode, vae_scale_factor
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 CONDITIONS = {

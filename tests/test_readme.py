@@ -24,11 +24,12 @@ from cond_pipelines import (
     UnconditionalPipeline,
     build_unet,
 )
+from cond_pipelines.data.load import load_data
 from cond_pipelines.data.shapes import SHAPES, load_shapes
-from cond_pipelines.text_encoders import new_text_encoder
+from cond_pipelines.networks.text_encoders import new_text_encoder
 from cond_pipelines.training.config import parse_args
 from cond_pipelines.training.lora import add_lora, save_model
-from cond_pipelines.training.setup import build_pipeline, image_channels, load_data, load_parent, load_vae
+from cond_pipelines.training.model import build_pipeline, image_channels, load_parent, load_vae
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

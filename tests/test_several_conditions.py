@@ -21,8 +21,8 @@ from cond_pipelines import (
 )
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.evaluation.config import EvaluationConfig
-from cond_pipelines.evaluation.run import evaluate
-from cond_pipelines.text_encoders import new_text_encoder
+from cond_pipelines.evaluation.evaluate import evaluate
+from cond_pipelines.networks.text_encoders import new_text_encoder
 
 NAMES = ["red", "round", "blue"]
 

@@ -7,7 +7,7 @@ from parents_common import unet2d
 from pipelines_common import tiny_unet
 
 from cond_pipelines.adapters import UnconditionalAdapter, socket
-from cond_pipelines.surgery import with_channels, with_socket
+from cond_pipelines.networks.surgery import with_channels, with_socket
 
 UNETS = {"UNet2DConditionModel": lambda channels: tiny_unet(channels=channels), "UNet2DModel": unet2d}
 

@@ -15,7 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cond_pipelines.text_encoders import load_text_encoder, new_text_encoder, train_tokenizer
+from cond_pipelines.networks.text_encoders import load_text_encoder, new_text_encoder, train_tokenizer
 
 CAPTIONS = ["a red circle on a blue background", "A small green square.", "the ring is yellow"] * 5
 

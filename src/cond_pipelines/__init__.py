@@ -6,39 +6,47 @@ Names are imported on first use, so that `import cond_pipelines` costs nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import _moved  # noqa: F401 (imports by old names)
+
 __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
     "ClassConditionalPipeline": "pipelines",
     "ClassLabelAdapter": "adapters",
-    "CompositeAdapter": "composite_adapter",
+    "CompositeAdapter": "adapters",
     "ConditionalPipeline": "pipelines",
     "Conditioning": "adapters",
     "ConditioningAdapter": "adapters",
-    "EmbeddingAdapter": "embedding_adapter",
+    "EmbeddingAdapter": "adapters",
     "Noised": "objectives",
     "Objective": "objectives",
-    "PromptAdapter": "text_adapters",
-    "TextAdapter": "text_adapters",
+    "PromptAdapter": "adapters",
+    "TextAdapter": "adapters",
     "TextToImagePipeline": "pipelines",
     "TrainingConfig": "training.config",
-    "UNET_SIZES": "unet",
+    "UNET_SIZES": "networks.unet_sizes",
     "UnconditionalAdapter": "adapters",
     "UnconditionalPipeline": "pipelines",
-    "build_unet": "unet",
+    "build_unet": "networks.unet_sizes",
     "train": "training.loop",
 }
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
-    from .adapters import ClassLabelAdapter, Conditioning, ConditioningAdapter, UnconditionalAdapter
-    from .composite_adapter import CompositeAdapter
-    from .embedding_adapter import EmbeddingAdapter
+    from .adapters import (
+        ClassLabelAdapter,
+        CompositeAdapter,
+        Conditioning,
+        ConditioningAdapter,
+        EmbeddingAdapter,
+        PromptAdapter,
+        TextAdapter,
+        UnconditionalAdapter,
+    )
+    from .networks.unet_sizes import UNET_SIZES, build_unet
     from .objectives import Noised, Objective
     from .pipelines import ClassConditionalPipeline, ConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
-    from .text_adapters import PromptAdapter, TextAdapter
     from .training.config import TrainingConfig
     from .training.loop import train
-    from .unet import UNET_SIZES, build_unet
 
 __all__ = [
     "UNET_SIZES",

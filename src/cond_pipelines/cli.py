@@ -103,7 +103,7 @@ def card(args: list[str]) -> None:
     parser.add_argument("folder")
     parser.add_argument("--repo_id", help="its name on the Hub, for the page's code blocks; default: the folder's name")
     options = parser.parse_args(args)
-    from .card import write_card
+    from .sharing.card import write_card
 
     print(write_card(options.folder, options.repo_id))
 
@@ -121,7 +121,7 @@ def push(args: list[str]) -> None:
     parser.add_argument("--revision", help="the branch to commit to; made where it does not exist")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     options = vars(parser.parse_args(args))
-    from .hub import push_folder
+    from .sharing.push import push_folder
 
     commit = push_folder(options.pop("folder"), options.pop("repo_id"), **options)
     print(commit.pr_url or commit.commit_url)

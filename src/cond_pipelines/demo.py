@@ -16,16 +16,16 @@ import datasets
 import torch
 from PIL import Image, ImageDraw
 
-from .conditional_pipeline import ConditionalPipeline
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from .evaluation.features import extract, pixels
-from .evaluation.rows import distribution_rows
+from .evaluation.questions import distribution_rows
 from .files import write_json
 from .pictures import image_grid
+from .pipelines.conditional import ConditionalPipeline
 from .provenance import save_picture
 from .training.config import TrainingConfig
 from .training.defaults import fast_precision
-from .training.interruptions import writable_folder
+from .training.failures import writable_folder
 from .training.loop import train
 from .training.sharding import run_state
 

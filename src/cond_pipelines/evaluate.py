@@ -12,7 +12,7 @@ def main(args: list[str] | None = None) -> None:
 
         config = parse_args(args)  # help and bad arguments are answered before torch is imported
         use_all_cores()
-        from .evaluation.run import evaluate
+        from .evaluation.evaluate import evaluate
         from .evaluation.sweep import sweep, table
 
         if config.sweep:

@@ -7,9 +7,9 @@ import pytest
 from training_common import log_of, run
 
 from cond_pipelines import TrainingConfig
+from cond_pipelines.data.load import load_data
 from cond_pipelines.data.prior import balanced
 from cond_pipelines.data.shapes import SHAPES, load_shapes
-from cond_pipelines.training.setup import load_data
 
 OWN = ["mine", "mine", "yours"]
 

@@ -15,11 +15,11 @@ from cond_pipelines import ConditionalPipeline
 from cond_pipelines.cli import main
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.evaluation.config import EvaluationConfig
+from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
-from cond_pipelines.evaluation.run import evaluate
 from cond_pipelines.evaluation.sampling import _is_there, draw_samples, read_samples
 from cond_pipelines.locks import locked_folder
-from cond_pipelines.text_encoders import new_text_encoder
+from cond_pipelines.networks.text_encoders import new_text_encoder
 
 EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
 SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}

@@ -19,7 +19,7 @@ from cond_pipelines.data.array_file import stored
 from cond_pipelines.data.dataset import ImageDataset
 from cond_pipelines.data.loading import Columns
 from cond_pipelines.data.shapes import load_shapes
-from cond_pipelines.text_encoders import train_tokenizer
+from cond_pipelines.networks.text_encoders import train_tokenizer
 
 
 @pytest.fixture()

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cond_pipelines.flags import default_of, holds
+from cond_pipelines.networks.unet_sizes import UNET_SIZES
 from cond_pipelines.training.config import TrainingConfig, parse_args, read_recipe
-from cond_pipelines.unet import UNET_SIZES
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
 

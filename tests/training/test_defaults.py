@@ -7,12 +7,12 @@ from parents_common import stable_diffusion
 from training_common import log_of, run
 
 from cond_pipelines import ConditionalPipeline
+from cond_pipelines.networks.unet_sizes import UNET_SIZES
 from cond_pipelines.training import defaults
 from cond_pipelines.training.checkpoints import Progress
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.defaults import default_tracker, fast_precision, fill_defaults
 from cond_pipelines.training.schedule import LearningRate, RunLength
-from cond_pipelines.unet import UNET_SIZES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,8 +9,9 @@ from pipelines_common import generators
 from training_common import largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline, PromptAdapter, TextAdapter
+from cond_pipelines.data.load import load_data
 from cond_pipelines.training.config import TrainingConfig
-from cond_pipelines.training.setup import build_pipeline, load_data, load_parent, load_vae
+from cond_pipelines.training.model import build_pipeline, load_parent, load_vae
 
 diffusers.logging.set_verbosity_error()
 KINDS = {"SD": 16, "DDPM": 8, "LDM": 16}  # and the resolution

@@ -10,7 +10,7 @@ from PIL import Image
 from training_common import flags, run
 
 from cond_pipelines.training.__main__ import main
-from cond_pipelines.training.interruptions import TrainingFailure
+from cond_pipelines.training.failures import TrainingFailure
 from cond_pipelines.training.trackers import hide_token
 
 

@@ -24,8 +24,8 @@ from cond_pipelines import (
     TextToImagePipeline,
     TrainingConfig,
 )
-from cond_pipelines.hub import push_folder
-from cond_pipelines.text_encoders import train_tokenizer
+from cond_pipelines.networks.text_encoders import train_tokenizer
+from cond_pipelines.sharing.push import push_folder
 from cond_pipelines.training.lora import add_lora
 
 LORA = "pytorch_lora_weights.safetensors"

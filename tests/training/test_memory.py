@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel
 
+from cond_pipelines.networks.unet_sizes import build_unet
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.defaults import fit_memory
 from cond_pipelines.training.memory import StepMemory, free_bytes, step_memory
-from cond_pipelines.unet import build_unet
 
 GIB = 2**30
 STABLE_DIFFUSION = {  # 1.5's configuration

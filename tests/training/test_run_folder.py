@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from training_common import TINY, largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline
-from cond_pipelines.card import CardFacts, write_card
-from cond_pipelines.hub import _copy_page
 from cond_pipelines.provenance import run_of_file, run_of_folder, weights_fingerprint
+from cond_pipelines.sharing.card import CardFacts, write_card
+from cond_pipelines.sharing.push import _copy_page
 from cond_pipelines.training import final_save
 from cond_pipelines.training.checkpoints import _choose, all_checkpoints, broken, read_manifest
 from cond_pipelines.training.ema import average_of_length
-from cond_pipelines.training.interruptions import TrainingFailure
+from cond_pipelines.training.failures import TrainingFailure
 
 SAVING = {"checkpointing_steps": 2, "max_train_steps": 4}
 MINE = (

@@ -17,7 +17,7 @@ from training_common import INFINITE, flags, largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline, TrainingConfig
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
-from cond_pipelines.training.interruptions import TrainingFailure
+from cond_pipelines.training.failures import TrainingFailure
 from cond_pipelines.training.loop import train
 
 pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own

@@ -23,13 +23,14 @@ from cond_pipelines import (
     UnconditionalPipeline,
 )
 from cond_pipelines.data.batches import draw_noise
+from cond_pipelines.data.load import load_data
 from cond_pipelines.data.shapes import SHAPES, load_shapes
-from cond_pipelines.text_encoders import train_tokenizer
+from cond_pipelines.networks.text_encoders import train_tokenizer
 from cond_pipelines.training.__main__ import main
 from cond_pipelines.training.conditions import ConditionEncoder
 from cond_pipelines.training.config import parse_args
 from cond_pipelines.training.loop import _Told
-from cond_pipelines.training.setup import build_pipeline, load_data, load_parent
+from cond_pipelines.training.model import build_pipeline, load_parent
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 RAW = {"none": [None, None], "class": ["circle", "ring"], "text": ["a red circle", "two words"]}

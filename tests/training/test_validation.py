@@ -9,7 +9,7 @@ from PIL import Image
 from training_common import largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline
-from cond_pipelines.hub import _copy_page
+from cond_pipelines.sharing.push import _copy_page
 from cond_pipelines.training import validation
 
 # A twentieth of 60 steps of 32 images is three samples of 12 unguided steps, four times.

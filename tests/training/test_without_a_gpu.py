@@ -16,7 +16,7 @@ from cond_pipelines import ClassLabelAdapter, TextAdapter, build_unet
 from cond_pipelines.objectives import Objective
 from cond_pipelines.training.conditions import _padded
 from cond_pipelines.training.ema import WeightAverage, power_function
-from cond_pipelines.training.interruptions import clipped_step
+from cond_pipelines.training.failures import clipped_step
 
 SCHEDULERS = {
     "flow": FlowMatchEulerDiscreteScheduler(),

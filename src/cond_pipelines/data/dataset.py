@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..data import images as im
 from ..errors import UserError, describe
-from . import images as im
 from .array_file import MOST_MAPPED_BYTES, ArrayFile, stored
 from .buckets import nearest_size
 from .labels import Choices, summary_of_conditions

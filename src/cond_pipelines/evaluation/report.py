@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.load import TrainingData
 from ..files import write_json, write_text
 from ..provenance import save_picture
-from ..training.setup import TrainingData
 from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
 from .sampling import read_samples, to_image
 

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..errors import read_json
 from ..files import load_array, save_array, write_json
+from ..pipelines.conditional import ConditionalPipeline
 
 _PART = 64  # images of a file
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
 from .config import EvaluationConfig
-from .run import evaluate
+from .evaluate import evaluate
 
 _SWEPT = {"guidance_scale": float, "num_inference_steps": int}
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..data.array_file import ArrayFile, stored
 from ..data.batches import Batch, draw_generators, signed
 from ..data.labels import Choices
-from ..vae import sample_posterior, vae_posterior
+from ..data.load import TrainingData, cache_home
+from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.vae import sample_posterior, vae_posterior
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .fingerprint import fingerprint_of
-from .setup import TrainingData, cache_home
 
 _BATCH = 32
 

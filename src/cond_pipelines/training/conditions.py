@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..pipelines.conditional import ConditionalPipeline
 
 _REMEMBERED_BYTES = 2**30
 

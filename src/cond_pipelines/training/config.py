@@ -19,7 +19,7 @@ __all__ = ["OPTIMIZER_NAMES", "TrainingConfig", "parse_args", "read_recipe"]
 def __getattr__(name: str) -> Any:
     # Where they used to be; `command_line` imports this module, so it is not imported above.
     if name in ("parse_args", "read_recipe"):
-        from . import command_line
+        from ..training import command_line
 
         return getattr(command_line, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

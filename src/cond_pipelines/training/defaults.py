@@ -11,15 +11,15 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..data.load import TrainingData
 from ..flags import with_effect
-from ..unet import build_unet
-from ..vae import VAE, vae_scale_factor
+from ..networks.unet_sizes import build_unet
+from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.vae import VAE, vae_scale_factor
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
-from .setup import TrainingData
 
 
 def decide(

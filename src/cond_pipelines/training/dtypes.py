@@ -5,7 +5,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..pipelines.conditional import ConditionalPipeline
 
 WEIGHTS = torch.float32
 

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..errors import UserError, reading
 from ..files import whole_file
-from ..parents import load_pipeline
+from ..networks.pretrained import load_pipeline
+from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import belongs, run_of_folder
 from .sharding import as_sharded, gathered, local_part
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..data.load import cache_home
 from ..files import sync_folder, sync_tree, unfinished_folder, whole_folder
+from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import LORA_FILE, SUMMARY_FILE, mark_weights
 from .config import TrainingConfig
-from .interruptions import TrainingFailure
+from .failures import TrainingFailure
 from .lora import save_model
 from .run_folder import RunFolder
-from .setup import cache_home
 
 _WAIT_SEC = 20  # between two looks for room
 # Of an earlier model of the same run: what the new one writes under another name, or not at all.

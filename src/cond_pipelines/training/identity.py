@@ -7,15 +7,15 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..data.load import TrainingData
 from ..flags import shown
+from ..pipelines.conditional import ConditionalPipeline
 from .arguments import OutputArguments
 from .checkpoints import Progress, load_checkpoint
 from .config import TrainingConfig
 from .fingerprint import fingerprint_of, plain_config
 from .run_folder import RunFolder
 from .schedule import LearningRate, RunLength
-from .setup import TrainingData
 
 _DECLARED = {setting.name: setting.metadata for setting in fields(TrainingConfig)}
 # What takes effect but is nothing to report: where a run writes, and what the line on the batch says already.

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.load import TrainingData
 from ..files import sync_file, write_text
 from ..pictures import loss_plot
 from ..processes import cores_in_words
 from ..provenance import save_picture
 from .checkpoints import Progress
 from .config import TrainingConfig
-from .interruptions import TrainingFailure, how_to_go_on
+from .failures import TrainingFailure, how_to_go_on
 from .schedule import RunLength
-from .setup import TrainingData
 
 
 class TrainingLog:

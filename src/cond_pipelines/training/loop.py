@@ -16,11 +16,12 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..console import show_any_text
 from ..data.batches import draw_noise, make_loader
+from ..data.load import TrainingData, load_data
 from ..data.workers import signals_held
 from ..locks import by_main_process
+from ..pipelines.conditional import ConditionalPipeline
 from ..processes import use_all_cores
 from .caching import cache_latents, cache_text, x_0_of
 from .checkpoints import Progress, save_checkpoint
@@ -29,10 +30,7 @@ from .config import TrainingConfig
 from .defaults import decide, default_tracker, fast_precision
 from .dtypes import hold_float32
 from .ema import NUM_SNAPSHOTS, WeightAverage, decay_of, power_function, save_snapshot
-from .evaluating import Evaluator
-from .final_save import model_is_saved, save_finished
-from .identity import RunIdentity, loaded_identity, parent_fingerprint, resume
-from .interruptions import (
+from .failures import (
     Interrupted,
     StoppedAtOnce,
     StopSignal,
@@ -41,22 +39,17 @@ from .interruptions import (
     one_line_failures,
     writable_folder,
 )
+from .final_save import model_is_saved, save_finished
+from .identity import RunIdentity, loaded_identity, parent_fingerprint, resume
 from .log import TrainingLog
 from .lora import how_to_load, save_model
+from .model import build_objective, build_pipeline, image_channels, load_parent, load_vae
 from .optimizers import build_optimizer, check_packages, count_trained, make_trainable, parameter_groups, trainable
 from .pushing import HubPush
 from .run_folder import RunFolder
 from .schedule import LearningRate, RunLength
-from .setup import (
-    TrainingData,
-    build_objective,
-    build_pipeline,
-    image_channels,
-    load_data,
-    load_parent,
-    load_vae,
-)
 from .sharding import RunAccelerator, how_sharded, prepare, run_state, whole_pipeline
+from .small_evaluation import Evaluator
 from .summary import NUM_SAMPLES, write_summary
 from .validation import Validation, crossed, ema_weights, grid_conditions, sample_images, write_animation
 

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 
 # The attention of CLIP and Llama, BERT, T5, GPT-2.

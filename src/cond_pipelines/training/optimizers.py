@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..errors import arguments_of, reading
+from ..pipelines.conditional import ConditionalPipeline
 from ..user_code import load_object
 from .config import TrainingConfig
 from .lora import add_lora

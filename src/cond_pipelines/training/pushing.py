@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..hub import push_folder
+from ..sharing.push import push_folder
 from .config import TrainingConfig
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..card import is_our_card
 from ..errors import read_json
 from ..files import write_json
 from ..locks import by_main_process, locked_folder
 from ..provenance import LORA_FILE, RUN_FILE, SUMMARY_FILE, run_of_folder
+from ..sharing.card import is_our_card
 from .checkpoints import Progress, all_checkpoints
 from .config import TrainingConfig
 from .ema import SNAPSHOTS

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 from .optimizers import OPTIMIZERS
 

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from ..card import TrainingFacts, training_versions, write_card
-from ..conditional_pipeline import ConditionalPipeline
 from ..data.labels import Choices, condition_name
+from ..data.load import TrainingData
 from ..files import write_json
+from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import SUMMARY_FILE, save_picture
+from ..sharing.card import TrainingFacts, training_versions, write_card
 from .checkpoints import Progress
 from .config import TrainingConfig
 from .optimizers import trainable
-from .setup import TrainingData
 from .validation import labelled_grid
 
 NUM_SAMPLES = 64

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..conditional_pipeline import ConditionalPipeline
 from ..data.batches import draw_noise, signed
 from ..data.labels import condition_name
-from ..objectives import Objective
+from ..data.load import TrainingData
+from ..objectives.base import Objective
 from ..pictures import animation, image_grid, visible
+from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 from .ema import WeightAverage
 from .optimizers import trainable
-from .setup import TrainingData
 from .sharding import fill, is_sharded
 
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick

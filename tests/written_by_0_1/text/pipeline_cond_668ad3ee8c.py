@@ -1,4 +1,4 @@
-# The code of cond_pipelines.portable, cond_pipelines.vae, cond_pipelines.inputs, cond_pipelines.conditional_pipeline, cond_pipelines.pipelines, gathered so that this model loads with diffusers alone.
+# The code of cond_pipelines.pipelines.remote_code, cond_pipelines.pipelines.vae, cond_pipelines.pipelines.image_inputs, cond_pipelines.pipelines.conditional, cond_pipelines.pipelines, gathered so that this model loads with diffusers alone.
 """Saving with the code that others need; loading without running theirs.
 
 What is saved here holds its own code beside what diffusers writes:

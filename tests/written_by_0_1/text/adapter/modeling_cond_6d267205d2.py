@@ -1,4 +1,4 @@
-# The code of cond_pipelines.adapters, cond_pipelines.text_adapters, gathered so that this model loads with diffusers alone.
+# The code of cond_pipelines.adapters, cond_pipelines.adapters.text, gathered so that this model loads with diffusers alone.
 """Conditioning adapters: what turns a raw condition (nothing, a label, a caption) into what the UNet is told.
 
     raw --preprocess--> inputs --encode--> features --forward--> Conditioning --> UNet
@@ -540,4 +540,4 @@ class PromptAdapter(ConditioningAdapter):
         told = Conditioning(tokens=tokens, pooled=pooled)
         return told.where(features["mask"].any(dim=1), self.null_like(told))
 
-_ADAPTER_FROM = "cond_pipelines.text_adapters"
+_ADAPTER_FROM = "cond_pipelines.adapters.text"

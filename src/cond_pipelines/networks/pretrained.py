@@ -14,12 +14,13 @@ import diffusers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from .adapters import ConditioningAdapter, UnconditionalAdapter
-from .conditional_pipeline import ConditionalPipeline
-from .errors import UserError, reading
-from .pipelines import TextToImagePipeline, UnconditionalPipeline
+from ..adapters.base import ConditioningAdapter
+from ..adapters.text import PromptAdapter
+from ..adapters.unconditional import UnconditionalAdapter
+from ..errors import UserError, reading
+from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.settings import TextToImagePipeline, UnconditionalPipeline
 from .surgery import with_socket
-from .text_adapters import PromptAdapter
 
 _STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 PARENTS: dict[str, type[ConditionalPipeline]] = {

@@ -1,41 +1,34 @@
-"""From arguments to what is trained: the data set, and a pipeline with new or pretrained components."""
+"""From arguments to what is trained: a pipeline with new or pretrained components."""
 
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import diffusers
-import numpy as np
-from accelerate import PartialState
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..adapters import ClassLabelAdapter, ConditioningAdapter, UnconditionalAdapter
-from ..conditional_pipeline import ConditionalPipeline
-from ..data import images as im
-from ..data.buckets import bucket_sizes
-from ..data.dataset import ImageDataset, row_name
-from ..data.labels import Choices, label_parser, parse_caption, vector_parser
-from ..data.loading import as_files, find_columns, load_source
-from ..data.prior import balanced, with_prior
-from ..embedding_adapter import EmbeddingAdapter
+from ..adapters.base import ConditioningAdapter
+from ..adapters.class_label import ClassLabelAdapter
+from ..adapters.embedding import EmbeddingAdapter
+from ..adapters.text import TextAdapter
+from ..adapters.unconditional import UnconditionalAdapter
+from ..data.labels import Choices
+from ..data.load import TrainingData
 from ..errors import arguments_of, reading
-from ..inputs import num_channels_latents
-from ..objectives import Objective
-from ..parents import load_pipeline
-from ..pipelines import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
-from ..surgery import with_channels
-from ..text_adapters import TextAdapter
-from ..text_encoders import load_text_encoder, new_text_encoder
-from ..unet import build_unet
+from ..networks.pretrained import load_pipeline
+from ..networks.surgery import with_channels
+from ..networks.text_encoders import load_text_encoder, new_text_encoder
+from ..networks.unet_sizes import build_unet
+from ..objectives.base import Objective
+from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.image_inputs import num_channels_latents
+from ..pipelines.settings import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
+from ..pipelines.vae import VAE, vae_scale_factor
 from ..user_code import load_object
-from ..vae import VAE, vae_scale_factor
 from .config import TrainingConfig
 
 # The whole difference between the settings.
@@ -46,134 +39,6 @@ SETTINGS = {
     "embedding": (ConditionalPipeline, EmbeddingAdapter),
     "custom": (ConditionalPipeline, ConditioningAdapter),
 }
-
-
-@dataclass
-class TrainingData:
-    """A checked data set.
-
-    Args:
-        dataset: reads rows.
-        train, held_out: indices into it; None, and empty, for a streaming set.
-        id2label: class names, for class labels.
-    """
-
-    dataset: ImageDataset
-    train: np.ndarray | None
-    held_out: np.ndarray
-    id2label: dict[int, str] | None
-
-    def conditions(self, indices: np.ndarray) -> list[Any]:
-        """Raw conditions of some rows, the first where a row has several."""
-        found = [self.dataset.read_condition(int(self.dataset.usable[i])) for i in indices]
-        return [c[0] if isinstance(c, Choices) else c for c in found]
-
-
-def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingData:
-    """Load and check the data set, with the `channels` that a pretrained model takes, where there is one.
-
-    Raises:
-        ValueError: in one line for bad input; see `data.dataset`.
-    """
-    if channels and config.channels not in (None, channels):
-        raise ValueError(f"--channels {config.channels}, but the pretrained model takes {channels}: leave it out")
-    # `datasets` looks through a large folder without a word, for a minute where there are 60,000 files.
-    PartialState().on_main_process(tqdm.write)(f"reading {config.train_data_dir or config.dataset_name}")
-    source = load_source(
-        config.train_data_dir,
-        config.dataset_name,
-        config.dataset_config_name,
-        config.dataset_split,
-        config.streaming,
-        config.cache_dir,
-    )
-    streamed = not hasattr(source, "__len__")
-    if streamed and source.features is None:
-        source = source._resolve_features()
-    if config.max_train_samples is not None:
-        source = source.take(config.max_train_samples if streamed else min(config.max_train_samples, len(source)))
-    columns = find_columns(
-        source.features,
-        config.conditioning,
-        config.image_column,
-        config.label_column,
-        config.caption_column,
-        config.condition_column,
-    )
-    num_own = None if streamed else len(source)
-    if config.class_data_dir:
-        source, columns = with_prior(source, columns, config.conditioning, config.class_data_dir, config.class_prompt)
-    id2label, parse = None, lambda value: value
-    if config.conditioning == "class":
-        feature = source.features[columns.condition]
-        values = []
-        if not streamed:
-            values = source.select_columns([columns.condition])[columns.condition]
-        elif not hasattr(getattr(feature, "feature", feature), "names"):
-            values = _distinct(source, columns.condition)
-        id2label, parse = label_parser(values, feature)
-    elif config.conditioning == "text":
-        parse = parse_caption
-    elif config.conditioning == "embedding":
-        parse = vector_parser()
-    config = replace(config, channels=channels or config.channels)
-    resolution, channels = _look(config, source, columns.image, streamed)
-    dataset = ImageDataset(
-        rows=source,
-        columns=columns,
-        resolution=resolution,
-        channels=channels,
-        center_crop=config.center_crop,
-        random_flip=config.random_flip,
-        interpolation=config.image_interpolation_mode,
-        on_bad_image=config.on_bad_image,
-        parse_condition=parse,
-        seed=config.seed,
-        value_range=tuple(config.value_range) or None,
-        buckets=bucket_sizes(resolution) if config.aspect_buckets else None,
-        cache_dir=cache_home(config),
-        cache_images=config.cache_images,
-    )
-    if streamed:
-        return TrainingData(dataset, None, np.array([], dtype=int), id2label)
-    dataset.check()
-    split = dataset.split(config.validation_fraction)
-    if config.class_data_dir:
-        split = balanced(*split, dataset.usable >= num_own, config.prior_loss_weight)
-    return TrainingData(dataset, *split, id2label)
-
-
-def _distinct(stream: Any, column: str) -> list[Any]:
-    """The different labels of a stream, which is read to its end for them; one of a ClassLabel says them itself."""
-    PartialState().on_main_process(tqdm.write)(f"reading the whole column {column!r} for its classes")
-    rows = stream.select_columns([column])
-    return list({tuple(v) if isinstance(v, list) else v for v in (row[column] for row in rows)})
-
-
-def cache_home(config: TrainingConfig) -> Path:
-    """Where work is kept between runs: under --cache_dir, or where `datasets` keeps its own."""
-    return Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "cond_pipelines"
-
-
-def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool) -> tuple[int, int]:
-    """Resolution and channels where they are not given, from the first readable images."""
-    if config.resolution and config.channels:
-        return config.resolution, config.channels
-    images, bad, rows = [], [], as_files(source.select_columns([image_column]), image_column)
-    for row, values in enumerate(rows.take(64) if streamed else rows.select(range(min(64, len(rows))))):
-        try:
-            images.append(im.open_image(values[image_column]))
-        except OSError as error:  # the check of the whole set comes later
-            bad.append(
-                f"{row_name(f'row {row}', values[image_column])}: unreadable image: {' '.join(str(error).split())}"
-            )
-    if bad and not images and config.on_bad_image == "error":
-        raise ValueError(f"{bad[0]}; mend it, or --on_bad_image skip")
-    if not images:
-        raise ValueError(f"none of the first {len(bad)} images can be read; {bad[0]}" if bad else "there are no images")
-    side = int(np.median([im.shorter_side_px(image) for image in images]))
-    resolution = config.resolution or min(256, max(8, side // 8 * 8))
-    return resolution, config.channels or max(im.num_channels(image) for image in images)
 
 
 def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:

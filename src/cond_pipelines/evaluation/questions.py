@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..conditional_pipeline import ConditionalPipeline
-from . import measures as m
+from ..evaluation import measures as m
+from ..pipelines.conditional import ConditionalPipeline
 
 Row = dict[str, Any]
 # Beside "the captions of training": those of held-out images that training never saw, and those of a file.

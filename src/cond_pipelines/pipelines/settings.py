@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .conditional_pipeline import VAE, ConditionalPipeline
+from .conditional import VAE, ConditionalPipeline
 
 
 class UnconditionalPipeline(ConditionalPipeline):

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..conditional_pipeline import ConditionalPipeline
+from ..data.load import TrainingData
 from ..evaluation import measures as m
 from ..evaluation.features import extract, load_extractor
 from ..evaluation.sampling import to_image
+from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
-from .setup import TrainingData
 from .validation import sample_images
 
 _MOST_REAL = 5000

@@ -9,7 +9,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cond_pipelines.adapters import Conditioning, ConditioningAdapter, Features, zero_init
+from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, zero_init
 
 
 class EmbeddingAdapter(ConditioningAdapter):

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .conditional_pipeline import ConditionalPipeline
-from .data.batches import draw_noise
-from .objectives import FlowMatching, Objective
+from ..data.batches import draw_noise
+from ..objectives.base import Objective
+from ..objectives.flow_matching import FlowMatching
+from ..pipelines.conditional import ConditionalPipeline
 
 # Of the noise levels that tell conditions apart: less noise hides nothing, more noise leaves nothing.
 _LOG_SNR = (-6.0, 5.0)

@@ -11,7 +11,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cond_pipelines.adapters import Conditioning, ConditioningAdapter, Features
+from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features
 
 
 @dataclass(frozen=True)

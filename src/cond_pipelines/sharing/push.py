@@ -12,11 +12,11 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from ..errors import UserError, read_json, read_yaml
+from ..files import write_json, write_text
+from ..provenance import report_belongs
 from .card import write_card
-from .errors import UserError, read_json, read_yaml
-from .files import write_json, write_text
 from .hub_waiting import HubIsSilent, limited_waiting, waiting_for
-from .provenance import report_belongs
 
 _PAGE = (
     "README.md",

@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..card import write_card
-from ..conditional_pipeline import ConditionalPipeline
 from ..console import show_any_text
 from ..data.labels import Choices
+from ..data.load import TrainingData, load_data
 from ..errors import UserError, read_text, read_yaml
+from ..evaluation import measures as m
 from ..flags import with_effect
 from ..locks import locked_folder
-from ..parents import load_pipeline
+from ..networks.pretrained import load_pipeline
+from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
+from ..sharing.card import write_card
 from ..training.arguments import DataArguments
 from ..training.config import TrainingConfig
-from ..training.setup import TrainingData, load_data
-from . import measures as m
 from .config import EvaluationConfig
 from .features import CLIPScore, cached, extract, load_classifier, load_extractor
+from .questions import COMBINATIONS, UNSEEN, Part, Row, Sets, caption_rows, distribution_rows, label_rows, mean_row, row
 from .report import real_image, write_pictures, write_report
-from .rows import COMBINATIONS, UNSEEN, Part, Row, Sets, caption_rows, distribution_rows, label_rows, mean_row, row
 from .sampling import draw_samples, read_samples
 
 

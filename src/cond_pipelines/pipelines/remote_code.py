@@ -32,11 +32,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 _PACKAGE = "cond_pipelines"
 _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
 _PIPELINE_MODULES = (
-    "portable",
+    "remote_code",
     "vae",
-    "inputs",
-    "conditional_pipeline",
-    "pipelines",
+    "image_inputs",
+    "conditional",
+    "settings",
 )  # in the order in which they import one another
 _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
 _EVERYWHERE = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "transformers"}
@@ -85,7 +85,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             >>> pipe.push_to_hub("me/flowers", private=True)
         """
         if _INSTALLED:
-            return self._installed("hub").push_pipeline(self, repo_id, **kwargs)
+            return self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs)
         kwargs.pop("revision", None)  # diffusers' own has no such argument
         return super().push_to_hub(repo_id, **kwargs)
 
@@ -96,16 +96,16 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             super().load_lora_into_text_encoder(state_dict, *args, **kwargs)
 
     def classify(self, images: Any, conditions: list[Any], **kwargs: Any) -> Any:
-        """p(y|x) from p(x|y): under which of some conditions each image was drawn; see `likelihood.classify`."""
-        return self._installed("likelihood").classify(self, images, conditions, **kwargs)
+        """p(y|x) from p(x|y): under which of some conditions each image was drawn."""
+        return self._installed("evaluation.likelihood").classify(self, images, conditions, **kwargs)
 
     def bits_per_dim(self, images: Any, conditions: list[Any] | None = None, **kwargs: Any) -> Any:
-        """The variational bound on -log2 p(image) a pixel value, (N,); see `likelihood.bits_per_dim`."""
-        return self._installed("likelihood").bits_per_dim(self, images, conditions, **kwargs)
+        """The variational bound on -log2 p(image) a pixel value, (N,); see `evaluation.likelihood`."""
+        return self._installed("evaluation.likelihood").bits_per_dim(self, images, conditions, **kwargs)
 
     def to_stable_diffusion(self) -> DiffusionPipeline:
-        """diffusers' StableDiffusionPipeline with the same parts and the same images; see `parents`."""
-        return self._installed("parents").to_stable_diffusion(self)
+        """diffusers' StableDiffusionPipeline with the same parts and the same images; see `networks.pretrained`."""
+        return self._installed("networks.pretrained").to_stable_diffusion(self)
 
     @classmethod
     def _installed(cls, module: str) -> Any:
@@ -127,7 +127,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 a component of a package that is not imported.
         """
         path, known = pretrained_model_name_or_path, {c.__name__: c for c in _subclasses(PortablePipeline)[1:]}
-        parents = cls._installed("parents") if _INSTALLED else None
+        parents = cls._installed("networks.pretrained") if _INSTALLED else None
         hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
         hub = {k: kwargs[k] for k in hub if k in kwargs}
         try:
@@ -183,9 +183,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
-    for module in ("text_adapters", "embedding_adapter", "composite_adapter", "pipelines"):
-        importlib.import_module(f"{_PACKAGE}.{module}")
-    ignored = importlib.import_module(f"{_PACKAGE}.parents").IGNORED.get(config.get("_class_name"), ())
+    importlib.import_module(f"{_PACKAGE}.pipelines")
+    ignored = importlib.import_module(f"{_PACKAGE}.networks.pretrained").IGNORED.get(config.get("_class_name"), ())
     for component, value in config.items():
         if not isinstance(value, list) or component.startswith("_") or len(value) != 2 or value[1] is None:
             continue
@@ -249,7 +248,7 @@ def pipeline_code(cls: type) -> str:
     """The text of one file that defines the pipeline class `cls` with no more than diffusers and transformers."""
     if _is_copy(cls):
         return _source(cls.__module__)
-    modules = [f"{_PACKAGE}.{name}" for name in _PIPELINE_MODULES]
+    modules = [f"{_PACKAGE}.pipelines.{name}" for name in _PIPELINE_MODULES]
     if cls.__module__ not in modules:  # somebody's own subclass
         modules.append(cls.__module__)
     return join_code(*modules)
@@ -262,11 +261,11 @@ def adapter_code(cls: type, *parts: type) -> str:
     """
     if _is_copy(cls):
         return _source(cls.__module__)
-    ours, home = f"{_PACKAGE}.adapters", f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
-    others = [c.__module__ for c in (*parts, cls) if c is not cls] + [cls.__module__]
-    others = [module for module in dict.fromkeys(others) if module != ours]
-    if all(_stands_alone(module, sys.modules[ours]) for module in others):
-        return join_code(ours, *others) + home
+    modules = [c.__module__ for c in (*parts, cls) if c is not cls] + [cls.__module__]
+    needed = [_with_imports(module) for module in dict.fromkeys(modules)]
+    if None not in needed:
+        files = dict.fromkeys([f"{_PACKAGE}.adapters.base", *(module for some in needed for module in some)])
+        return join_code(*files) + f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
     package = cls.__module__.split(".")[0]
     return (
         f'"""The adapter of this model is a part of the package {package}."""\n\n'
@@ -304,26 +303,44 @@ def join_code(*modules: str) -> str:
     return title + head + "\n\n".join(texts)
 
 
-def _stands_alone(module: str, base: Any) -> bool:
-    """True where a module needs nothing but its own file, what everybody has, and names defined in `base`."""
+def _with_imports(module: str) -> list[str] | None:
+    """The modules of our adapters that a module imports, then itself; None where it needs more than those files.
+
+    That is anything but its own file, what everybody has, and names of our adapters.
+    """
     try:
         tree = ast.parse(_source(module))
     except (OSError, SyntaxError):
-        return False
+        return None
+    needed: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             roots = {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots = {(node.module or "").split(".")[0]}
             if node.level:
-                return False
-            if roots == {_PACKAGE} and node in tree.body and all(hasattr(base, alias.name) for alias in node.names):
+                return None
+            if roots == {_PACKAGE} and node in tree.body:
+                homes = [_adapter_module(node.module, alias.name) for alias in node.names]
+                if None in homes:
+                    return None
+                needed += [m for home in homes if home != module for m in _with_imports(home) or ()]
                 continue
         else:
             continue
         if roots - _EVERYWHERE - sys.stdlib_module_names:
-            return False
-    return True
+            return None
+    return [*dict.fromkeys(needed), module]
+
+
+def _adapter_module(module: str, name: str) -> str | None:
+    """Where a name that is imported from this package is defined; None where that is not with the adapters."""
+    home = getattr(getattr(importlib.import_module(module), name, None), "__module__", "")
+    adapters = f"{_PACKAGE}.adapters."
+    base = f"{adapters}base"
+    if home.startswith(adapters):
+        return home
+    return base if hasattr(importlib.import_module(base), name) else None
 
 
 def _source(module: str) -> str:

@@ -21,8 +21,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .inputs import Edit, check_call, image_processors, num_channels_latents, prepare_edit
-from .portable import PortablePipeline
+from .image_inputs import Edit, check_call, image_processors, num_channels_latents, prepare_edit
+from .remote_code import PortablePipeline
 from .vae import VAE, Generators, vae_encode, vae_scale_factor
 
 
@@ -118,7 +118,7 @@ class ConditionalPipeline(PortablePipeline):
             ValueError: an adapter is missing, or the pipeline is one that cannot be converted.
         """
         if not hasattr(pipeline, "adapter"):
-            return cls._installed("parents").convert(cls, pipeline, **kwargs)
+            return cls._installed("networks.pretrained").convert(cls, pipeline, **kwargs)
         if kwargs.get("adapter") is not None:
             kwargs["adapter"].inherit_null(pipeline.adapter)
         # diffusers carries a model over only when its class is the annotated one, and adapters are of many classes.

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .errors import checked, read_json, read_yaml, reading
-from .files import whole_file, write_text
-from .provenance import LORA_FILE, belongs, ignored, report_belongs
+from ..errors import checked, read_json, read_yaml, reading
+from ..files import whole_file, write_text
+from ..provenance import LORA_FILE, belongs, ignored, report_belongs
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 MARK = "<!-- Written by cond-pipelines card: change card.yaml, not this page. -->"

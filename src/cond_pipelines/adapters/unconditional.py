@@ -1,0 +1,42 @@
+"""p(x): no condition.
+
+This file travels with a checkpoint, behind base.py, and needs nothing else.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features
+
+
+class UnconditionalAdapter(ConditioningAdapter):
+    """p(x): every image is told nothing.
+
+    Example:
+        >>> adapter = UnconditionalAdapter.for_unet(unet)
+        >>> adapter(adapter.preprocess([None, None])).pooled.shape
+        torch.Size([2, 64])
+    """
+
+    conditioning = "none"
+
+    @register_to_config
+    def __init__(self, token_dim: int | None = None, pooled_dim: int | None = None):
+        super().__init__()
+        # A parameter, though nothing is learned: offloading asks a model's first parameter for its device.
+        self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+        return {"batch": torch.zeros(len(raw))}
+
+    def forward(self, features: Features) -> Conditioning:
+        n = len(features["batch"])
+        pooled = None if self.config.pooled_dim is None else self.nothing.new_zeros(n, self.config.pooled_dim)
+        tokens = None if self.config.token_dim is None else self.nothing.new_zeros(n, 1, self.config.token_dim)
+        return self.fill(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)
+
+    def null_like(self, cond: Conditioning) -> Conditioning:
+        return cond

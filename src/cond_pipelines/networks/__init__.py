@@ -1,0 +1,1 @@
+"""Networks: sizes of UNets, changes to pretrained ones, text encoders, checkpoints of diffusers' own."""

@@ -1,0 +1,1 @@
+"""Sharing a model: its card and its way to the Hub."""
