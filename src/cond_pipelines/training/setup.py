@@ -22,7 +22,7 @@ from ..data import images as im
 from ..data.buckets import bucket_sizes
 from ..data.dataset import ImageDataset, row_name
 from ..data.labels import Choices, label_parser, parse_caption, vector_parser
-from ..data.loading import as_files, find_columns, load_source
+from ..data.loading import as_files, find_columns, load_source, readable
 from ..data.prior import balanced, with_prior
 from ..embedding_adapter import EmbeddingAdapter
 from ..errors import arguments_of, reading
@@ -146,7 +146,7 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
 def _distinct(stream: Any, column: str) -> list[Any]:
     """The different labels of a stream, which is read to its end for them; one of a ClassLabel says them itself."""
     PartialState().on_main_process(tqdm.write)(f"reading the whole column {column!r} for its classes")
-    rows = stream.select_columns([column])
+    rows = readable(stream.select_columns([column]), "the stream")
     return list({tuple(v) if isinstance(v, list) else v for v in (row[column] for row in rows)})
 
 
@@ -160,7 +160,8 @@ def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool
     if config.resolution and config.channels:
         return config.resolution, config.channels
     images, bad, rows = [], [], as_files(source.select_columns([image_column]), image_column)
-    for row, values in enumerate(rows.take(64) if streamed else rows.select(range(min(64, len(rows))))):
+    first = rows.take(64) if streamed else rows.select(range(min(64, len(rows))))
+    for row, values in enumerate(readable(first, "the data set")):
         try:
             images.append(im.open_image(values[image_column]))
         except OSError as error:  # the check of the whole set comes later
@@ -325,7 +326,7 @@ def _adapter(
             return _with_its_own_config(config, parent.adapter)
         encoder = {} if text_encoder is None else {"text_encoder": text_encoder}
         arguments = arguments_of("--adapter_config", config.adapter_config)
-        with reading(f"--adapter {config.adapter} --adapter_config {config.adapter_config or '{}'}"):
+        with reading(f"--adapter_config {config.adapter_config}" if arguments else f"--adapter {config.adapter}"):
             return cls.for_unet(unet, **encoder, **arguments)
     build = partial(adapter_class.for_unet, unet)
     if config.conditioning == "class":
