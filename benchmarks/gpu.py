@@ -41,6 +41,8 @@ from gpu_parts.starting import start_part, start_server
 from processes import kill_marked
 
 ROOT = Path(__file__).parents[1]
+_TRY_SEC = 600  # at least, for a try: it takes a minute on two idle cores, and is to end on busy ones too
+_TINY_HELP = "a few steps of the smallest network, to try the script; takes what it needs, 10 minutes at most"
 _PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "numpy")
 
 
@@ -143,10 +145,13 @@ def machine(device: str) -> dict[str, str]:
 
 def run_all(parts: list[Part], options: argparse.Namespace, report: Report, scratch: Path) -> bool:
     """Run the parts in turn; True where each ran to its end."""
-    ends_at, outcome = time.time() + 60 * options.minutes, None
+    ends_at = time.time() + max(60 * options.minutes, _TRY_SEC if options.tiny else 0)
     for number, part in enumerate(parts):
         left_sec = ends_at - time.time()
-        limit_sec = left_sec * part.minutes / sum(p.minutes for p in parts[number:])
+        share = part.minutes / sum(p.minutes for p in parts[number:])
+        limit_sec = left_sec * (
+            1.0 if options.tiny else share
+        )  # a try of a part is short, and not in these proportions
         limit_sec = min(limit_sec, part.most_sec or limit_sec)
         if left_sec < 1:
             outcome = Outcome(part.name, "skipped: no time was left", 0.0, 0.0)
@@ -170,7 +175,7 @@ def parse(args: list[str] | None, parts: tuple[Part, ...]) -> argparse.Namespace
     parser.add_argument("--skip", nargs="+", choices=names, default=[], help="do not run these parts")
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the data there, and do nothing else")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a few steps of the smallest network: to try the script")
+    parser.add_argument("--tiny", action="store_true", help=_TINY_HELP)
     return parser.parse_args(args)
 
 

@@ -73,14 +73,15 @@ def main() -> None:
     how = argparse.Namespace(**how)
     if start(root / "whole", how).wait() != 0:
         raise SystemExit("the run that nobody disturbs failed")
-    disk, lost_most, resumed = Disk(root), 0, 0
+    disk, lost_most, resumed, during_save = Disk(root), 0, 0, 0
     folder = disk.folder / "run"
     print("| cut | steps done | newest whole checkpoint | lost | damaged | resumed |\n|---|---|---|---|---|---|")
     try:
         process = start(folder, how)
         for cut in range(1, options.num_cuts + 1):
             _train_a_little(process, folder, rng)
-            done = logged_step(folder)
+            done = max(logged_step(folder), saved_step(folder))  # the log has every fourth
+            during_save += bool(list(folder.glob("unfinished-checkpoint-*")))
             copy = disk.copy()
             kill_all(process)
             disk.cut_power(copy)
@@ -93,16 +94,18 @@ def main() -> None:
             print(
                 f"| {cut} | {done} | {saved} | {done - saved} | {damaged} | {'yes' if went_on else 'NO'} |", flush=True
             )
-        ended = process.wait() == 0
-        weights, log = result(folder) if ended else ({}, [])
-        expected, expected_log = result(root / "whole")
+        if process.wait() == 0:
+            shutil.copytree(folder, root / "resumed")  # weights are mapped from their file: the disk would be busy
     finally:
         with contextlib.suppress(Exception):
             kill_all(process)
         disk.close()
+    weights, log = result(root / "resumed") if (root / "resumed").is_dir() else ({}, [])
+    expected, expected_log = result(root / "whole")
     same = weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)
     print(
-        f"\n{resumed} of {options.num_cuts} resumed; at most {lost_most} steps lost (a checkpoint every {SAVE_EVERY}); "
+        f"\n{resumed} of {options.num_cuts} resumed ({during_save} cut during a save); "
+        f"at most {lost_most} steps lost (a checkpoint every {SAVE_EVERY}); "
         f"weights identical to those of an undisturbed run: {same}; log identical: {log == expected_log}; "
         f"{os.cpu_count()} CPU cores, Linux {os.uname().release}"
     )
@@ -111,13 +114,15 @@ def main() -> None:
 
 
 def _train_a_little(process: subprocess.Popen, folder: Path, rng: random.Random) -> None:
-    """For one to three checkpoints and a moment more."""
-    until = saved_step(folder) + SAVE_EVERY * rng.randint(1, 3)
+    """For one to three checkpoints and a moment more, every other time until a checkpoint is being written."""
+    during_save, until = rng.random() < 0.5, saved_step(folder) + SAVE_EVERY * rng.randint(1, 3)
     while saved_step(folder) < until:
         if process.poll() is not None:
             raise SystemExit(f"the run ended with code {process.returncode}; take more --max_train_steps")
         time.sleep(0.001)
     time.sleep(rng.uniform(0, 1))
+    while during_save and process.poll() is None and not list(folder.glob("unfinished-checkpoint-*")):
+        time.sleep(0.001)
 
 
 def _goes_on(process: subprocess.Popen, folder: Path, saved: int) -> bool:

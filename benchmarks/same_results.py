@@ -151,7 +151,7 @@ def call(name: str, folder: Path) -> str:
     pipe.set_progress_bar_config(disable=True)
     side = 16 if of_run.startswith("sd") else 8
     if arguments.get("image"):
-        arguments = arguments | {"image": load_shapes(1, image_size_px=side)["image"][0]}
+        arguments = arguments | {"image": load_shapes(1, image_size_px=16)["image"][0].resize((side, side))}
     if arguments.get("mask_image"):
         mask = np.zeros((side, side), dtype=np.float32)
         mask[: side // 2] = 1

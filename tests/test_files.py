@@ -9,6 +9,7 @@ import pytest
 from power_cut import Disk
 
 from cond_pipelines import files
+from cond_pipelines.errors import read_json, read_text
 
 
 @pytest.fixture()
@@ -100,13 +101,13 @@ def test_an_error_leaves_what_was_there(tmp_path):
 def test_text(tmp_path):
     """Any text, also a file's name that is not UTF-8, and what an editor put in front."""
     for text in ("日本語 🎨 ä\r\n", "a name \udce9 of bytes"):
-        files.write_json(tmp_path / "text", text)
-        assert files.read_json(tmp_path / "text") == text
+        files.write_json(tmp_path / "text", {"text": text})
+        assert read_json(tmp_path / "text") == {"text": text}
     (tmp_path / "bom").write_bytes(b"\xef\xbb\xbf{}")
-    assert files.read_json(tmp_path / "bom") == {}
+    assert read_json(tmp_path / "bom") == {}
     (tmp_path / "latin").write_bytes("ä".encode("latin-1"))
-    with pytest.raises(ValueError, match="latin is not UTF-8 at byte 0"):
-        files.read_text(tmp_path / "latin")
+    with pytest.raises(ValueError, match=r"latin is not UTF-8 text \(byte 0\)"):
+        read_text(tmp_path / "latin")
 
 
 def test_every_bit_of_checked_json_counts(tmp_path):

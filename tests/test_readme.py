@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-LAUNCH = [code.strip() for language, code in BLOCKS if language == "bash" and "accelerate launch" in code]
+LAUNCH = [
+    code.strip().replace("\\\n", " ") for language, code in BLOCKS if language == "bash" and "accelerate launch" in code
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,7 @@ def test_the_table_of_parents(arguments, folder, monkeypatch):
     config = parse_args(shlex.split(f"{arguments} {small}"))
     parent = load_parent(config)
     vae = load_vae(config, parent)
+    config = replace(config, default_num_inference_steps=9, default_guidance_scale=2.0)  # `train` decides them first
     pipe = build_pipeline(config, load_data(config, image_channels(config, parent, vae)), vae, parent)
     assert pipe.conditioning == config.conditioning == re.search(r"--conditioning (\w+)", arguments)[1]
     assert pipe.unet.state_dict().keys() == parent.unet.state_dict().keys()

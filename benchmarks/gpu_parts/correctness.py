@@ -29,7 +29,12 @@ from gpu_parts.context import Context
 from gpu_parts.starting import start
 
 _SPREAD = 3  # standard deviations over seeds within which a loss is the same
-_TINY = {"max_train_steps": 2, "train_batch_size": 2, "validation_steps": 2, "max_train_samples": 64}
+_TINY = {
+    "max_train_steps": 2,
+    "train_batch_size": 2,
+    "validation_steps": 2,
+    "dataset_name": "gpu_parts.reference:few_shapes",
+}
 _KILL = {
     "conditioning": "class",
     "dataset_name": "gpu_parts.reference:drawn_shapes",
@@ -104,9 +109,9 @@ def train_deterministically(settings: dict[str, Any]) -> None:
 
 def kill_and_resume(context: Context) -> dict[str, Any]:
     """A run that nobody disturbs beside one that is killed and resumed: at which step, and what differs."""
-    steps = 12 if context.tiny else 240
-    settings = _KILL | {"max_train_steps": steps, "checkpointing_steps": steps // 8 or 1}
-    settings |= {"train_batch_size": 2} if context.tiny else {}
+    steps, save_every = (6, 2) if context.tiny else (240, 30)
+    settings = _KILL | {"max_train_steps": steps, "checkpointing_steps": save_every}
+    settings |= {"train_batch_size": 2, "dataset_name": _TINY["dataset_name"]} if context.tiny else {}
     folders = {name: context.scratch / f"killed_or_not/{name}" for name in ("whole", "killed")}
 
     def begin(name: str) -> BaseProcess:
@@ -145,7 +150,7 @@ def compare(context: Context, kind: str) -> dict[str, float]:
     """20 steps through training/accelerate/<kind>.yaml with one process, against none of it, and resumed half-way."""
     steps = 2 if context.tiny else 20
     options = argparse.Namespace(kind=kind, steps=steps, mixed_precision="no", num_processes=1)
-    options.dataset_name = _KILL["dataset_name"]
+    options.dataset_name = (_TINY if context.tiny else _KILL)["dataset_name"]
     launch = sharding_check.launch if context.device == "cuda" else partial(_launch_here, context)
     return sharding_check.compare(options, launch)
 

@@ -41,6 +41,11 @@ def drawn_shapes() -> datasets.Dataset:
     return load_shapes(4_000)
 
 
+def few_shapes() -> datasets.Dataset:
+    """For a try of the script."""
+    return load_shapes(64)
+
+
 def held_out_loss(folder: Path, **changes: Any) -> float:
     """Train as CONFIG says, but for `changes`; returns the loss of the averaged weights on images held out."""
     train(TrainingConfig(**CONFIG | changes, output_dir=str(folder)))

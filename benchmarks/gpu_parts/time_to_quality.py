@@ -21,6 +21,7 @@ _DEMO = {
     ("text_to_image", "all_right_unseen"): 0.93,
 }
 _SPEED, _TINY_SPEED = 10, 6_000
+_TINY = {"dataset_name": "gpu_parts.reference:few_shapes", "validation_steps": 0, "default_num_inference_steps": 1}
 
 
 def run(context: Context) -> None:
@@ -37,6 +38,7 @@ def run(context: Context) -> None:
 def digits(context: Context, num_samples: int = 500) -> None:
     """Train for a minute, sample every digit, let the reader read them."""
     sec = 1.0 if context.tiny else 60.0
+    tiny = {"unet_size": "xxs", "train_batch_size": 2, "validation_steps": 0, "default_num_inference_steps": 1}
     start, folder = time.perf_counter(), context.scratch / "mnist"
     train(
         TrainingConfig(
@@ -46,7 +48,7 @@ def digits(context: Context, num_samples: int = 500) -> None:
             max_train_minutes=sec / 60,
             output_dir=str(folder),
             report_to="none",
-            **({"unet_size": "xxs", "train_batch_size": 2, "validation_steps": 0} if context.tiny else {}),
+            **(tiny if context.tiny else {}),
         )
     )
     context.row(
@@ -79,9 +81,9 @@ def shapes(context: Context) -> None:
     """The demo as it is, but for its time."""
     start, folder = time.perf_counter(), Path(context.scratch) / "demo"
     folder.mkdir()
-    folders = train_demo(folder, speed=_TINY_SPEED if context.tiny else _SPEED)
+    folders = train_demo(folder, _TINY_SPEED, **_TINY) if context.tiny else train_demo(folder, _SPEED)
     context.row("drawn shapes: training of three settings", time.perf_counter() - start, "s")
-    report = report_demo(folders, folder, num_samples=4 if context.tiny else 256)
+    report = report_demo(folders, folder, num_samples=8 if context.tiny else 256)
     for (name, key), share in _DEMO.items():
         context.row(f"drawn shapes in a tenth of the time: {name}, {key}", report[name][key], at_least=share)
     (folder / "gallery.png").rename(folder / "shapes.png")

@@ -38,32 +38,36 @@ def demo_shapes() -> datasets.Dataset:
     return load_shapes(20_000, combinations="seen")
 
 
-def train_demo(output_dir: Path, speed: float = 1.0) -> dict[str, Path]:
-    """Train the three models under `output_dir`; `speed` divides the minutes given to each."""
+def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str, Path]:
+    """Train the three models under `output_dir`.
+
+    Args:
+        speed: divides the minutes given to each.
+        changes: other arguments of TrainingConfig than the demo's own.
+    """
     folders: dict[str, Path] = {}
     for name, conditioning in (("unconditional", "none"), ("class_conditional", "class"), ("text_to_image", "text")):
         print(f"\n=== {name}", flush=True)
         parent = folders.get("unconditional")
-        folders[name] = train(
-            TrainingConfig(
-                conditioning=conditioning,
-                dataset_name="cond_pipelines.demo:demo_shapes",
-                caption_column="caption" if conditioning == "text" else None,
-                resolution=16,
-                pretrained_model_name_or_path=str(parent) if parent else None,
-                max_train_minutes=_MINUTES[name] / speed,
-                learning_rate=2e-3,
-                lr_warmup_steps=20 if parent else 100,
-                lr_decay_fraction=0.5 if parent else 0.7,
-                logit_mean=0.5,  # shape, colour and background are decided at high noise
-                logit_std=1.2,
-                validation_fraction=0.005,
-                output_dir=str(output_dir / name),
-                overwrite_output_dir=True,  # `make demo` again makes it again
-                default_num_inference_steps=24,
-                default_guidance_scale=2.0,
-            )
-        )
+        settings = {
+            "conditioning": conditioning,
+            "dataset_name": "cond_pipelines.demo:demo_shapes",
+            "caption_column": "caption" if conditioning == "text" else None,
+            "resolution": 16,
+            "pretrained_model_name_or_path": str(parent) if parent else None,
+            "max_train_minutes": _MINUTES[name] / speed,
+            "learning_rate": 2e-3,
+            "lr_warmup_steps": 20 if parent else 100,
+            "lr_decay_fraction": 0.5 if parent else 0.7,
+            "logit_mean": 0.5,  # shape, colour and background are decided at high noise
+            "logit_std": 1.2,
+            "validation_fraction": 0.005,
+            "output_dir": str(output_dir / name),
+            "overwrite_output_dir": True,  # `make demo` again makes it again
+            "default_num_inference_steps": 24,
+            "default_guidance_scale": 2.0,
+        }
+        folders[name] = train(TrainingConfig(**settings | changes))
     return folders
 
 

@@ -135,7 +135,7 @@ def reading(what: str) -> Iterator[None]:
     except Exception as error:
         if "OutOfMemory" in type(error).__name__ or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
             raise
-        text = describe(error)
+        text = raised_by_user_code(error) or describe(error)
         raise UserError(text if text.startswith(what) else f"{what}: {text}") from error
 
 

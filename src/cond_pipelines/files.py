@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .errors import read_json
+
+if TYPE_CHECKING:  # a command is parsed before numpy is imported
+    import numpy as np
 
 _CHECKSUM, _DIGEST_BYTES = "sha256", 32
 
@@ -144,8 +145,10 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- arrays
-def save_array(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: "np.ndarray") -> None:
     """Write a whole .npy file, which any reader reads, with a checksum behind the array."""
+    import numpy as np
+
     content = io.BytesIO()
     np.save(content, array)
     with whole_file(path) as unfinished, unfinished.open("wb") as file:
@@ -153,8 +156,10 @@ def save_array(path: Path, array: np.ndarray) -> None:
         file.write(hashlib.sha256(content.getbuffer()).digest())
 
 
-def load_array(path: Path) -> np.ndarray:
+def load_array(path: Path) -> "np.ndarray":
     """What `save_array` or `numpy.save` wrote. Raises ValueError where it is damaged."""
+    import numpy as np
+
     data = path.read_bytes()
     content = io.BytesIO(data)
     try:

@@ -208,13 +208,18 @@ def test_load_object():
         ({"train_data_dir": "nowhere"}, r"--train_data_dir nowhere is not a folder"),
         ({"dataset_name": "nobody/nothing"}, r"cannot load nobody/nothing: "),
         ({"dataset_name": f"{__name__}:nothing"}, r"cannot import .*:nothing"),
-        ({"dataset_name": f"{__name__}:not_working"}, r"cannot load .*: the disk is missing"),
     ],
 )
 def test_nothing_to_load(kwargs, message):
     with pytest.raises(ValueError, match=message) as error:
         load_source(**kwargs)
     assert "\n" not in str(error.value)
+
+
+def test_an_error_of_the_users_function_is_theirs():
+    """A command names it in one line, with its file: test_wrong_inputs.py."""
+    with pytest.raises(ValueError, match=r"the disk\s+is missing"):
+        load_source(dataset_name=f"{__name__}:not_working")
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"], ["deep/er/notes.md"], ["labels.json"], ["a.npz"]])

@@ -213,7 +213,7 @@ def test_a_sweep(model, capsys):
     [
         (["--sweep", "guidance=1,2"], "--sweep guidance=1,2: not one of guidance_scale=A,B,..., num_inference_steps="),
         (["--sweep", "guidance_scale=1,high"], "--sweep guidance_scale=1,high: could not convert"),
-        (["--write_best", "recall"], "--write_best needs --sweep"),
+        (["--write_best", "recall"], "--write_best recall has no effect without --sweep"),
     ],
 )
 def test_bad_sweeps(model, capsys, flags, words):

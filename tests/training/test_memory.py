@@ -154,7 +154,9 @@ def test_stable_diffusion_at_512_px():
         assert ("too much" in why) == (gib == 13)
     # An image takes 0.7 GiB of activations, with autocast, and 16 of them half of an A100.
     assert 25 * GIB < whole.total(16) < 40 * GIB
-    assert checkpointed.peak(16) < whole.peak(16) and lora.total(16) < whole.total(16) - 12 * GIB
+    assert checkpointed.peak(16) < whole.peak(16)
+    # A LoRA has no moments and no average of 860 M parameters, 12 bytes each.
+    assert lora.total(16) < whole.total(16) - 12 * 855e6
 
 
 def test_free_memory_is_that_of_the_device(monkeypatch):

@@ -18,6 +18,7 @@ from ..errors import describe
 from ..user_code import raised_by_user_code
 from .buckets import BucketSampler
 from .dataset import BadRow, ImageDataset, Row
+from .loading import readable
 from .workers import ignore_signals, room_for_workers
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -134,28 +135,11 @@ class _Stream(torch.utils.data.IterableDataset):
         for epoch in itertools.count():
             part.set_epoch(epoch)
             before = number
-            for values in self._readable(part, lane, number):
+            for values in readable(part, f"part {lane} of the stream", number):
                 yield number, values
                 number += 1
             if number == before:
                 raise BadRow("the streaming data set gave no image")
-
-    @staticmethod
-    def _readable(part: Any, lane: int, number: int) -> Iterator[dict]:
-        """The rows of a part. Raises BadRow, which names the place, where the stream itself cannot be read."""
-        rows = iter(part)
-        while True:
-            try:
-                yield next(rows)
-            except StopIteration:
-                return
-            except MemoryError:
-                raise
-            except Exception as error:  # `datasets` has no base class for what broken files raise
-                raise BadRow(
-                    f"image {number} of part {lane} of the stream cannot be read: {describe(error)}"
-                ) from error
-            number += 1
 
     def _stand_in(self, lane: int, number: int, position: int) -> Row:
         """For an image that is skipped: the next one of its lane that can be read."""

@@ -14,7 +14,7 @@ from ..training.config import TrainingConfig
 from .buckets import bucket_sizes
 from .dataset import ImageDataset, row_name
 from .labels import Choices, label_parser, parse_caption, vector_parser
-from .loading import as_files, find_columns, load_source
+from .loading import as_files, find_columns, load_source, readable
 from .prior import balanced, with_prior
 
 
@@ -116,7 +116,7 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
 def _distinct(stream: Any, column: str) -> list[Any]:
     """The different labels of a stream, which is read to its end for them; one of a ClassLabel says them itself."""
     PartialState().on_main_process(tqdm.write)(f"reading the whole column {column!r} for its classes")
-    rows = stream.select_columns([column])
+    rows = readable(stream.select_columns([column]), "the stream")
     return list({tuple(v) if isinstance(v, list) else v for v in (row[column] for row in rows)})
 
 
@@ -130,7 +130,8 @@ def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool
     if config.resolution and config.channels:
         return config.resolution, config.channels
     images, bad, rows = [], [], as_files(source.select_columns([image_column]), image_column)
-    for row, values in enumerate(rows.take(64) if streamed else rows.select(range(min(64, len(rows))))):
+    first = rows.take(64) if streamed else rows.select(range(min(64, len(rows))))
+    for row, values in enumerate(readable(first, "the data set")):
         try:
             images.append(im.open_image(values[image_column]))
         except OSError as error:  # the check of the whole set comes later

@@ -1,6 +1,8 @@
 """Find the images, their labels and their captions, whatever form they come in."""
 
+import itertools
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,20 @@ def as_files(rows: Any, image_column: str) -> Any:
     if not (is_file or is_image):
         raise ValueError(f"column {image_column!r} holds no images but {feature}: name another with --image_column")
     return rows.cast_column(image_column, datasets.Image(decode=False))
+
+
+def readable(rows: Any, where: str, first: int = 0) -> Iterator[dict[str, Any]]:
+    """`rows`, which are read from files as they are used. Raises UserError, which names the place, for damaged ones."""
+    rows = iter(rows)
+    for number in itertools.count(first):
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except MemoryError:
+            raise
+        except Exception as error:  # `datasets` has no base class for what damaged files raise
+            raise UserError(f"image {number} of {where} cannot be read: {describe(error)}") from error
 
 
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:

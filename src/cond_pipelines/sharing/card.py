@@ -109,10 +109,10 @@ class _Measure:
 class _Index:
     """What a card needs of model_index.json."""
 
-    _class_name: str | tuple[str, str]
-    unet: tuple[str, str]
-    scheduler: tuple[str, str]
-    adapter: tuple[str, str]
+    _class_name: str | tuple[str | None, str | None]
+    unet: tuple[str | None, str | None]
+    scheduler: tuple[str | None, str | None]
+    adapter: tuple[str | None, str | None]
     vae: tuple[str | None, str | None] = (None, None)
     default_num_inference_steps: int = 30
     default_guidance_scale: float = 2.5

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,8 @@ class HubIsSilent(Exception):
 @contextmanager
 def limited_waiting() -> Iterator[None]:
     """Within, a request to the Hub without an answer is tried a second time, and then raises HubIsSilent."""
-    factory, silences = _http._GLOBAL_CLIENT_FACTORY, 0  # there is no public way to ask for it
+    factory = _http._GLOBAL_CLIENT_FACTORY  # there is no public way to ask for it
+    silences: Counter[str] = Counter()  # of each address, in a row
 
     def make() -> Any:
         client = factory()
@@ -31,17 +33,17 @@ def limited_waiting() -> Iterator[None]:
         send = client.send
 
         def limited(*args: Any, **kwargs: Any) -> Any:
-            nonlocal silences
+            address = str(args[0].url).partition("?")[0]
             try:
                 answer = send(*args, **kwargs)
             except Exception as error:
                 if "Timeout" not in type(error).__name__:
                     raise
-                silences += 1
-                if silences < _NUM_SILENCES:
+                silences[address] += 1
+                if silences[address] < _NUM_SILENCES:
                     raise
                 raise HubIsSilent(str(error)) from error
-            silences = 0
+            silences[address] = 0
             return answer
 
         client.send = limited
@@ -52,6 +54,13 @@ def limited_waiting() -> Iterator[None]:
         yield
     finally:
         set_client_factory(factory)
+
+
+def is_silence(error: BaseException | None) -> bool:
+    """Whether the Hub's silence is behind an error."""
+    while error is not None and not isinstance(error, HubIsSilent):
+        error = error.__cause__
+    return error is not None
 
 
 @contextmanager

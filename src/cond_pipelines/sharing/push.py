@@ -16,7 +16,7 @@ from ..errors import UserError, read_json, read_yaml
 from ..files import write_json, write_text
 from ..provenance import report_belongs
 from .card import write_card
-from .hub_waiting import HubIsSilent, limited_waiting, waiting_for
+from .hub_waiting import is_silence, limited_waiting, waiting_for
 
 _PAGE = (
     "README.md",
@@ -228,7 +228,7 @@ def _try(what: str, call: Any) -> Any:
                 return call()
         except Exception as error:
             status = _status(error)
-            final = isinstance(error, ValueError | LocalTokenNotFoundError | HubIsSilent)
+            final = isinstance(error, ValueError | LocalTokenNotFoundError) or is_silence(error)
             passing = status is None and not final
             if attempt == _NUM_TRIES - 1 or not (passing or status == 429 or (status or 0) >= 500):
                 raise
@@ -266,7 +266,7 @@ def _explain(error: BaseException) -> str:
     }
     text = " ".join(str(error).split()).rstrip(".")
     status = _status(error)
-    if isinstance(error, HubIsSilent):
+    if is_silence(error):
         return "the Hub does not answer: see https://status.huggingface.co, or try again later"
     if status is None:
         behind = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""

@@ -16,6 +16,7 @@ from ..flags import with_effect
 from ..networks.unet_sizes import build_unet
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.vae import VAE, vae_scale_factor
+from ..processes import available_cores
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
 from .memory import StepMemory, free_bytes, step_memory
@@ -194,7 +195,7 @@ def fill_defaults(
     workers = config.dataloader_num_workers
     if workers is None:
         forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
-        spare = max(1, min(8, (os.cpu_count() or 2) - 1))
+        spare = max(1, min(8, available_cores() - 1))
         # One process puts together 50,000 decoded images of 32 px a second: a GPU would wait for it, a CPU does not.
         workers = 0 if not forks else spare if not decoded else 0 if on_cpu else min(2, spare)
     chosen = {

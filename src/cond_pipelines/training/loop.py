@@ -95,6 +95,7 @@ def train(config: TrainingConfig) -> Path:
 def _train_in_folder(config: TrainingConfig, stop: StopSignal) -> Path:
     output_dir = writable_folder(config.output_dir)
     use_all_cores()
+    check_packages(config)
     accelerator = _accelerator(config, output_dir)
     with RunFolder(config, accelerator) as folder:
         return _train(config, accelerator, folder, stop)
@@ -103,7 +104,6 @@ def _train_in_folder(config: TrainingConfig, stop: StopSignal) -> Path:
 def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder, stop: StopSignal) -> Path:
     output_dir = folder.path
     set_seed(config.seed)
-    check_packages(config)
     parent = load_parent(config)
     parent_weights = parent_fingerprint(parent)  # before they are trained
     vae = load_vae(config, parent)

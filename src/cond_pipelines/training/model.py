@@ -190,7 +190,7 @@ def _adapter(
             return _with_its_own_config(config, parent.adapter)
         encoder = {} if text_encoder is None else {"text_encoder": text_encoder}
         arguments = arguments_of("--adapter_config", config.adapter_config)
-        with reading(f"--adapter {config.adapter} --adapter_config {config.adapter_config or '{}'}"):
+        with reading(f"--adapter_config {config.adapter_config}" if arguments else f"--adapter {config.adapter}"):
             return cls.for_unet(unet, **encoder, **arguments)
     build = partial(adapter_class.for_unet, unet)
     if config.conditioning == "class":

@@ -105,7 +105,9 @@ class ModelArguments:
         needs="scheduler | pretrained_model_name_or_path",
     )
     gradient_checkpointing: bool = flag(
-        False, "Compute activations twice instead of keeping them: less memory, slower.", resume="free"
+        False,
+        "Compute activations twice: less memory, slower. Switched on where no batch size is given and memory is short.",
+        resume="free",
     )
     compile: bool = flag(
         False, "Compile the UNet with torch.compile: minutes at the start, faster steps on a GPU.", resume="free"

@@ -51,7 +51,7 @@ class OptimizationArguments:
     )
     train_batch_size: int | None = flag(
         None,
-        "Use this many images a step and process. Default: fits the resolution and device.",
+        "Use this many images a step and process. Default: fits the network, resolution and free memory.",
         resume="free",
         above=0,
         common=11,
@@ -60,11 +60,14 @@ class OptimizationArguments:
         None, "Set the peak learning rate. Default: suits the UNet's size.", resume="free", above=0, common=12
     )
     gradient_accumulation_steps: int = flag(
-        1, "Add up the gradients of N batches before each optimizer step.", resume="free", above=0
+        1,
+        "Add up the gradients of N batches before each step. More where no batch size is given and memory is short.",
+        resume="free",
+        above=0,
     )
     adapter_lr: float | None = flag(
         None,
-        "Set the peak learning rate of the conditioning adapter. Default: learning_rate.",
+        "Set the peak learning rate of the conditioning adapter. Default: learning_rate, at least 1e-4.",
         resume="free",
         above=0,
         needs="!conditioning=none | adapter",
@@ -72,7 +75,7 @@ class OptimizationArguments:
     )
     text_encoder_lr: float | None = flag(
         None,
-        "Set the peak learning rate of a text encoder that is trained. Default: 3e-4.",
+        "Set the peak learning rate of a text encoder that is trained. Default: 3e-4; pretrained: learning_rate.",
         resume="free",
         above=0,
         needs=("conditioning=text", "!train_text_encoder=False"),
