@@ -53,7 +53,7 @@ def test_every_public_name_is_there(name):
         assert inspect.getdoc(found), f"{name} has no docstring"
 
 
-@pytest.mark.parametrize("module", ["adapters", "objectives", "pipelines"])
+@pytest.mark.parametrize("module", ["adapters", "pipelines"])
 def test_no_adapter_or_pipeline_is_left_out(module):
     kinds = (ConditionalPipeline, Conditioning, ConditioningAdapter, Noised, Objective)
     classes = inspect.getmembers(importlib.import_module(f"cond_pipelines.{module}"), inspect.isclass)

@@ -118,7 +118,7 @@ def test_results_are_written_as_they_come(command, tmp_path):
     part = [child for one in server for child in one.children()]
     assert server and part
     process.kill()
-    process.wait()  # not for its output: what it started has that open too
+    process.wait(timeout=60)  # not for its output: what it started has that open too
     assert report(out)[1] == {"good": "done", "hangs": "running"}
     for left in (*part, *left_running(out)):
         left.kill()
@@ -132,6 +132,7 @@ def test_only_and_skip(command, tmp_path):
     assert process.returncode == 0 and report(tmp_path / "out")[1] == {"good": "done"}
 
 
+@pytest.mark.timeout(1000)  # a minute on two idle cores
 def test_every_part_runs_on_a_cpu(tmp_path):
     """With the data that --prepare writes, in small."""
     sys.path.insert(0, str(BENCHMARKS))

@@ -269,25 +269,29 @@ def test_one_run_at_a_time(tmp_path, subprocess_env):
             run(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        holder.wait(timeout=60)
         os.kill(child, 0)  # it is there
         run(tmp_path)
     finally:
         holder.kill()
         os.kill(child, signal.SIGKILL)
-        holder.communicate()
+        holder.communicate(timeout=60)
 
 
 # ----------------------------------------------------------------------------------------------------- last save
+def _mount(*arguments) -> int:
+    return subprocess.run(["mount", *map(str, arguments)], timeout=60).returncode
+
+
 @pytest.fixture()
 def small_disk(tmp_path):
     """A file system of 3 MB: room for a log, not for a model."""
     place = tmp_path / "small"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place]).returncode:
+    if os.geteuid() != 0 or _mount("-t", "tmpfs", "-o", "size=3m", "tmpfs", place):
         pytest.skip("mounting a file system needs root")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", place], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +312,7 @@ def test_a_full_disk_at_the_end_does_not_lose_the_weights(small_disk, expected, 
 def test_where_all_disks_are_full_the_run_waits_for_room(small_disk, expected, tmp_path, monkeypatch, capsys):
     filler, looks = small_disk / "filler", []
     filler.write_bytes(bytes(2**20))
-    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    assert _mount("-o", "remount,size=8m", small_disk) == 0
     filler.write_bytes(bytes(6 * 2**20))
 
     def make_room(sec):
