@@ -21,6 +21,7 @@ Keep the table as benchmarks/results/gpu_<card>.md.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -130,12 +131,15 @@ def machine(device: str) -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "missing"
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    found["commit"] = git.stdout.strip() or "unknown"
+    found["commit"] = "unknown"
+    with contextlib.suppress(OSError):  # a copy of the tree may be on a machine without git
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        git = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        found["commit"] = git.stdout.strip() or "unknown"
     if device == "cpu":
         return found | {"card": f"{os.cpu_count()} CPU cores", "device": platform.machine()}
     code = "import torch; print(torch.cuda.get_device_name(), torch.version.cuda, torch.__version__, sep='|')"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if asked.returncode:
         why = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise SystemExit(f"error: no GPU that torch can use ({why}); --device cpu --tiny tries the script without one")

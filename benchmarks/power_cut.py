@@ -39,11 +39,11 @@ class Disk:
         self.folder.mkdir()
         with self.image.open("wb") as file:
             file.truncate(size_mb * 2**20)
-        subprocess.run(["mkfs.ext4", "-q", self.image], check=True)
+        subprocess.run(["mkfs.ext4", "-q", self.image], check=True, timeout=60)
         self._mount()
 
     def _mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", self.image, self.folder], check=True)
+        subprocess.run(["mount", "-o", "loop", self.image, self.folder], check=True, timeout=60)
 
     def copy(self, suffix: str = ".copy") -> Path:
         """What is on the disk at this instant."""
@@ -57,7 +57,7 @@ class Disk:
         self._mount()
 
     def close(self) -> None:
-        subprocess.run(["umount", self.folder], check=True)
+        subprocess.run(["umount", self.folder], check=True, timeout=60)
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="power_cut_"))
     how |= {"max_train_steps": options.max_train_steps, "train_data_dir": drawn_shapes(root)}
     how = argparse.Namespace(**how)
-    if start(root / "whole", how).wait() != 0:
+    if start(root / "whole", how).wait(timeout=3600) != 0:
         raise SystemExit("the run that nobody disturbs failed")
     disk, lost_most, resumed, during_save = Disk(root), 0, 0, 0
     folder = disk.folder / "run"
@@ -94,7 +94,7 @@ def main() -> None:
             print(
                 f"| {cut} | {done} | {saved} | {done - saved} | {damaged} | {'yes' if went_on else 'NO'} |", flush=True
             )
-        if process.wait() == 0:
+        if process.wait(timeout=3600) == 0:
             shutil.copytree(folder, root / "resumed")  # weights are mapped from their file: the disk would be busy
     finally:
         with contextlib.suppress(Exception):

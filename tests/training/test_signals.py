@@ -37,7 +37,7 @@ def start(folder, env, launcher=("-m", "cond_pipelines.training"), command=None,
 def wait_for(condition, process, sec=300.0):
     end = time.monotonic() + sec
     while not condition():
-        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert process.poll() is None, process.communicate(timeout=60)[1][-2000:]
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.02)
 
@@ -105,7 +105,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path, subprocess_env):
     wait_for(lambda: steps_done(tmp_path) >= 2, process)
     workers = workers_of(process)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     end = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < end, "they live on"
