@@ -193,7 +193,7 @@ def test_muon_moves_matrices_and_adamw_the_rest(saved_before):
         ({"optimizer": "adam"}, r"--optimizer 'adam' is not one of adamw, .*, nor module:Class"),
         ({"optimizer": "torch.optim:Nothing"}, "cannot import 'torch.optim:Nothing'"),
         ({"optimizer_config": '{"speed": 3}'}, r"--optimizer adamw \{\"speed\": 3\}: .*unexpected keyword argument"),
-        ({"optimizer_config": "speed"}, "--optimizer adamw speed: Expecting value"),
+        ({"optimizer_config": "speed"}, "--optimizer_config speed: Expecting value"),
         ({"optimizer": "prodigy", "adapter_lr": 0.5}, "prodigy has one rate for all"),
         (
             {"optimizer": "schedulefree", "ema_lengths": [0.1]},
