@@ -171,7 +171,7 @@ def test_every_flag_round_trips(name, tmp_path):
     values = with_needs(name)
     config = parse_args([flag for key, value in values.items() for flag in as_flags(key, value)])
     assert config == TrainingConfig(**values)
-    if name == "hub_token":
+    if name in ("hub_token", "overwrite_output_dir"):  # of one run, not of its recipe
         return
     config.save(tmp_path / "saved.yaml")
     assert parse_args(["--config", str(tmp_path / "saved.yaml")]) == config
@@ -341,7 +341,7 @@ def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, t
             ["--unet_size", "s", "--pretrained_model_name_or_path", "a"],
             "error: --unet_size s has no effect with ",
         ),
-        (["--config", "nowhere.yaml"], "error: cannot read the recipe nowhere.yaml: "),
+        (["--config", "nowhere.yaml"], "error: nowhere.yaml cannot be read: "),
     ],
 )
 def test_bad_arguments_in_one_line(args, message, capsys):
@@ -360,8 +360,8 @@ def test_bad_arguments_in_one_line(args, message, capsys):
         ("seed: [1, 2]", "error: --seed [1, 2] is not of type int"),
         ("validation_prompts: a cat", "error: --validation_prompts 'a cat' is not of type list[str]"),
         ("resolution: -8", "error: --resolution -8 must be greater than 0"),
-        ("- resolution", "error: the recipe {} must be `key: value` lines, not a list"),
-        ("a: b: c", "error: cannot read the recipe {}: "),
+        ("- resolution", "error: {} must hold names and values, not a list"),
+        ("a: b: c", "error: {} is not YAML: line 1, column 5: "),
     ],
 )
 def test_bad_recipes_in_one_line(text, message, tmp_path, capsys):

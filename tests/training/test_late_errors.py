@@ -96,10 +96,10 @@ def test_a_tracker_that_is_not_there(tmp_path, capsys, tracker, words):
 
 
 @pytest.mark.parametrize("form", [["--hub_token", "hf_x1"], ["--hub_token=hf_x1"]])
-def test_a_token_is_gone_from_the_command_line(tmp_path, monkeypatch, form):
+def test_a_token_is_gone_from_the_command_line(tmp_path, monkeypatch, hub, form):
     """Trackers record sys.argv; tensorboard, which can be had here, records nothing of it either."""
     args = flags(report_to="tensorboard", output_dir=tmp_path, max_train_steps=1)
-    monkeypatch.setattr(sys, "argv", ["train.py", *args, *form])
+    monkeypatch.setattr(sys, "argv", ["train.py", *args, "--push_to_hub", "--hub_model_id", "me/x", *form])
     main()
     assert not any("hf_x1" in word for word in sys.argv)
     for path in tmp_path.rglob("*"):

@@ -156,7 +156,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         cache_latents(config, data, pipe, accelerator.device)
     if config.cache_text_embeddings:
         cache_text(config, data, conditions, accelerator.device)
-    validation = Validation(config, data, objective, accelerator, progress.step)
+    validation = Validation(config, data, objective, accelerator, progress.step, conditions.preprocess)
     conditions.preprocess(validation.conditions)  # a bad one of --validation_prompts is an error before the first step
     loader = make_loader(
         data.dataset,
@@ -311,7 +311,8 @@ def _show_finished(
     """The loss curve, samples, and the card of a model that is saved; False where a signal left the samples out."""
     if accelerator.is_main_process:
         log.close()
-    grid_of = grid_conditions(config, data, NUM_SAMPLES)
+    preprocess = ConditionEncoder(pipe, trainable=False).preprocess
+    grid_of = grid_conditions(config, data, NUM_SAMPLES, preprocess)
     sampling = {"desc": f"Sampling the final {NUM_SAMPLES} images", "batch_size": config.train_batch_size}
     try:
         images = sample_images(pipe, grid_of, accelerator, num_inference_steps=None, on_step=stop.check, **sampling)

@@ -42,14 +42,21 @@ class Validation:
     minutes the four grids are as small, and of one sample at least.
 
     Args:
+        preprocess: see `grid_conditions`.
         step: where the run starts; pictures of later steps are of another run, and are removed.
     """
 
     def __init__(
-        self, config: TrainingConfig, data: TrainingData, objective: Objective, accelerator: Accelerator, step: int
+        self,
+        config: TrainingConfig,
+        data: TrainingData,
+        objective: Objective,
+        accelerator: Accelerator,
+        step: int,
+        preprocess: Callable[[list[Any]], Any],
     ):
         self.config, self.data, self.objective, self.accelerator = config, data, objective, accelerator
-        self.conditions = grid_conditions(config, data, config.num_validation_images)
+        self.conditions = grid_conditions(config, data, config.num_validation_images, preprocess)
         self._early: int | None = None  # images of an early grid, once it is known
         folder = Path(config.output_dir)
         if accelerator.is_main_process:
@@ -191,8 +198,14 @@ def held_out_loss(
     return torch.cat(losses).mean().item()
 
 
-def grid_conditions(config: TrainingConfig, data: TrainingData, count: int) -> list[Any]:
-    """What the sample grids are told: what was asked for, else every class in turn, else conditions of the data."""
+def grid_conditions(
+    config: TrainingConfig, data: TrainingData, count: int, preprocess: Callable[[list[Any]], Any]
+) -> list[Any]:
+    """Conditions of a sample grid: the validation prompts, else every class in turn, else conditions of the data.
+
+    Args:
+        preprocess: the adapter's. What it does not take is left to the training, which names the row.
+    """
     if config.conditioning == "none":
         return [None] * count
     if config.validation_prompts:
@@ -205,8 +218,17 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int) -> l
         return [i % len(data.id2label) for i in range(count)]
     if data.train is None:
         return [None] * count
-    found = data.conditions((data.held_out if len(data.held_out) else data.train)[:count])
+    rows = (data.held_out if len(data.held_out) else data.train)[:count]
+    found = [condition for condition in data.conditions(rows) if _is_taken(condition, preprocess)] or [None]
     return [found[i % len(found)] for i in range(count)]
+
+
+def _is_taken(condition: Any, preprocess: Callable[[list[Any]], Any]) -> bool:
+    try:
+        preprocess([condition])
+    except Exception:  # an adapter may raise anything
+        return False
+    return True
 
 
 @torch.no_grad()

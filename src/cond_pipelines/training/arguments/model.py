@@ -106,7 +106,7 @@ class ModelArguments:
     )
     gradient_checkpointing: bool = flag(
         False,
-        "Compute activations twice: less memory, slower. Switched on where no batch size is given and memory is short.",
+        "Compute activations twice: less memory, slower. On where memory is short and no batch size given.",
         resume="free",
     )
     compile: bool = flag(

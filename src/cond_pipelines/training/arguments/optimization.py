@@ -61,7 +61,7 @@ class OptimizationArguments:
     )
     gradient_accumulation_steps: int = flag(
         1,
-        "Add up the gradients of N batches before each step. More where no batch size is given and memory is short.",
+        "Add up the gradients of N batches before a step. Chosen too where no batch size is given.",
         resume="free",
         above=0,
     )
@@ -75,7 +75,7 @@ class OptimizationArguments:
     )
     text_encoder_lr: float | None = flag(
         None,
-        "Set the peak learning rate of a text encoder that is trained. Default: 3e-4; pretrained: learning_rate.",
+        "Set the peak learning rate of a trained text encoder. Default: 3e-4; pretrained: learning_rate.",
         resume="free",
         above=0,
         needs=("conditioning=text", "!train_text_encoder=False"),
