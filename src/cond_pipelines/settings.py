@@ -112,6 +112,7 @@ class Setting:
         pipeline: the pipeline's class as "module:Class".
         column: how the column of the conditions is found and read; None: the setting has no conditions.
         required: arguments that must be given, with what they look like.
+        has_classes: conditions are classes with names, which the model knows.
         has_captions: conditions are captions that a text encoder reads. Where none is given, a new one is trained.
         new_adapter: makes the adapter.
         adapter_fits: (a pretrained model's adapter of this setting, inputs) -> whether training can go on with it.
@@ -128,6 +129,7 @@ class Setting:
     pipeline: str = "cond_pipelines.pipelines:ConditionalPipeline"
     column: ConditionColumn | None = ConditionColumn()
     required: tuple[str, ...] = ()
+    has_classes: bool = False
     has_captions: bool = False
     new_adapter: "Callable[[AdapterInputs], ConditioningAdapter]" = build_adapter
     adapter_fits: "Callable[[ConditioningAdapter, AdapterInputs], bool]" = has_same_class
@@ -146,6 +148,11 @@ class Setting:
         from .adapters.base import ConditioningAdapter
 
         return load_object(self.adapter, ConditioningAdapter) if isinstance(self.adapter, str) else self.adapter
+
+    @property
+    def is_known_by_pipeline(self) -> bool:
+        """Whether the pipeline's class tells the setting: no other has it."""
+        return self.pipeline != Setting.pipeline
 
     def check_required(self, config: Any) -> None:
         """Raise ValueError where an argument in `required` is not given."""
@@ -210,6 +217,7 @@ _CLASS = Setting(
         is_certain=_is_label,
         parser=_label_parser,
     ),
+    has_classes=True,
     new_adapter=_class_adapter,
     adapter_fits=lambda adapter, inputs: adapter.id2label == inputs.data.id2label,
     read_prompt=_label_of,
@@ -323,6 +331,6 @@ def find_setting(name: str) -> Setting:
 
 
 def setting_of(pipeline_class: str) -> Setting:
-    """The setting whose pipeline has this class name; "custom" where several settings share it."""
-    found = [row for row in SETTINGS.values() if row.pipeline.endswith(f":{pipeline_class}")]
-    return found[0] if len(found) == 1 else _CUSTOM
+    """The setting that the name of a pipeline's class tells; "custom" for a class that several settings share."""
+    known = {row.pipeline.partition(":")[2]: row for row in SETTINGS.values() if row.is_known_by_pipeline}
+    return known.get(pipeline_class, _CUSTOM)

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,7 @@ def _evaluate(
     write_report(report, folder)
     write_pictures(folder, _place(folder, ""), data, asked[""], train, pairs, classes)
     if not config.keep_samples:
-        for kind in asked:
-            for path in _place(folder, kind).iterdir():
-                path.unlink()
+        _delete_samples(folder, asked)
     if folder.resolve().parent == Path(config.model).resolve():
         write_card(config.model)
     return report
@@ -156,6 +155,12 @@ def _fingerprint(captions: list[str] | None) -> str | None:
 def _place(folder: Path, kind: str) -> Path:
     """Where samples are kept."""
     return folder / "-".join(["samples", *kind.split()])
+
+
+def _delete_samples(folder: Path, kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        for path in _place(folder, kind).iterdir():
+            path.unlink()
 
 
 class _Reader:

@@ -1,8 +1,9 @@
 """TrainingConfig: everything that decides a run, checked; from the command line and from YAML by `command_line`."""
 
+import importlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["OPTIMIZER_NAMES", "TrainingConfig", "parse_args", "read_recipe"]
 
 
-def __getattr__(name: str) -> Any:
-    # Where they used to be; `command_line` imports this module, so it is not imported above.
+def __getattr__(name: str) -> object:
+    # Their old place, for one release. `command_line` imports this module, so this is no import.
     if name in ("parse_args", "read_recipe"):
-        from ..training import command_line
-
-        return getattr(command_line, name)
+        return getattr(importlib.import_module("cond_pipelines.training.command_line"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
