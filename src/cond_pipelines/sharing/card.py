@@ -56,7 +56,7 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         evaluation=facts.evaluation,
         name=name,
         repo_id=repo_id,
-        setting=facts.row.card,
+        setting=facts.card,
         call=facts.row.card.call(facts.id2label, facts.examples),
         images=[p for p in facts.pictures if p.startswith("images/")],
         examples=facts.examples[:40] if facts.row.has_classes else facts.examples,

@@ -8,13 +8,13 @@ samples.png, .gif, loss.png, images/     shown where they are there
 """
 
 import importlib.metadata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import checked, read_json, read_yaml
 from ..provenance import LORA_FILE, belongs, ignored, report_belongs
-from ..settings import SETTINGS, Setting, setting_of
+from ..settings import SETTINGS, CardText, Setting, setting_of
 
 
 @dataclass
@@ -45,6 +45,8 @@ class TrainingFacts:
     """What the training run saw and did, from training_summary.json."""
 
     run: str | None = None  # that it is of; pictures say the same
+    formula: str = ""  # these two as in `settings.CardText`: a third party's row is not at hand when a card is written
+    sentence: str = ""
     num_images: int | None = None  # None: streamed
     num_held_out: int = 0
     resolution_px: int | None = None
@@ -162,6 +164,13 @@ class CardFacts:
     def row(self) -> Setting:
         """The setting's row in the table."""
         return SETTINGS[self.setting]
+
+    @property
+    def card(self) -> CardText:
+        """What the setting's row says; of a third party's setting what the run noted of its row."""
+        if self.row.is_known_by_pipeline or self.training is None or not self.training.formula:
+            return self.row.card
+        return replace(self.row.card, formula=self.training.formula, sentence=self.training.sentence)
 
     @property
     def examples(self) -> list[Any]:
