@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,26 @@ from diffusers import pipelines as diffusers_pipelines
 
 import cond_pipelines
 from cond_pipelines import _moved
+from cond_pipelines.settings import SETTINGS
 
 SOURCE = Path(cond_pipelines.__file__).parent
 PACKAGE = "cond_pipelines"
 # Each may import itself and what stands to its left. A module at the top is a layer of its own name.
 LAYERS = [
-    *("console", "user_code", "errors", "files", "locks", "processes", "flags", "command_line", "provenance"),
+    *(
+        "console",
+        "user_code",
+        "errors",
+        "files",
+        "locks",
+        "processes",
+        "flags",
+        "command_line",
+        "provenance",
+        "demo_arguments",
+    ),
     "pictures",
-    *("adapters", "objectives", "pipelines", "networks", "data", "evaluation", "sharing", "training"),
+    *("adapters", "objectives", "pipelines", "networks", "data", "settings", "sharing", "evaluation", "training"),
     *("evaluate", "demo", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
@@ -71,6 +84,18 @@ def test_what_travels_imports_nothing_else_of_ours():
 
 def test_evaluation_never_imports_training():
     assert not [name for name in MODULES if layer(name) == "evaluation" and "training" in map(layer, imports_of(name))]
+
+
+def test_only_the_table_compares_names_of_settings():
+    names = "|".join(name for name in SETTINGS if name != "none")  # which other things are compared with
+    literal = rf'["\']({names})["\']'
+    pattern = re.compile(rf"conditioning (==|!=|in|not in) [\"'(\[]|(==|!=|\bis|\bin \() ?{literal}")
+    found = {}
+    for name in MODULES:
+        source = (SOURCE / (name.replace(".", "/") + ".py")).read_text()
+        if name != "settings" and layer(name) not in TRAVELS:
+            found[name] = [line for line in source.splitlines() if pattern.search(line)]
+    assert {name: lines for name, lines in found.items() if lines} == {}
 
 
 def test_imports_within_a_folder_have_no_cycle():

@@ -1,10 +1,9 @@
 """cond-pipelines: the console script."""
 
 import argparse
-import math
 import sys
-from pathlib import Path
 
+from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, one_line_errors
 from .processes import command_line
 
@@ -45,30 +44,10 @@ def main(args: list[str] | None = None) -> None:
 # Each parses first and imports then: help and a typo are answered at once.
 def demo(args: list[str] | None = None) -> None:
     """Train the three settings on drawn shapes, draw samples of each, and read from them what they show."""
-    parser = OneLineParser(prog="cond-pipelines demo", description=demo.__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="write models and report here (demo)")
-    parser.add_argument(
-        "--speed", type=_positive, default=1.0, help="divide the 9 minutes given to training by this (1)"
-    )
-    parser.add_argument(
-        "--num_samples", type=_count, default=256, help="read this many for each line of the report (256)"
-    )
-    options = parser.parse_args(args)
+    options = parse_demo_args(args)
     from .demo import run_demo
 
-    run_demo(**vars(options))
-
-
-def _positive(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 50:
-        raise argparse.ArgumentTypeError(f"{text} is too few to measure: 50 or more")
-    return value
+    run_demo(**options)
 
 
 def compare(args: list[str]) -> None:

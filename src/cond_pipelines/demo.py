@@ -17,12 +17,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
+from .demo_arguments import parse_demo_args
 from .evaluation.features import extract, pixels
 from .evaluation.questions import distribution_rows
 from .files import write_json
 from .pictures import image_grid
 from .pipelines.conditional import ConditionalPipeline
 from .provenance import save_picture
+from .settings import find_setting
 from .training.config import TrainingConfig
 from .training.defaults import fast_precision
 from .training.failures import writable_folder
@@ -30,6 +32,7 @@ from .training.loop import train
 from .training.sharding import run_state
 
 _ATTRIBUTES = ("shape", "colour", "background")
+_SETTINGS = {"unconditional": "none", "class_conditional": "class", "text_to_image": "text"}
 _MINUTES = {"unconditional": 5.8, "class_conditional": 0.9, "text_to_image": 2.2}
 
 
@@ -46,13 +49,13 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str
         changes: other arguments of TrainingConfig than the demo's own.
     """
     folders: dict[str, Path] = {}
-    for name, conditioning in (("unconditional", "none"), ("class_conditional", "class"), ("text_to_image", "text")):
+    for name, conditioning in _SETTINGS.items():
         print(f"\n=== {name}", flush=True)
         parent = folders.get("unconditional")
         settings = {
             "conditioning": conditioning,
             "dataset_name": "cond_pipelines.demo:demo_shapes",
-            "caption_column": "caption" if conditioning == "text" else None,
+            "caption_column": "caption" if find_setting(conditioning).has_captions else None,
             "resolution": 16,
             "pretrained_model_name_or_path": str(parent) if parent else None,
             "max_train_minutes": _MINUTES[name] / speed,
@@ -175,12 +178,5 @@ def run_demo(output_dir: Path, speed: float = 1.0, num_samples: int = 256) -> No
     print(f"{time.perf_counter() - start:.0f} s; look at {output_dir / 'gallery.png'}")
 
 
-def main(args: list[str] | None = None) -> None:
-    """The command line of `cond-pipelines demo`."""
-    from .cli import demo
-
-    demo(args)
-
-
 if __name__ == "__main__":
-    main()
+    run_demo(**parse_demo_args())

@@ -13,12 +13,15 @@ _HERE = str(Path(__file__).parent)
 _loaded: dict[str, str] = {}  # the files of the users' modules: as they were named
 
 
-def load_object(path: str, base: type | None = None, num_arguments: int | None = None) -> Any:
+def load_object(
+    path: str, base: type | None = None, num_arguments: int | None = None, instance_of: type | None = None
+) -> Any:
     """The object at "module:name"; modules of the working folder are found too.
 
     Args:
         base: what it must be a subclass of; None: anything that can be called.
         num_arguments: with how many it will be called; None: not looked at.
+        instance_of: what it must be an instance of, instead of something that can be called.
 
     Raises:
         ValueError: there is none, it is of another kind, or its module fails when it is imported.
@@ -40,11 +43,14 @@ def load_object(path: str, base: type | None = None, num_arguments: int | None =
         raise ValueError(f"cannot import {path!r} (module:name): {' '.join(reason.split())}") from error
     if base is not None and not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{path!r} is a {type(found).__name__}, and a subclass of {base.__name__} is needed")
-    if not callable(found):
+    if instance_of is not None and not isinstance(found, instance_of):
+        raise ValueError(f"{path!r} is a {type(found).__name__}, and a {instance_of.__name__} is needed")
+    if instance_of is None and not callable(found):
         raise ValueError(f"{path!r} is a {type(found).__name__}, which cannot be called")
     if num_arguments is not None and not _takes(found, num_arguments):
         raise ValueError(f"{path!r} cannot be called with {num_arguments} argument(s), as is needed here")
-    for one in (module, sys.modules.get(getattr(found, "__module__", None) or "")):
+    defined_in = found.__module__ if callable(found) and getattr(found, "__module__", None) else module_name
+    for one in (module, sys.modules.get(defined_in)):
         file = getattr(one, "__file__", None)
         if file and not file.startswith(_HERE):
             _loaded[file] = path

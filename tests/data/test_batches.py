@@ -128,7 +128,7 @@ def test_a_bad_row_stops_with_one_line(num_workers):
     """Also out of a worker, whose errors come wrapped in a traceback."""
     dataset = make()
     dataset.rows = ImageDataset(rows(bad=[4]), Columns("image", "number"), 8, 3).rows
-    dataset._arrays.clear()
+    dataset.kept.arrays.clear()
     loader = make_loader(dataset, np.array([4]), preprocess, batch_size=1, num_workers=num_workers)
     with pytest.raises(BadRow) as error:
         next(iter(loader))

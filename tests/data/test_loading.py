@@ -10,6 +10,7 @@ from PIL import Image
 
 from cond_pipelines.data.loading import Columns, as_files, find_columns, load_object, load_source
 from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.settings import SETTINGS
 
 NUM_IMAGES = 6
 CAPTIONS = [f"picture number {i}" for i in range(NUM_IMAGES)]
@@ -78,7 +79,7 @@ def test_folder_with_metadata(folder, cache, kind, streaming):
             writer.writerows(rows)
     found = load_source(str(folder), cache_dir=cache, streaming=streaming)
     assert isinstance(found, datasets.IterableDataset if streaming else datasets.Dataset)
-    assert find_columns(found.features, "text") == Columns("image", "text")
+    assert find_columns(found.features, SETTINGS["text"].column) == Columns("image", "text")
     assert sorted((number(row), row["text"]) for row in found) == list(enumerate(CAPTIONS))
 
 
@@ -86,7 +87,7 @@ def test_folder_with_metadata(folder, cache, kind, streaming):
 def test_class_sub_folders(folder, cache, streaming):
     write_images(folder, ["cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png", "emu/e.png", "emu/f.png"])
     found = load_source(str(folder), cache_dir=cache, streaming=streaming)
-    columns = find_columns(found.features, "class")
+    columns = find_columns(found.features, SETTINGS["class"].column)
     assert columns == Columns("image", "label")
     names = found.features["label"].names
     assert [(number(row), names[row["label"]]) for row in found] == list(
@@ -98,11 +99,11 @@ def test_flat_folder(folder, cache):
     write_images(folder)
     found = load_source(str(folder), cache_dir=cache)
     assert sorted(map(number, found)) == list(range(NUM_IMAGES))
-    assert find_columns(found.features, "none") == Columns("image")
+    assert find_columns(found.features, SETTINGS["none"].column) == Columns("image")
     with pytest.raises(ValueError, match=r"no label column among image: .*--label_column .*sub-folder"):
-        find_columns(found.features, "class")
+        find_columns(found.features, SETTINGS["class"].column)
     with pytest.raises(ValueError, match=r"no caption column among image: .*--caption_column .*metadata.jsonl"):
-        find_columns(found.features, "text")
+        find_columns(found.features, SETTINGS["text"].column)
 
 
 def test_a_changed_folder_is_read_again(folder, cache):
@@ -136,8 +137,8 @@ def test_webdataset(folder, cache, streaming):
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
     found = load_source(str(folder), cache_dir=cache, streaming=streaming)
-    assert find_columns(found.features, "text") == Columns("png", "txt")
-    assert find_columns(found.features, "class") == Columns("png", "cls")
+    assert find_columns(found.features, SETTINGS["text"].column) == Columns("png", "txt")
+    assert find_columns(found.features, SETTINGS["class"].column) == Columns("png", "cls")
     assert [(number({"image": row["png"]}), row["txt"], row["cls"]) for row in found] == [
         (i, CAPTIONS[i], i) for i in range(6)
     ]
@@ -248,7 +249,9 @@ LABEL = datasets.ClassLabel(names=["a", "b"])
 def columns_of(setting, /, **features_and_flags):
     flags = {k: v for k, v in features_and_flags.items() if k.endswith("_column")}
     features = {k: v for k, v in features_and_flags.items() if k not in flags}
-    return find_columns(datasets.Features(features), setting, **flags)
+    column = SETTINGS[setting].column
+    named = None if column is None else flags.get(column.flag)
+    return find_columns(datasets.Features(features), column, flags.get("image_column"), named)
 
 
 def test_image_by_type_then_by_name():

@@ -1,54 +1,27 @@
 """Rows of a data set to (pixels, raw condition), checked before the first step."""
 
-import hashlib
 import logging
-import os
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..data import images as im
-from ..errors import UserError, describe
-from .array_file import MOST_MAPPED_BYTES, ArrayFile, stored
+from ..errors import describe
+from .array_file import MOST_MAPPED_BYTES, ArrayFile
 from .buckets import nearest_size
-from .labels import Choices, summary_of_conditions
+from .decoded import DecodedImages
+from .fingerprints import data_fingerprint, images_fingerprint
+from .labels import Choices
 from .loading import Columns, as_files, reopened
+from .rows import BadRow, Row, row_name
+from .summary import summary_of_conditions, summary_of_skipped
 
 _logger = logging.getLogger(__name__)
-
-
-class BadRow(UserError):
-    """A row that cannot be used; the message names it and says why."""
-
-    def __init__(self, message: str):
-        # A DataLoader's worker wraps the message in its traceback: keep the line that matters.
-        super().__init__(message.rsplit("BadRow: ", 1)[-1].strip())
-
-
-@dataclass
-class Row:
-    """One training example.
-
-    Args:
-        pixels: (H, W, C) uint8, or float32 in [-1, 1].
-        condition: what the adapter's `preprocess` takes, or None.
-        latents: (c, h, w) float32, what a VAE made of the pixels, where that was kept.
-        source: for messages: the row of the data set, or the name of an image of a stream.
-    """
-
-    pixels: np.ndarray
-    condition: Any
-    flipped: bool = False
-    latents: np.ndarray | None = None
-    source: int | str = ""
 
 
 @dataclass
@@ -87,19 +60,21 @@ class ImageDataset(torch.utils.data.Dataset):
     cache_images: bool | None = None
     skipped: list[str] = field(default_factory=list)
 
-    # Unless told, decoded images are kept in memory up to the first, in a file up to the second and third.
-    most_in_memory_bytes: ClassVar[int] = 32 * 2**20
-    most_in_file_bytes: ClassVar[int] = 2 * 2**30
-    most_in_file_sec: ClassVar[float] = 90.0
-
     def __post_init__(self) -> None:
-        self.decoded, self._read_bytes = False, 0
+        self._read_bytes = 0
         used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
         self.rows = as_files(self.rows.select_columns(used), self.columns.image)
         self.splits: list[np.ndarray] = []
         if isinstance(self.rows, datasets.Dataset):
             self.usable = np.arange(len(self.rows))
-        self._arrays: dict[int, np.ndarray] | ArrayFile = {}
+        self.kept = DecodedImages(
+            decode=self._decode,
+            undecoded=self._images,
+            reject=self._reject,
+            raises_bad=self.on_bad_image == "error",
+            file=None if self.cache_dir is None else self._images_file,
+            keep=self.cache_images,
+        )
         self.latents: ArrayFile | None = None
         self._conditions: dict[int, Any] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -167,7 +142,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return Row(pixels[:, ::-1] if flipped else pixels, condition, flipped)
 
     def _array(self, row: int) -> np.ndarray:
-        return self._arrays[row] if row in self._arrays else self.read_image(row)
+        return self.kept[row] if row in self.kept else self.read_image(row)
 
     def centre(self, row: int) -> np.ndarray:
         """The middle (H, W, C) of a row of `rows`. Raises BadRow."""
@@ -225,6 +200,12 @@ class ImageDataset(torch.utils.data.Dataset):
         except Exception as error:  # neither PIL nor numpy has a base class for what broken files and arrays raise
             raise self._unreadable(error, name()) from error
 
+    def _decode(self, row: int, value: Any) -> np.ndarray:
+        return self._to_array(value, lambda: self.name(row))
+
+    def _images_file(self) -> Path:
+        return self.cache_dir / f"images-{self.images_fingerprint()}"
+
     def _unreadable(self, error: Exception, name: str) -> BadRow:
         reason = " ".join(str(error).split()) or type(error).__name__
         return BadRow(f"{name}: unreadable image: {reason}; mend it, or --on_bad_image skip")
@@ -251,73 +232,40 @@ class ImageDataset(torch.utils.data.Dataset):
                 try:
                     self._conditions[row] = self._to_condition(value, lambda row=row: self.name(row))
                 except BadRow as error:
-                    self._reject(error, row, bad)
+                    self._reject(error)
+                    bad.append(row)
         rows = np.setdiff1d(np.arange(len(self.rows)), bad)
-        self.usable = self._from_cache(rows) if self.cache_images else self._preload(rows)
+        self.usable = self.kept.load(rows, len(self.rows))
         if not len(self):
             raise ValueError(
                 f"no usable image among {len(self.rows)} rows" + "".join(f"; {s}" for s in self.skipped[:3])
             )
 
-    def _reject(self, error: BadRow, row: int, bad: list[int]) -> None:
+    def _reject(self, error: BadRow) -> None:
+        """Of a row found bad in the check."""
         if self.on_bad_image == "error":
             raise error
         self.skipped.append(str(error))
-        bad.append(row)
 
-    def _preload(self, rows: np.ndarray) -> np.ndarray:
-        """Decode all, into memory or a file, or a few where all would take too much room or time: the usable rows."""
-        rng = np.random.default_rng(0)
-        start, probe = time.perf_counter(), rows[np.sort(rng.permutation(len(rows))[:32])]
-        bad: list[int] = []
-        self._decode(probe, bad)
-        sec = (time.perf_counter() - start) / max(1, len(probe)) * len(rows)
-        size = np.mean([a.nbytes for a in self._arrays.values()] or [0]) * len(rows)
-        quick = self.cache_images is None and sec <= self.most_in_file_sec
-        self.decoded = bool(quick and size <= self.most_in_memory_bytes)
-        if self.decoded:
-            self._decode(np.setdiff1d(rows, probe), bad, progress=sec > 2)
-        elif quick and size <= self.most_in_file_bytes and self.cache_dir is not None:
-            try:
-                return self._from_cache(np.setdiff1d(rows, bad))
-            except OSError as error:
-                _logger.warning("images are decoded at every use: %s cannot be written to: %s", self.cache_dir, error)
-        return np.setdiff1d(rows, bad)
-
-    def _from_cache(self, rows: np.ndarray) -> np.ndarray:
-        """All decoded images from a file, which is made where it is not there. Returns the usable rows."""
-
-        def make(notes: dict[int, str]) -> Iterator[np.ndarray | None]:
-            for row, result in self._decoded(np.arange(len(self.rows))):
-                if isinstance(result, BadRow):
-                    if self.on_bad_image == "error":
-                        raise result
-                    notes[row] = str(result)
-                yield None if isinstance(result, BadRow) else result
-
-        self._arrays = stored(self.cache_dir / f"images-{self.images_fingerprint()}", make)
-        self.decoded, bad = True, []
-        for row in rows:
-            if row not in self._arrays:
-                self._reject(BadRow(self._arrays.notes[int(row)]), int(row), bad)
-        return np.setdiff1d(rows, bad)
+    @property
+    def decoded(self) -> bool:
+        """Whether all images are kept decoded."""
+        return self.kept.has_all
 
     def images_fingerprint(self) -> str:
         """Of every image file, by its content or by path, size and time, and of how it is decoded."""
-        digest = hashlib.sha256(
-            repr(
-                (len(self.rows), self.channels, self.resolution, self.interpolation, self.value_range, self.buckets)
-            ).encode()
-        )
-        for start in range(0, len(self.rows), 256):
-            for value in self._images(list(range(start, min(start + 256, len(self.rows))))):
-                if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
-                    digest.update(repr(value).encode())
-                else:
-                    found = Path(value["path"])
-                    stat = found.stat() if found.exists() else None
-                    digest.update(repr((str(found), stat and (stat.st_size, stat.st_mtime_ns))).encode())
-        return digest.hexdigest()[:16]
+        how = (len(self.rows), self.channels, self.resolution, self.interpolation, self.value_range, self.buckets)
+        parts = (range(start, min(start + 256, len(self.rows))) for start in range(0, len(self.rows), 256))
+        return images_fingerprint((value for part in parts for value in self._images(list(part))), how)
+
+    def fingerprint(self) -> str:
+        """Of what is trained on: the columns, the usable rows, and the content of up to 256 of them."""
+        how = (self.columns, self.center_crop, self.random_flip)
+        if not isinstance(self.rows, datasets.Dataset):
+            return data_fingerprint(how)
+        some = self.usable[np.linspace(0, len(self.usable) - 1, min(256, len(self.usable))).astype(int)].tolist()
+        images = self.rows[some][self.columns.image]
+        return data_fingerprint(how, self.usable, images, [self._conditions.get(row) for row in some])
 
     def _image(self, row: int) -> Any:
         return self._images([row])[0]
@@ -329,44 +277,6 @@ class ImageDataset(torch.utils.data.Dataset):
         if self._read_bytes > MOST_MAPPED_BYTES:
             self.rows, self._read_bytes = reopened(self.rows), 0
         return values
-
-    def _read(self, row: int, value: Any) -> np.ndarray | BadRow:
-        try:
-            return self._to_array(value, lambda: self.name(row))
-        except BadRow as error:
-            return error
-
-    def _decode(self, rows: np.ndarray, bad: list[int], progress: bool = False) -> None:
-        for row, result in self._decoded(rows, progress):
-            if isinstance(result, BadRow):
-                self._reject(result, row, bad)
-            else:
-                self._arrays[row] = result
-
-    def _decoded(self, rows: np.ndarray, progress: bool = True) -> Iterator[tuple[int, np.ndarray | BadRow]]:
-        """Each row with its image, or what is wrong with it, in order, by threads."""
-        bar = tqdm(desc="Decoding images", total=len(rows), disable=not progress)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            for start in range(0, len(rows), 256):  # one row at a time is several times slower to get
-                some = rows[start : start + 256].tolist()
-                yield from zip(some, pool.map(self._read, some, self._images(some)), strict=True)
-                bar.update(len(some))
-
-    def fingerprint(self) -> str:
-        """Of what is trained on: the columns, the usable rows, and the content of up to 256 of them."""
-        digest = hashlib.sha256(repr((self.columns, self.center_crop, self.random_flip)).encode())
-        if not isinstance(self.rows, datasets.Dataset):
-            return f"{digest.hexdigest()[:12]} (streamed)"
-        digest.update(self.usable.astype("<i8").tobytes())
-        some = self.usable[np.linspace(0, len(self.usable) - 1, min(256, len(self.usable))).astype(int)].tolist()
-        for value in self.rows[some][self.columns.image]:
-            if isinstance(value, dict):
-                content = value.get("bytes") or Path(value["path"]).read_bytes()
-            else:
-                content = repr(value).encode()
-            digest.update(content)
-        digest.update(repr([self._conditions.get(row) for row in some]).encode())
-        return f"{digest.hexdigest()[:12]} ({len(self.usable)} images)"
 
     def split(self, fraction: float, most: int = 256) -> tuple[np.ndarray, np.ndarray]:
         """(training, held-out) indices, drawn from the seed; no image is held out of fewer than 64."""
@@ -381,17 +291,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def summary(self, condition_names: dict[int, str] | None = None) -> str:
         """What was found, for a person."""
-        lines = [
-            f"images: {len(self):,} usable of {len(self.rows):,}, {self.resolution} px, {self.channels} channel(s)"
-        ]
-        lines += summary_of_conditions(self.conditions(), condition_names)
-        if self.skipped:
-            lines.append(f"skipped: {len(self.skipped):,}")
-            lines += [f"  {reason}" for reason in self.skipped[:10]]
-            lines += [f"  and {len(self.skipped) - 10:,} more"] if len(self.skipped) > 10 else []
-        return "\n".join(lines)
-
-
-def row_name(row: str, image: Any) -> str:
-    path = image.get("path") if isinstance(image, dict) else None
-    return f"{row} ({path})" if path else row
+        counts = f"{len(self):,} usable of {len(self.rows):,}"
+        lines = [f"images: {counts}, {self.resolution} px, {self.channels} channel(s)"]
+        return "\n".join(
+            [*lines, *summary_of_conditions(self.conditions(), condition_names), *summary_of_skipped(self.skipped)]
+        )

@@ -1,6 +1,5 @@
 """Values of a label or caption column to raw conditions."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -93,23 +92,6 @@ def condition_name(condition: Any, id2label: dict[int, str] | None = None) -> st
         shown = ", ".join(f"{x:.3g}" if isinstance(x, float | np.floating) else str(x) for x in condition[:4])
         return f"[{shown}{', ...' if len(condition) > 4 else ''}]"
     return str((id2label or {}).get(condition, condition))
-
-
-def summary_of_conditions(conditions: list[Any], id2label: dict[int, str] | None = None) -> list[str]:
-    """A line on how many there are of each class, or on the captions, for a person; none where there are neither."""
-    if id2label:
-        counts = Counter(i for c in conditions for i in (c if isinstance(c, tuple) else [c]))
-        shown = [f"{name} {counts.get(i, 0):,}" for i, name in list(id2label.items())[:20]]
-        more = f", and {len(id2label) - 20} more" if len(id2label) > 20 else ""
-        return [f"classes ({len(id2label)}): {', '.join(shown)}{more}; without a label: {counts[None]:,}"]
-    texts = [t for c in conditions for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
-    if not texts:
-        return []
-    words = np.array([len(t.split()) for t in texts])
-    return [
-        f"captions: {len(texts):,} ({len(set(texts)):,} different), {words.min()} to {words.max()} words, "
-        f"median {int(np.median(words))}; for example {texts[0]!r}"
-    ]
 
 
 def parse_caption(value: Any) -> str | Choices:

@@ -1,6 +1,7 @@
 """From arguments to a checked data set."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data import images as im
-from ..training.config import TrainingConfig
 from .buckets import bucket_sizes
+from .config import DataArguments
 from .dataset import ImageDataset, row_name
-from .labels import Choices, label_parser, parse_caption, vector_parser
+from .labels import Choices
 from .loading import as_files, find_columns, load_source, readable
 from .prior import balanced, with_prior
 
@@ -39,53 +40,29 @@ class TrainingData:
         return [c[0] if isinstance(c, Choices) else c for c in found]
 
 
-def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingData:
+def load_data(config: DataArguments, channels: int | None = None) -> TrainingData:
     """Load and check the data set, with the `channels` that a pretrained model takes, where there is one.
+
+    Args:
+        config: a TrainingConfig, or another DataArguments with a `seed` and a `column` of conditions.
 
     Raises:
         ValueError: in one line for bad input; see `data.dataset`.
     """
     if channels and config.channels not in (None, channels):
         raise ValueError(f"--channels {config.channels}, but the pretrained model takes {channels}: leave it out")
-    # `datasets` looks through a large folder without a word, for a minute where there are 60,000 files.
-    PartialState().on_main_process(tqdm.write)(f"reading {config.train_data_dir or config.dataset_name}")
-    source = load_source(
-        config.train_data_dir,
-        config.dataset_name,
-        config.dataset_config_name,
-        config.dataset_split,
-        config.streaming,
-        config.cache_dir,
-    )
+    source = _source(config)
     streamed = not hasattr(source, "__len__")
-    if streamed and source.features is None:
-        source = source._resolve_features()
-    if config.max_train_samples is not None:
-        source = source.take(config.max_train_samples if streamed else min(config.max_train_samples, len(source)))
-    columns = find_columns(
-        source.features,
-        config.conditioning,
-        config.image_column,
-        config.label_column,
-        config.caption_column,
-        config.condition_column,
-    )
+    column = config.column
+    named = None if column is None else getattr(config, column.flag)
+    columns = find_columns(source.features, column, config.image_column, named)
     num_own = None if streamed else len(source)
     if config.class_data_dir:
-        source, columns = with_prior(source, columns, config.conditioning, config.class_data_dir, config.class_prompt)
+        source, columns = with_prior(source, columns, column, config.class_data_dir, config.class_prompt)
     id2label, parse = None, lambda value: value
-    if config.conditioning == "class":
+    if column is not None:
         feature = source.features[columns.condition]
-        values = []
-        if not streamed:
-            values = source.select_columns([columns.condition])[columns.condition]
-        elif not hasattr(getattr(feature, "feature", feature), "names"):
-            values = _distinct(source, columns.condition)
-        id2label, parse = label_parser(values, feature)
-    elif config.conditioning == "text":
-        parse = parse_caption
-    elif config.conditioning == "embedding":
-        parse = vector_parser()
+        id2label, parse = column.parser(partial(_values, source, columns.condition, streamed), feature)
     config = replace(config, channels=channels or config.channels)
     resolution, channels = _look(config, source, columns.image, streamed)
     dataset = ImageDataset(
@@ -113,6 +90,34 @@ def load_data(config: TrainingConfig, channels: int | None = None) -> TrainingDa
     return TrainingData(dataset, *split, id2label)
 
 
+def _source(config: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
+    """The rows, with known features, at most `--max_train_samples` of them."""
+    # `datasets` looks through a large folder without a word, for a minute where there are 60,000 files.
+    PartialState().on_main_process(tqdm.write)(f"reading {config.train_data_dir or config.dataset_name}")
+    source = load_source(
+        config.train_data_dir,
+        config.dataset_name,
+        config.dataset_config_name,
+        config.dataset_split,
+        config.streaming,
+        config.cache_dir,
+    )
+    streamed = not hasattr(source, "__len__")
+    if streamed and source.features is None:
+        source = source._resolve_features()
+    if config.max_train_samples is not None:
+        source = source.take(config.max_train_samples if streamed else min(config.max_train_samples, len(source)))
+    return source
+
+
+def _values(source: datasets.Dataset | datasets.IterableDataset, column: str, streamed: bool) -> list[Any]:
+    """All values of a column; none of a stream whose ClassLabel names the classes already."""
+    if not streamed:
+        return source.select_columns([column])[column]
+    feature = source.features[column]
+    return [] if hasattr(getattr(feature, "feature", feature), "names") else _distinct(source, column)
+
+
 def _distinct(stream: Any, column: str) -> list[Any]:
     """The different labels of a stream, which is read to its end for them; one of a ClassLabel says them itself."""
     PartialState().on_main_process(tqdm.write)(f"reading the whole column {column!r} for its classes")
@@ -120,12 +125,12 @@ def _distinct(stream: Any, column: str) -> list[Any]:
     return list({tuple(v) if isinstance(v, list) else v for v in (row[column] for row in rows)})
 
 
-def cache_home(config: TrainingConfig) -> Path:
+def cache_home(config: DataArguments) -> Path:
     """Where work is kept between runs: under --cache_dir, or where `datasets` keeps its own."""
     return Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "cond_pipelines"
 
 
-def _look(config: TrainingConfig, source: Any, image_column: str, streamed: bool) -> tuple[int, int]:
+def _look(config: DataArguments, source: Any, image_column: str, streamed: bool) -> tuple[int, int]:
     """Resolution and channels where they are not given, from the first readable images."""
     if config.resolution and config.channels:
         return config.resolution, config.channels

@@ -12,19 +12,14 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import UserError, describe
 from ..user_code import load_object
+from .config import ConditionColumn
 
-_NAMES = {
-    "image": ("image", "img", "images", "picture", "photo", "jpg", "png", "webp"),
-    "label": ("label", "labels", "class", "classes", "category", "fine_label", "target", "cls"),
-    "caption": ("text", "caption", "captions", "prompt", "description", "txt"),
-    "condition": ("embedding", "embeddings", "vector", "features"),
-}
-_HOW = {
-    "image": "--image_column",
-    "label": "--label_column (or put the images into one sub-folder per class)",
-    "caption": "--caption_column (or add metadata.jsonl with file_name and text)",
-    "condition": "--condition_column",
-}
+_IMAGES = ConditionColumn(
+    flag="image_column",
+    names=("image", "img", "images", "picture", "photo", "jpg", "png", "webp"),
+    remedy="--image_column",
+    is_certain=lambda feature: isinstance(feature, datasets.Image),
+)
 
 
 @dataclass(frozen=True)
@@ -171,49 +166,37 @@ def _pick_split(found: Any, split: str) -> str:
 
 def find_columns(
     features: datasets.Features,
-    conditioning: str,
+    column: ConditionColumn | None,
     image_column: str | None = None,
-    label_column: str | None = None,
-    caption_column: str | None = None,
     condition_column: str | None = None,
 ) -> Columns:
-    """The columns that a setting needs, named by flag or found by feature type, then by name.
+    """The columns of images and conditions, named by an argument or found by feature type, then by name.
+
+    Args:
+        column: how the conditions are found; None: there are none.
+        image_column, condition_column: names that were given.
 
     Raises:
         ValueError: a named column that is not there, or none that fits; the message lists those that are.
     """
-    image = _find(features, "image", image_column, lambda f: isinstance(f, datasets.Image))
-    if conditioning == "class":
-        return Columns(image, _find(features, "label", label_column, _is_label))
-    if conditioning == "text":
-        return Columns(image, _find(features, "caption", caption_column, lambda f: False, or_only=_is_text))
-    if conditioning in ("embedding", "custom"):
-        return Columns(image, _find(features, "condition", condition_column, lambda f: False))
-    return Columns(image)
+    image = _find(features, _IMAGES, image_column)
+    return Columns(image, None if column is None else _find(features, column, condition_column))
 
 
-def _is_label(feature: Any) -> bool:
-    return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)  # or a list of labels
-
-
-def _is_text(feature: Any) -> bool:
-    feature = getattr(feature, "feature", feature)  # a list of captions
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _find(features: datasets.Features, what: str, given: str | None, fits: Any, or_only: Any = None) -> str:
+def _find(features: datasets.Features, column: ConditionColumn, given: str | None) -> str:
     there = ", ".join(features)
     if given is not None:
         if given not in features:
-            raise ValueError(f"--{what}_column {given!r} is not among the columns: {there}")
+            raise ValueError(f"--{column.flag} {given!r} is not among the columns: {there}")
         return given
-    by_type = [name for name, feature in features.items() if fits(feature)]
-    by_name = [name for name in _NAMES.get(what, ()) if name in features]
+    by_type = [name for name, feature in features.items() if column.is_certain(feature)]
+    by_name = [name for name in column.names if name in features]
     if by_type:
         return next((name for name in by_name if name in by_type), by_type[0])
     if by_name:
         return by_name[0]
-    only = [name for name, feature in features.items() if or_only and or_only(feature)]
-    if len(only) == 1:
-        return only[0]
-    raise ValueError(f"no {what} column among {there}: name it with {_HOW[what]}")
+    possible = [name for name, feature in features.items() if column.is_possible(feature)]
+    if len(possible) == 1:
+        return possible[0]
+    what = column.flag.removesuffix("_column")
+    raise ValueError(f"no {what} column among {there}: name it with {column.remedy}")

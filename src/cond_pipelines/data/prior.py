@@ -9,25 +9,29 @@ from typing import Any
 import datasets
 import numpy as np
 
+from .config import ConditionColumn
 from .loading import Columns, as_files, find_columns, load_source
 
 
 def with_prior(
-    rows: datasets.Dataset, columns: Columns, conditioning: str, class_data_dir: str, class_prompt: str | None = None
+    rows: datasets.Dataset,
+    columns: Columns,
+    column: ConditionColumn | None,
+    class_data_dir: str,
+    class_prompt: str | None = None,
 ) -> tuple[datasets.Dataset, Columns]:
     """The rows of a data set, then those of `class_data_dir`, with no more than an image and a condition.
 
     Args:
+        columns: of `rows`.
+        column: how the conditions of `class_data_dir` are found.
         class_prompt: the caption, or the label's name, of all class images; None: as the folder says.
 
     Raises:
         ValueError: there are no such images, or nothing says what they show.
     """
     prior = load_source(class_data_dir)
-    if class_prompt is None or conditioning == "none":
-        theirs = find_columns(prior.features, conditioning)
-    else:
-        theirs = Columns(find_columns(prior.features, "none").image)
+    theirs = find_columns(prior.features, column if class_prompt is None else None)
     parts = [_image_and_condition(rows, columns), _image_and_condition(prior, theirs)]
     if columns.condition is not None:
         said = [_names(rows, columns.condition)]

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from dataclasses import fields
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,17 @@ from accelerate import Accelerator
 
 from ..console import show_any_text
 from ..data.labels import Choices
-from ..data.load import TrainingData, load_data
-from ..errors import UserError, read_text, read_yaml
+from ..data.load import TrainingData
+from ..errors import read_text
 from ..evaluation import measures as m
-from ..flags import with_effect
 from ..locks import locked_folder
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
+from ..settings import Setting, find_setting
 from ..sharing.card import write_card
-from ..training.arguments import DataArguments
-from ..training.config import TrainingConfig
 from .config import EvaluationConfig
+from .data import check_setting, load_evaluated_data, recorded_config, setting_name
 from .features import CLIPScore, cached, extract, load_classifier, load_extractor
 from .questions import COMBINATIONS, UNSEEN, Part, Row, Sets, caption_rows, distribution_rows, label_rows, mean_row, row
 from .report import real_image, write_pictures, write_report
@@ -46,10 +45,13 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     )
     weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
     pipe = load_pipeline(config.model).to(accelerator.device)
-    _check_setting(config, pipe.adapter.conditioning)
-    data = _load_data(config, pipe)
+    recorded = recorded_config(config.model)
+    conditioning = setting_name(pipe.adapter, recorded)
+    setting = find_setting(conditioning)
+    check_setting(config, setting)
+    data = load_evaluated_data(config, pipe, conditioning, recorded)
     with locked_folder(folder, accelerator.is_main_process):
-        return _evaluate(config, accelerator, folder, pipe, data, weights)
+        return _evaluate(config, accelerator, folder, pipe, setting, data, weights)
 
 
 def _evaluate(
@@ -57,6 +59,7 @@ def _evaluate(
     accelerator: Accelerator,
     folder: Path,
     pipe: ConditionalPipeline,
+    setting: Setting,
     data: TrainingData,
     weights: str | None,
 ) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _evaluate(
     # Conditions as often as in the data: in the order of a permutation, over and over.
     order = rng.permutation(len(train))
     asked = {"": [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]}
-    if pipe.adapter.conditioning == "text":
+    if setting.has_captions:
         asked |= _unseen_captions(config, data, held_out_conditions)
     start = time.perf_counter()
     for kind, conditions in asked.items():
@@ -84,19 +87,7 @@ def _evaluate(
         unseen=samples,
     )
     rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
-    classes: dict[str, Any] = {}
-    if data.id2label:
-        more, classes = label_rows(sets, data.id2label)
-        rows += more
-        if config.classifier:
-            rows.append(_read_by_classifier(config, data, folder, sets, accelerator.device))
-    elif pipe.adapter.conditioning == "text":
-        rows += caption_rows(sets, pipe)
-    if config.classify:
-        rows += _classified(config, pipe, data, held_out_conditions)
-    scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
-    num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
-    guided = scale != 1 and any(condition is not None for condition in asked[""])
+    more, classes = _condition_rows(config, folder, pipe, setting, data, sets)
     report = {
         "model": config.model,
         "weights": weights,
@@ -108,32 +99,53 @@ def _evaluate(
         "clip_model": config.clip_model,
         "unseen_captions": _fingerprint(asked.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
-        "num_inference_steps": num_steps,
-        "guidance_scale": scale,
-        "network_evaluations_per_image": num_steps * (2 if guided else 1),
+        **_sampler(config, pipe, is_guided=any(condition is not None for condition in asked[""])),
         "seconds_per_image": round(sampling_sec / sum(map(len, asked.values())), 4),
         "device": str(accelerator.device),
         "data": data.dataset.fingerprint(),
-        "measures": rows,
+        "measures": rows + more,
         "classes": classes,
     }
     write_report(report, folder)
     write_pictures(folder, _place(folder, ""), data, asked[""], train, pairs, classes)
     if not config.keep_samples:
-        for kind in asked:
-            for path in _place(folder, kind).iterdir():
-                path.unlink()
+        _delete_samples(folder, asked)
     if folder.resolve().parent == Path(config.model).resolve():
         write_card(config.model)
     return report
 
 
-def _check_setting(config: EvaluationConfig, conditioning: str) -> None:
-    """Raise ValueError for what has no meaning for a model of this setting, before anything is sampled."""
-    of = {"classifier": "class", "classify": "class", "clip_model": "text", "unseen_captions": "text"}
-    for name, setting in of.items():
-        if getattr(config, name) and conditioning != setting:
-            raise ValueError(f"--{name} needs a {setting}-conditional model, and this one is {conditioning!r}")
+def _condition_rows(
+    config: EvaluationConfig,
+    folder: Path,
+    pipe: ConditionalPipeline,
+    setting: Setting,
+    data: TrainingData,
+    sets: Sets,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Do samples show their conditions: rows, and the classes one by one; see `questions.label_rows`."""
+    rows: list[Row] = []
+    classes: dict[str, Any] = {}
+    if data.id2label:
+        rows, classes = label_rows(sets, data.id2label)
+        if config.classifier:
+            rows.append(_read_by_classifier(config, data, folder, sets, pipe.device))
+    elif setting.has_captions:
+        rows += caption_rows(sets, pipe)
+    if config.classify:
+        rows += _classified(config, pipe, data, sets.held_out.conditions)
+    return rows, classes
+
+
+def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: bool) -> dict[str, Any]:
+    """How the samples were drawn, for the report."""
+    scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
+    num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
+    return {
+        "num_inference_steps": num_steps,
+        "guidance_scale": scale,
+        "network_evaluations_per_image": num_steps * (2 if is_guided and scale != 1 else 1),
+    }
 
 
 def _fingerprint(captions: list[str] | None) -> str | None:
@@ -143,6 +155,12 @@ def _fingerprint(captions: list[str] | None) -> str | None:
 def _place(folder: Path, kind: str) -> Path:
     """Where samples are kept."""
     return folder / "-".join(["samples", *kind.split()])
+
+
+def _delete_samples(folder: Path, kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        for path in _place(folder, kind).iterdir():
+            path.unlink()
 
 
 class _Reader:
@@ -239,38 +257,6 @@ def _classified(
             better="lower",
         ),
     ]
-
-
-def _load_data(config: EvaluationConfig, pipe: ConditionalPipeline) -> TrainingData:
-    """The data set of the training run, or another one given; refuses what cannot be measured."""
-    path = Path(config.model) / "training_config.yaml"
-    known = read_yaml(path) if path.is_file() else {}
-    given = {"train_data_dir": config.train_data_dir, "dataset_name": config.dataset_name}
-    if any(given.values()):
-        known |= given
-    if not (known.get("train_data_dir") or known.get("dataset_name")):
-        raise ValueError("name the real images: --train_data_dir or --dataset_name")
-    size = pipe.unet.config.sample_size
-    if known.get("aspect_buckets") or known.get("value_range"):
-        raise ValueError("models with --aspect_buckets or --value_range cannot be evaluated yet")
-    about_data = {setting.name for setting in fields(DataArguments)} - {"cache_latents", "cache_text_embeddings"}
-    known = {k: v for k, v in known.items() if k in about_data | {"seed", "adapter", "adapter_config"}}
-    known |= {"conditioning": pipe.adapter.conditioning, "resolution": pipe.vae_scale_factor * size}
-    known = with_effect(TrainingConfig, known | {"on_bad_image": "skip", "streaming": False})
-    vae = pipe.components.get("vae")
-    data = load_data(_as_trained(known, path), (vae or pipe.unet).config.in_channels)
-    if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
-        raise ValueError("models with several labels an image cannot be evaluated yet")
-    if len(data.held_out) < 10:
-        raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
-    return data
-
-
-def _as_trained(known: dict[str, Any], path: Path) -> TrainingConfig:
-    try:
-        return TrainingConfig(**known)
-    except (ValueError, TypeError) as error:  # a TypeError: a value that cannot be compared
-        raise UserError(f"{path}: {error}") from error
 
 
 def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:

@@ -127,7 +127,7 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
     is_text = class_name in _STABLE_DIFFUSION
     told = PromptAdapter.for_unet(parent.unet, parent.text_encoder, parent.tokenizer) if is_text else None
     if "adapter" not in parts:
-        parts["adapter"] = told if is_text and cls.conditioning == "text" else _untold(cls, parts["unet"])
+        parts["adapter"] = told if is_text and cls.conditioning == told.conditioning else _untold(cls, parts["unet"])
     parts["adapter"].inherit_null(told)
     if (parts["adapter"].device, parts["adapter"].dtype) != (parent.unet.device, parent.unet.dtype):
         parts["adapter"].to(parent.unet.device, parent.unet.dtype)
@@ -136,7 +136,7 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
 
 
 def _untold(cls: type[ConditionalPipeline], unet: Any) -> ConditioningAdapter:
-    if cls.conditioning != "none":
+    if cls.conditioning != UnconditionalAdapter.conditioning:
         raise ValueError(f"{cls.__name__}.from_pipe needs an adapter: pass adapter=...Adapter.for_unet(pipe.unet, ...)")
     return UnconditionalAdapter.for_unet(unet)
 

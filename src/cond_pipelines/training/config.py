@@ -1,13 +1,16 @@
 """TrainingConfig: everything that decides a run, checked; from the command line and from YAML by `command_line`."""
 
+import importlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
+from ..data.config import ConditionColumn
 from ..files import write_text
 from ..flags import check_needs, check_values
+from ..settings import Setting, find_setting
 from .arguments import OPTIMIZER_NAMES, DataArguments, ModelArguments, OptimizationArguments, OutputArguments
 
 if TYPE_CHECKING:
@@ -16,12 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["OPTIMIZER_NAMES", "TrainingConfig", "parse_args", "read_recipe"]
 
 
-def __getattr__(name: str) -> Any:
-    # Where they used to be; `command_line` imports this module, so it is not imported above.
+def __getattr__(name: str) -> object:
+    # Their old place, for one release. `command_line` imports this module, so this is no import.
     if name in ("parse_args", "read_recipe"):
-        from ..training import command_line
-
-        return getattr(command_line, name)
+        return getattr(importlib.import_module("cond_pipelines.training.command_line"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -40,12 +41,21 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.setting.check_required(self)
         self._check_lora()
         self._check_optimizer()
-        self._check_images()
-        if self.conditioning == "custom" and not (self.adapter and self.condition_column):
-            raise ValueError("--conditioning custom needs --adapter module:Class and --condition_column")
+        self.check_images()
         check_needs(self)
+
+    @property
+    def setting(self) -> Setting:
+        """The row of `--conditioning` in the table of settings. Raises ValueError where there is none."""
+        return find_setting(self.conditioning)
+
+    @property
+    def column(self) -> ConditionColumn | None:
+        """How the column of the conditions is found and read; None where the setting has none."""
+        return self.setting.column
 
     def _check_lora(self) -> None:
         if self.use_lora and self.train not in ("unet", "lora"):
@@ -61,12 +71,6 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
             raise ValueError(f"--optimizer {self.optimizer!r} is not one of {names}, nor module:Class")
         if self.optimizer == "prodigy" and {self.adapter_lr, self.text_encoder_lr} - {None, self.learning_rate or 1.0}:
             raise ValueError("--adapter_lr and --text_encoder_lr: prodigy has one rate for all, leave them out")
-
-    def _check_images(self) -> None:
-        if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
-            raise ValueError(f"--value_range {self.value_range} must be two numbers, the lower one first")
-        if self.channels not in (None, 1, 3, 4) and not self.value_range:
-            raise ValueError(f"--channels {self.channels} needs --value_range: 8-bit images have 1, 3 or 4")
 
     def save(self, path: str | Path) -> None:
         """Write as YAML, readable again with `--config`; the Hub token is left out."""

@@ -46,26 +46,11 @@ def decide(
         config = replace(config, train_text_encoder=False)  # it is not new
     num_parameters = None if parent is None else sum(p.numel() for p in parent.unet.parameters())
     if config.train_batch_size is None:
-        size = config.unet_size or _unet_size(sample_size, device.type == "cpu")
-        channels = data.dataset.channels if vae is None else vae.config.latent_channels
-        make = partial(build_unet, size, sample_size=sample_size, channels=channels)
-        if parent is not None:
-            make = partial(type(parent.unet).from_config, parent.unet.config)
         images = _batch_size(sample_size, device.type == "cpu", num_images, num_parameters)
         config, why = fit_memory(
             config,
             images,
-            partial(
-                step_memory,
-                make,
-                config,
-                sample_size=sample_size,
-                on_cpu=device.type == "cpu",
-                precision=config.mixed_precision,
-                vae=vae,
-                text_encoder=None if parent is None else parent.components.get("text_encoder"),
-                train_text_encoder=_train_text_encoder(config),
-            ),
+            _memory_of(config, data, vae, parent, device, sample_size),
             free=_least(free_bytes(device) // _local_processes(device), accelerator),
             at_least=1 if device.type == "cpu" else _FEWEST_ON_GPU,
         )
@@ -94,6 +79,34 @@ def decide(
             f"{config.default_num_inference_steps} sampling steps, guidance {config.default_guidance_scale:g} ({whose})"
         )
     return config, f"chosen: {'; '.join(chosen)}" if chosen else ""
+
+
+def _memory_of(
+    config: TrainingConfig,
+    data: TrainingData,
+    vae: VAE | None,
+    parent: ConditionalPipeline | None,
+    device: torch.device,
+    sample_size: int,
+) -> Callable[..., StepMemory]:
+    """`step_memory` of this run, to be called with `gradient_checkpointing`."""
+    on_cpu = device.type == "cpu"
+    channels = data.dataset.channels if vae is None else vae.config.latent_channels
+    size = config.unet_size or _unet_size(sample_size, on_cpu)
+    make = partial(build_unet, size, sample_size=sample_size, channels=channels)
+    if parent is not None:
+        make = partial(type(parent.unet).from_config, parent.unet.config)
+    return partial(
+        step_memory,
+        make,
+        config,
+        sample_size=sample_size,
+        on_cpu=on_cpu,
+        precision=config.mixed_precision,
+        vae=vae,
+        text_encoder=None if parent is None else parent.components.get("text_encoder"),
+        train_text_encoder=_train_text_encoder(config),
+    )
 
 
 def fit_memory(
@@ -192,12 +205,6 @@ def fill_defaults(
     num_steps = max_train_steps
     if num_steps is None and num_train_epochs is not None:
         num_steps = -(-num_train_epochs * num_images // batch_of_all)
-    workers = config.dataloader_num_workers
-    if workers is None:
-        forks = sys.platform == "linux"  # elsewhere it is not safe, or not to be had
-        spare = max(1, min(8, available_cores() - 1))
-        # One process puts together 50,000 decoded images of 32 px a second: a GPU would wait for it, a CPU does not.
-        workers = 0 if not forks else spare if not decoded else 0 if on_cpu else min(2, spare)
     chosen = {
         "unet_size": None if fine_tuning else size,
         "train_batch_size": batch_size,
@@ -213,7 +220,7 @@ def fill_defaults(
         "max_train_steps": max_train_steps,
         "num_train_epochs": num_train_epochs,
         "mixed_precision": config.mixed_precision or fast_precision(device),
-        "dataloader_num_workers": workers,
+        "dataloader_num_workers": _num_workers(config, on_cpu, decoded),
         "report_to": config.report_to or default_tracker(),
         "train_text_encoder": _train_text_encoder(config),
         "default_num_inference_steps": config.default_num_inference_steps or _NUM_INFERENCE_STEPS,
@@ -224,6 +231,19 @@ def fill_defaults(
     # What has no effect in this run stays open.
     has_effect = with_effect(TrainingConfig, vars(config) | chosen)
     return replace(config, **{name: value for name, value in chosen.items() if name in has_effect})
+
+
+def _num_workers(config: TrainingConfig, on_cpu: bool, decoded: bool) -> int:
+    """Processes that load images."""
+    if config.dataloader_num_workers is not None:
+        return config.dataloader_num_workers
+    if sys.platform != "linux":  # forking is not safe there, or not to be had
+        return 0
+    spare = max(1, min(8, available_cores() - 1))
+    if not decoded:
+        return spare
+    # One process puts together 50,000 decoded images of 32 px a second: a GPU would wait for it, a CPU does not.
+    return 0 if on_cpu else min(2, spare)
 
 
 def _length(config: TrainingConfig, num_images: int | None, batch_size: int) -> tuple[int | None, int | None]:
@@ -242,7 +262,7 @@ def _length(config: TrainingConfig, num_images: int | None, batch_size: int) -> 
 def _train_text_encoder(config: TrainingConfig) -> bool:
     if config.train_text_encoder is not None:
         return config.train_text_encoder
-    return config.conditioning == "text" and config.text_encoder_name_or_path is None
+    return config.setting.has_captions and config.text_encoder_name_or_path is None
 
 
 def default_tracker() -> str:

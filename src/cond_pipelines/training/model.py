@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,9 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel
 from torch import nn
 
 from ..adapters.base import ConditioningAdapter
-from ..adapters.class_label import ClassLabelAdapter
-from ..adapters.embedding import EmbeddingAdapter
-from ..adapters.text import TextAdapter
-from ..adapters.unconditional import UnconditionalAdapter
 from ..data.labels import Choices
 from ..data.load import TrainingData
-from ..errors import arguments_of, reading
+from ..errors import reading
 from ..networks.pretrained import load_pipeline
 from ..networks.surgery import with_channels
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
@@ -26,19 +21,10 @@ from ..networks.unet_sizes import build_unet
 from ..objectives.base import Objective
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.image_inputs import num_channels_latents
-from ..pipelines.settings import ClassConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from ..pipelines.vae import VAE, vae_scale_factor
+from ..settings import AdapterInputs, build_adapter, has_same_class
 from ..user_code import load_object
 from .config import TrainingConfig
-
-# The whole difference between the settings.
-SETTINGS = {
-    "none": (UnconditionalPipeline, UnconditionalAdapter),
-    "class": (ClassConditionalPipeline, ClassLabelAdapter),
-    "text": (TextToImagePipeline, TextAdapter),
-    "embedding": (ConditionalPipeline, EmbeddingAdapter),
-    "custom": (ConditionalPipeline, ConditioningAdapter),
-}
 
 
 def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:
@@ -121,8 +107,7 @@ def build_pipeline(
     config: TrainingConfig, data: TrainingData, vae: VAE | None = None, parent: ConditionalPipeline | None = None
 ) -> ConditionalPipeline:
     """A pipeline of the setting asked for: new, or every UNet weight from a pretrained one of any setting."""
-    pipeline_class, adapter_class = SETTINGS[config.conditioning]
-    dataset = data.dataset
+    setting, dataset = config.setting, data.dataset
     scale = 1 if vae is None else vae_scale_factor(vae)
     if dataset.resolution % scale:
         raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {scale}, the VAE's scale factor")
@@ -149,12 +134,12 @@ def build_pipeline(
         scheduler = build_scheduler(config, vae is not None)
     components = {"unet": unet, "scheduler": scheduler, "vae": vae}
 
-    if config.conditioning == "text" or (config.conditioning == "custom" and config.text_encoder_name_or_path):
+    if setting.has_captions or config.text_encoder_name_or_path:
         components |= dict(zip(("text_encoder", "tokenizer"), _text_encoder(config, data, parent), strict=True))
-    components["adapter"] = _adapter(config, adapter_class, unet, data, components.get("text_encoder"), parent)
+    components["adapter"] = _adapter(config, unet, data, components.get("text_encoder"), parent)
     if parent is not None:
         components["adapter"].inherit_null(parent.adapter)
-    pipe = pipeline_class(
+    pipe = setting.pipeline_class(
         **components,
         default_num_inference_steps=config.default_num_inference_steps,
         default_guidance_scale=config.default_guidance_scale,
@@ -165,7 +150,9 @@ def build_pipeline(
     return pipe
 
 
-def _text_encoder(config: TrainingConfig, data: TrainingData, parent: Any) -> tuple[nn.Module, Any]:
+def _text_encoder(
+    config: TrainingConfig, data: TrainingData, parent: ConditionalPipeline | None
+) -> tuple[nn.Module, Any]:
     if config.text_encoder_name_or_path:
         return _pretrained("--text_encoder_name_or_path", config.text_encoder_name_or_path, load_text_encoder)
     if parent is not None and parent.components.get("text_encoder") is not None:
@@ -178,36 +165,29 @@ def _text_encoder(config: TrainingConfig, data: TrainingData, parent: Any) -> tu
 
 def _adapter(
     config: TrainingConfig,
-    adapter_class: type[ConditioningAdapter],
     unet: nn.Module,
     data: TrainingData,
     text_encoder: nn.Module | None,
-    parent: Any,
+    parent: ConditionalPipeline | None,
 ) -> ConditioningAdapter:
+    """The pretrained model's where the setting is the same and it fits the data, otherwise a new one."""
+    setting = config.setting
+    inputs = AdapterInputs(
+        load_object(config.adapter, ConditioningAdapter) if config.adapter else setting.adapter_class,
+        unet,
+        data,
+        text_encoder,
+        has_own_text_encoder=bool(config.text_encoder_name_or_path),
+        config=config.adapter_config,
+        source=f"--adapter {config.adapter}" if config.adapter else f"--conditioning {config.conditioning}",
+    )
     if config.adapter:
-        cls = load_object(config.adapter, ConditioningAdapter)
-        if parent is not None and type(parent.adapter) is cls:
+        if parent is not None and has_same_class(parent.adapter, inputs):
             return _with_its_own_config(config, parent.adapter)
-        encoder = {} if text_encoder is None else {"text_encoder": text_encoder}
-        arguments = arguments_of("--adapter_config", config.adapter_config)
-        with reading(f"--adapter_config {config.adapter_config}" if arguments else f"--adapter {config.adapter}"):
-            return cls.for_unet(unet, **encoder, **arguments)
-    build = partial(adapter_class.for_unet, unet)
-    if config.conditioning == "class":
-        build = partial(build, id2label={str(i): name for i, name in data.id2label.items()})
-    elif config.conditioning == "text":
-        build = partial(build, text_encoder=text_encoder)
-    elif config.conditioning == "embedding":
-        build = partial(_embedding_adapter, config, unet, data)
-    if parent is None or parent.adapter.conditioning != config.conditioning:
-        return build()
-    # The same setting again: go on with its adapter, when it still fits the data.
-    if config.conditioning == "embedding" and _embedding_dim(data) not in (None, parent.adapter.config.embedding_dim):
-        return build()
-    if config.conditioning == "class" and parent.adapter.id2label != data.id2label:
-        return build()
-    if config.conditioning == "text" and config.text_encoder_name_or_path:
-        return build()
+        return build_adapter(inputs)
+    same_setting = parent is not None and parent.adapter.conditioning == setting.name
+    if not (same_setting and setting.adapter_fits(parent.adapter, inputs)):
+        return setting.new_adapter(inputs)
     return _with_its_own_config(config, parent.adapter)
 
 
@@ -228,20 +208,3 @@ def _json(flag: str, text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f'{flag} {text}: must be a JSON object, such as {{"name": 1}}')
     return found
-
-
-def _embedding_dim(data: TrainingData) -> int | None:
-    """Of the first vector; None for a streaming set, and where there is none."""
-    rows = [] if data.train is None else (data.conditions([i])[0] for i in data.train)
-    return next((len(vector) for vector in rows if vector is not None), None)
-
-
-def _embedding_adapter(config: TrainingConfig, unet: nn.Module, data: TrainingData) -> EmbeddingAdapter:
-    """With the statistics of the training images, unless they were given."""
-    given = arguments_of("--adapter_config", config.adapter_config)
-    try:
-        adapter = EmbeddingAdapter.for_unet(unet, **{"embedding_dim": _embedding_dim(data)} | given)
-    except (TypeError, ValueError) as error:
-        why = "no row has a vector" if data.train is not None else "a streaming set needs embedding_dim in it"
-        raise ValueError(f"--adapter_config {config.adapter_config}: {error}; {why}") from error
-    return adapter if data.train is None or {"mean", "std"} & set(given) else adapter.fit(data.conditions(data.train))

@@ -44,7 +44,7 @@ def make_trainable(
     """
     # What a trained module freezes itself stays frozen.
     whole = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
-    if config.conditioning == "text" and config.train_text_encoder:
+    if config.setting.has_captions and config.train_text_encoder:
         whole.append(pipe.text_encoder)
         if config.condition_dropout and "null_prompt" in pipe.adapter.config:
             # "No prompt" is what it is in this training: null_tokens, though the encoder moves away from them.

@@ -53,6 +53,8 @@ def write_summary(
         _write_pictures([images[i] for i in shown[:_NUM_PICTURES]], folder / "images", run)
     facts = TrainingFacts(
         run=run,
+        formula=config.setting.card.formula,
+        sentence=config.setting.card.sentence,
         num_images=None if data.train is None else len(data.train),
         num_held_out=len(data.held_out),
         resolution_px=data.dataset.resolution,

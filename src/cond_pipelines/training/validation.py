@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
@@ -206,13 +205,10 @@ def grid_conditions(
     Args:
         preprocess: the adapter's. What it does not take is left to the training, which names the row.
     """
-    if config.conditioning == "none":
+    if config.column is None:
         return [None] * count
     if config.validation_prompts:
-        labels = {name: i for i, name in (data.id2label or {}).items()}
-        prompts = [labels.get(p, int(p) if p.isdigit() and labels else p) for p in config.validation_prompts]
-        if config.conditioning in ("embedding", "custom"):  # numbers, lists, ...: as in YAML
-            prompts = [yaml.safe_load(p) for p in prompts]
+        prompts = [config.setting.read_prompt(prompt, data.id2label) for prompt in config.validation_prompts]
         return [prompts[i % len(prompts)] for i in range(count)]
     if data.id2label:
         return [i % len(data.id2label) for i in range(count)]

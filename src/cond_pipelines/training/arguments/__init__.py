@@ -5,7 +5,7 @@ Where diffusers' scripts have a flag with the same meaning, it has the same name
 `training.defaults`; what was chosen is printed and saved.
 """
 
-from .data import DataArguments
+from ...data.config import DataArguments
 from .model import ModelArguments
 from .optimization import OPTIMIZER_NAMES, OptimizationArguments
 from .output import OutputArguments

@@ -10,9 +10,9 @@ from ...flags import flag
 class ModelArguments:
     """Model: the setting, the networks and the objective."""
 
-    conditioning: Literal["none", "class", "text", "embedding", "custom"] = flag(
+    conditioning: str = flag(
         "none",
-        "What images are drawn from: none, class, text, embedding (vectors) or custom.",
+        "Condition images on none, class, text, embedding (vectors), custom, or module:SETTING.",
         resume="model",
         common=3,
     )
@@ -27,7 +27,7 @@ class ModelArguments:
         "Pass these arguments (JSON) to the constructor of your adapter, or of embedding's.",
         resume="model",
         by="loaded",
-        needs="adapter | conditioning=embedding",
+        needs="adapter | conditioning=embedding,custom",
     )
     unet_size: Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"] | None = flag(
         None,
