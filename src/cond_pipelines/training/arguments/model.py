@@ -86,6 +86,18 @@ class ModelArguments:
         resume="model",
         needs="scheduler | pretrained_model_name_or_path",
     )
+    objective: str | None = flag(
+        None,
+        "Train with this loss: flow_matching, edm, ddpm or your own module:Class. Default: what fits the scheduler.",
+        resume="model",
+        by="loaded",
+    )
+    objective_config: str | None = flag(
+        None,
+        'Pass these arguments (JSON) to the objective, such as {"P_mean": -0.8} of EDM.',
+        resume="course",
+        by="loaded",
+    )
     logit_mean: float | None = flag(
         None,
         "Shift flow matching's times: above 0, more noise. Default: 0, as in Stable Diffusion 3.",
