@@ -1,4 +1,4 @@
-"""Somebody's own objective, whose loss calls the network twice: this file, and `--objective consistency:Consistency`."""
+"""An objective of somebody's own, whose loss calls the network twice: `--objective consistency:Consistency`."""
 
 import torch
 from torch import Tensor

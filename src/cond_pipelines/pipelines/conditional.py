@@ -63,7 +63,7 @@ class ConditionalPipeline(PortablePipeline):
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.5,
         value_range: dict[str, float] | None = None,
-        objective: dict[str, str | float | None] | None = None,
+        objective: dict[str, object] | None = None,
     ):
         super().__init__()
         self._setup(
@@ -84,7 +84,7 @@ class ConditionalPipeline(PortablePipeline):
         default_num_inference_steps: int,
         default_guidance_scale: float,
         value_range: dict[str, float] | None,
-        objective: dict[str, str | float | None] | None,
+        objective: dict[str, object] | None,
         **modules: Any,
     ) -> None:
         found = getattr(modules["adapter"], "conditioning", None)

@@ -37,7 +37,7 @@ class UnconditionalPipeline(ConditionalPipeline):
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.5,
         value_range: dict[str, float] | None = None,
-        objective: dict[str, str | float | None] | None = None,
+        objective: dict[str, object] | None = None,
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
