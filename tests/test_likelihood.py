@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines_common import make_components, quiet, tiny_vae
 
 from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, TextToImagePipeline, UnconditionalPipeline
-from cond_pipelines.evaluation.likelihood import flow_bits_per_dim
+from cond_pipelines.evaluation.likelihood import flow_bits_per_dim, noised_at_snr
 from cond_pipelines.objectives import Objective
 
 MEANS, SPREAD, SIDE = (-0.2, 0.0, 0.3), 0.3, 4
@@ -75,18 +75,18 @@ def test_signal_to_noise(scheduler):
     objective = Objective.from_scheduler(scheduler)
     log_snr = torch.linspace(-4, 6, 11)
     ones, nothing = torch.ones(11, 1, 2, 2), torch.zeros(11, 1, 2, 2)
-    signal = objective.at(ones, nothing, log_snr).x_t[:, 0, 0, 0]
-    noise = objective.at(nothing, ones, log_snr).x_t[:, 0, 0, 0]
+    signal = noised_at_snr(objective, ones, nothing, log_snr).x_t[:, 0, 0, 0]
+    noise = noised_at_snr(objective, nothing, ones, log_snr).x_t[:, 0, 0, 0]
     # A discrete schedule has only the levels that it has.
     tolerance = 0.05 if isinstance(scheduler, DDPMScheduler) else 1e-4
     assert torch.allclose(2 * (signal / noise).abs().log(), log_snr, atol=tolerance)
 
     x_0, eps, other = (torch.randn(11, 1, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    noised = objective.at(x_0, eps, log_snr)
+    noised = noised_at_snr(objective, x_0, eps, log_snr)
     assert noised.loss(noised.target).max() == 0
     # The same x_t, explained by other noise: x_0' = x_0 + (eps - other) noise / signal.
     ratio = (noise / signal)[:, None, None, None]
-    explained = objective.at(x_0 + (eps - other) * ratio, other, log_snr)
+    explained = noised_at_snr(objective, x_0 + (eps - other) * ratio, other, log_snr)
     assert torch.allclose(explained.x_t, noised.x_t, atol=1e-4)
     expected = (eps - other).square().flatten(1).mean(dim=1)
     assert torch.allclose(noised.loss(explained.target), expected, rtol=1e-2, atol=1e-3)

@@ -33,6 +33,7 @@ from cond_pipelines.networks.text_encoders import load_text_encoder
 from cond_pipelines.pipelines import remote_code as portable
 
 CLASSES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
+OBJECTIVE = {"name": "flow_matching", "num_train_timesteps": 1000, "logit_mean": 0.5, "logit_std": 1.0}
 KINDS = ["none", "class", "text", "text-bert", "none-vae", "class-vae", "text-vae"]
 PLACES = ["folder", "hub"]
 
@@ -62,7 +63,7 @@ def build(kind: str):
         components.pop("vae", None)
     else:
         components = make_components(setting, vae=tiny_vae() if extra == "vae" else None)
-    return quiet(CLASSES[setting](**components))
+    return quiet(CLASSES[setting](**components, objective=OBJECTIVE))
 
 
 def saved(kind, folder):
@@ -96,7 +97,7 @@ def place(request, model, hub):
 def test_installed_base_class(model, place):
     setting, expected, _ = model
     pipe = quiet(ConditionalPipeline.from_pretrained(place))
-    assert type(pipe) is CLASSES[setting]
+    assert type(pipe) is CLASSES[setting] and pipe.config.objective == OBJECTIVE
     assert type(pipe.adapter).__module__.startswith("cond_pipelines.")
     assert np.array_equal(call(pipe, setting), expected)
 
@@ -321,6 +322,7 @@ for place, setting, out, again in zip(*[iter(sys.argv[1:])] * 4):
     told = {"none": {"batch_size": 2}, "class": {"class_labels": [1, "circle"]}}
     told |= {"text": {"prompt": ["a red circle", ""]}, "angle": {"condition": [30.0, None]}}
     pipe = DiffusionPipeline.from_pretrained(place, trust_remote_code=True)
+    assert setting == "angle" or pipe.config.objective["logit_mean"] == 0.5
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
     settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "generator": generators, "output_type": "np"}
     images = pipe(**told[setting], **settings).images

@@ -27,6 +27,8 @@ VALUES = {
     "pretrained_vae_model_name_or_path": "vae",
     "scheduler": "DDPMScheduler",
     "prediction_type": "v_prediction",
+    "objective": "my_package:MyObjective",
+    "objective_config": '{"P_mean": -0.8}',
     "logit_mean": 0.5,
     "logit_std": 1.5,
     "snr_gamma": 5.0,
@@ -244,6 +246,7 @@ ALWAYS = {
     "overwrite_output_dir",
     *("resume_from_checkpoint", "checkpointing_steps", "report_to", "logging_steps", "validation_steps"),
     *("evaluation_steps", "default_num_inference_steps", "default_guidance_scale", "push_to_hub", "hub_model_id"),
+    *("objective", "objective_config"),  # of any scheduler: one that does not fit is refused in test_own_objective.py
     *("logit_mean", "logit_std"),  # of flow matching, else refused once the scheduler is known: test_bad_input.py
     "adam_weight_decay",  # of every optimizer by name; of others refused once its class is known: test_optimizers.py
 }

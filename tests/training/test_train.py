@@ -22,7 +22,7 @@ from cond_pipelines import (
     TrainingConfig,
     UnconditionalPipeline,
 )
-from cond_pipelines.data.batches import draw_noise
+from cond_pipelines.data.draws import draw
 from cond_pipelines.data.load import load_data
 from cond_pipelines.data.shapes import SHAPES, load_shapes
 from cond_pipelines.networks.text_encoders import train_tokenizer
@@ -157,7 +157,7 @@ def test_condition_dropout_is_per_example(models):
 
 
 def test_dropped_conditions_teach_the_adapter_nothing(tmp_path):
-    assert (draw_noise(0, torch.arange(32), (1,), "cpu")[2] < 0.995).all()  # the coins of this run
+    assert (draw(0, torch.arange(32), (1,), "cpu").dropout < 0.995).all()  # the coins of this run
     always = load(run(tmp_path / "always", conditioning="class", condition_dropout=0.995)).adapter
     never = load(run(tmp_path / "never", conditioning="class", condition_dropout=0.0)).adapter
     assert all((p == 0).all() for name, p in always.named_parameters() if "proj" in name)

@@ -8,6 +8,7 @@ arXiv 2303.16203).
 import itertools
 import math
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.batches import draw_noise
-from ..objectives.base import Objective
+from ..data.draws import draw
+from ..objectives.base import Noised, Objective
+from ..objectives.ddpm import DDPM
+from ..objectives.edm import EDM
 from ..objectives.flow_matching import FlowMatching
 from ..pipelines.conditional import ConditionalPipeline
 
@@ -83,7 +86,7 @@ def classify(
         tasks = [(i, k, j) for i, k in alive.nonzero().tolist() for j in range(first, last)]
         for start in range(0, len(tasks), batch_size):
             i, k, j = torch.tensor(tasks[start : start + batch_size]).T
-            noise, _, _ = draw_noise(seed, i * num_noise + j, x_0.shape[1:], x_0.device)
+            noise = draw(seed, i * num_noise + j, x_0.shape[1:], x_0.device).noise
             told = cond.map(lambda x, k=k: x[k])
             errors[i, k, j] = _noise_errors(pipe, x_0[i], noise, _level(j, i, seed, _LOG_SNR), told).cpu()
         alive &= ~_hopeless(errors[:, :, :last])
@@ -158,7 +161,7 @@ def bits_per_dim(
     tasks = [(i, j) for i in range(len(x_0)) for j in range(num_noise)]
     for start in range(0, len(tasks), batch_size):
         i, j = torch.tensor(tasks[start : start + batch_size]).T
-        noise, _, _ = draw_noise(seed, i * num_noise + j, x_0.shape[1:], x_0.device)
+        noise = draw(seed, i * num_noise + j, x_0.shape[1:], x_0.device).noise
         rows = cond.map(lambda x, i=i: x[i])
         found = _noise_errors(pipe, x_0[i], noise, _level(j, i, seed, (low, high)), rows)
         diffusion.index_add_(0, i.to(x_0.device), found / num_noise)
@@ -168,7 +171,7 @@ def bits_per_dim(
 
 def _reconstruction(x_0: Tensor, log_snr: float, seed: int) -> Tensor:
     """-log p(8-bit values | least noisy image), (N,) nats."""
-    noise, _, _ = draw_noise(seed + 1, torch.arange(len(x_0)), x_0.shape[1:], x_0.device)
+    noise = draw(seed + 1, torch.arange(len(x_0)), x_0.shape[1:], x_0.device).noise
     values = torch.arange(256, device=x_0.device) / 127.5 - 1
     seen = x_0 + math.exp(-log_snr / 2) * noise
     nats = []
@@ -200,7 +203,7 @@ def flow_bits_per_dim(
     Raises:
         ValueError: a model with a VAE, or of another objective than flow matching.
     """
-    objective = Objective.from_scheduler(pipe.scheduler)
+    objective = Objective.from_pipeline(pipe)
     if pipe.vae is not None or not isinstance(objective, FlowMatching):
         raise ValueError("flow_bits_per_dim needs a flow-matching model of pixels")
     x = _x_0(pipe, images, seed)
@@ -258,6 +261,47 @@ def _level(j: Tensor, i: Tensor, seed: int, span: tuple[float, float]) -> Tensor
 
 def _noise_errors(pipe: ConditionalPipeline, x_0: Tensor, noise: Tensor, log_snr: Tensor, cond: Any) -> Tensor:
     """Squared error of the noise that the model sees in each image, summed over it: (B,) float32."""
-    noised = Objective.from_scheduler(pipe.scheduler).at(x_0, noise, log_snr.to(x_0.device))
+    noised = noised_at_snr(Objective.from_pipeline(pipe), x_0, noise, log_snr.to(x_0.device))
     prediction = pipe.unet(noised.x_t.to(pipe.unet.dtype), noised.t, **cond.unet_kwargs(pipe.unet)).sample
     return noised.loss(prediction) * x_0[0].numel()
+
+
+@singledispatch
+def noised_at_snr(objective: Objective, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+    """Noise `x_0` to signal-to-noise ratios, weighted such that the loss is that of the noise.
+
+    Args:
+        log_snr: (B,) natural logarithm of signal power over noise power, for images of power 1.
+
+    Raises:
+        ValueError: an objective that is none of flow matching, EDM and DDPM, nor a subclass of one.
+    """
+    raise ValueError(f"no likelihood of a model trained with {type(objective).__name__}: it has no noise levels")
+
+
+@noised_at_snr.register
+def _(objective: FlowMatching, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+    sigma = torch.sigmoid(-log_snr / 2)  # snr = ((1 - sigma) / sigma)^2
+    return objective.noised_at(x_0, noise, sigma, (1 - sigma).square())  # noise = x_t + (1 - sigma) v
+
+
+@noised_at_snr.register
+def _(objective: EDM, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+    sigma = torch.exp(-log_snr / 2).clamp(objective.sigma_min, objective.sigma_max)
+    weight = objective.sigma_data**2 / (
+        sigma**2 + objective.sigma_data**2
+    )  # noise = (x - D) / sigma: (c_out / sigma)^2
+    return objective.noised_at(x_0, noise, sigma, weight)
+
+
+@noised_at_snr.register
+def _(objective: DDPM, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
+    alphas = objective.alphas_cumprod.to(x_0.device)
+    t = (alphas.logit()[None] - log_snr[:, None]).abs().argmin(dim=1)  # (B,): the nearest there is
+    alpha_bar = alphas[t]
+    weight = {  # |eps - eps_hat|^2 over that of the target
+        "epsilon": torch.ones_like(alpha_bar),
+        "sample": alpha_bar / (1 - alpha_bar),
+        "v_prediction": alpha_bar,
+    }[objective.prediction_type]
+    return objective.noised_at(x_0, noise, t, alpha_bar, weight)

@@ -77,7 +77,7 @@ def load(
             f"{name_or_path} holds a {class_name}: use {right.__name__}.from_pretrained, then "
             f"{cls.__name__}.from_pipe(pipe, adapter=...)"
         )
-    own = ("adapter", "default_num_inference_steps", "default_guidance_scale", "value_range")
+    own = ("adapter", "default_num_inference_steps", "default_guidance_scale", "value_range", "objective")
     given = {name: kwargs.pop(name) for name in own if name in kwargs}
     kwargs["use_safetensors"] = True
     if class_name in IGNORED:
@@ -178,8 +178,8 @@ def to_stable_diffusion(pipe: ConditionalPipeline) -> DiffusionPipeline:
         refuse("its UNet takes a vector beside the time")
     if not isinstance(pipe.vae, AutoencoderKL) or getattr(pipe.vae.config, "shift_factor", None):
         refuse("it needs an AutoencoderKL without shift_factor")
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        refuse("it sets a flow-matching scheduler's steps in another way")
+    if not hasattr(scheduler, "scale_model_input"):
+        refuse(f"it cannot use {type(scheduler).__name__}, nor any other flow-matching scheduler")
     for name, value in (("steps_offset", 1), ("clip_sample", False)):
         if scheduler.config.get(name, value) != value:
             refuse(f"it would change the scheduler's {name}={scheduler.config[name]} to {value}")

@@ -1,11 +1,42 @@
 """Training objectives, built from the scheduler that the pipeline saves, so training and sampling cannot disagree."""
 
+import inspect
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
+
+# The network with its condition bound: x_t (B, C, H, W), t (B,) -> its prediction (B, C, H, W).
+Denoise = Callable[[Tensor, Tensor], Tensor]
+# What model_index.json holds of an objective: {"name": "flow_matching", "logit_mean": 0.0, ...}
+SavedObjective = dict[str, str | float | None]
+
+OBJECTIVES: dict[str, type["Objective"]] = {}  # by name; the rows stand in objectives/__init__.py
+# Of the scheduler's numbers, those that must stay as they were in training; the range of sigma may be another.
+_MUST_AGREE = ("prediction_type", "num_train_timesteps", "sigma_data")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random of one training step, each row a function of its image's position in the run.
+
+    Args:
+        noise: (B, C, H, W) standard normal float32.
+        u: (B,) in (0, 1), the quantile of each image's time. Consecutive ones cover (0, 1) evenly.
+        dropout: (B, num_coins) in [0, 1), of condition dropout.
+        uniform: (B, num_uniforms) in [0, 1), where an objective needs more; see `Objective.num_uniforms`.
+    """
+
+    noise: Tensor
+    u: Tensor
+    dropout: Tensor
+    uniform: Tensor
 
 
 @dataclass(frozen=True)
@@ -30,7 +61,10 @@ class Noised:
 
 
 class Objective(ABC):
-    """x_0 -> Noised. `Objective.from_scheduler(scheduler)` gives the one that belongs to a scheduler.
+    """x_0 to a loss. `Objective.from_pipeline(pipe)` gives the one that a model was trained with.
+
+    A subclass defines `scheduler_arguments`, and `noised` or a `loss` of its own. It keeps each argument of its
+    constructor as an attribute of the same name, so that `config` can be saved with the model. It draws nothing itself.
 
     Example:
         >>> objective = Objective.from_scheduler(FlowMatchEulerDiscreteScheduler())
@@ -38,27 +72,82 @@ class Objective(ABC):
         >>> loss = noised.loss(unet(noised.x_t, noised.t, **cond.unet_kwargs(unet)).sample).mean()
     """
 
+    num_uniforms = 0  # columns of `Draws.uniform`
+
+    # ---------------------------------------------------------------------------------------- of which model
+
+    @classmethod
+    @abstractmethod
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+        """The arguments of the constructor that a scheduler decides; None where it samples for another objective."""
+
     @staticmethod
-    def from_scheduler(scheduler: Any, **kwargs: Any) -> "Objective":
+    def from_scheduler(scheduler: SchedulerMixin, **kwargs: Any) -> "Objective":
         """The objective whose minimiser the scheduler expects.
 
         Args:
             scheduler: a diffusers scheduler of the flow-matching, EDM or DDPM family (alphas_cumprod).
-            kwargs: of the objective found, such as `snr_gamma=5.0` for DDPM.
+            kwargs: other arguments of the objective, such as `snr_gamma=5.0` for DDPM.
 
         Raises:
             ValueError: a scheduler of no known family, or an unknown prediction_type.
         """
-        from . import ddpm, edm, flow_matching  # each of them imports this file
+        cls = _family(scheduler)
+        if cls is None:
+            name = type(scheduler).__name__
+            raise ValueError(f"no objective for {name}: use a flow-matching, EDM or DDPM-family scheduler")
+        return cls(**cls.scheduler_arguments(scheduler), **kwargs)
 
-        config, name = scheduler.config, type(scheduler).__name__
-        if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
-            return flow_matching.FlowMatching(config.num_train_timesteps, **kwargs)
-        if name.startswith("EDM"):
-            return edm.EDM(config.sigma_data, config.prediction_type, config.sigma_min, config.sigma_max, **kwargs)
-        if hasattr(scheduler, "alphas_cumprod"):
-            return ddpm.DDPM(scheduler.alphas_cumprod, config.prediction_type, **kwargs)
-        raise ValueError(f"no objective for {name}: use a flow-matching, EDM or DDPM-family scheduler")
+    @staticmethod
+    def from_pipeline(pipe: DiffusionPipeline) -> "Objective":
+        """The objective that is saved with a model; of a model without one, that of its scheduler.
+
+        Raises:
+            ValueError: its class is not imported, or the scheduler is one for another objective.
+        """
+        saved, scheduler = pipe.config.get("objective"), pipe.scheduler
+        if saved is None:
+            return Objective.from_scheduler(scheduler)
+        check_scheduler(saved, scheduler)
+        cls = saved_class(saved)
+        if cls is None:
+            raise ValueError(
+                f"the model was trained with the objective {saved['name']!r}, which is not imported: import its "
+                "module first"
+            )
+        arguments = {name: value for name, value in saved.items() if name != "name"}
+        return cls(**(cls.scheduler_arguments(scheduler) or {}) | arguments)
+
+    @property
+    def config(self) -> SavedObjective:
+        """Its name and arguments as they are saved with the model. Tensors are not: the scheduler has them.
+
+        Raises:
+            ValueError: an argument that is not kept as an attribute, or that JSON cannot hold.
+        """
+        arguments = {}
+        for name in inspect.signature(type(self)).parameters:
+            if not hasattr(self, name):
+                raise ValueError(f"{name_of(type(self))} must keep its argument as self.{name}, to be saved with it")
+            arguments[name] = getattr(self, name)
+        arguments = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
+        try:
+            return {"name": name_of(type(self))} | json.loads(json.dumps(arguments))
+        except TypeError as error:
+            raise ValueError(f"{name_of(type(self))} cannot be saved with the model: {error}") from error
+
+    # ------------------------------------------------------------------------------------------------ the loss
+
+    def loss(self, denoise: Denoise, x_0: Tensor, draws: Draws) -> Tensor:
+        """The loss of each image, (B,) float32. It may call the network as often as it needs.
+
+        Args:
+            denoise: the network with its condition: `denoise(x_t, t)`, in the precision of the run.
+            x_0: (B, C, H, W) in [-1, 1], or scaled latents.
+            draws: all that is random. More uniform numbers a row: see `num_uniforms`.
+        """
+        noised = self.sample(x_0, draws.noise, draws.u)  # float32, whatever the precision of the run
+        return noised.loss(denoise(noised.x_t, noised.t))
 
     def sample(
         self,
@@ -82,17 +171,47 @@ class Objective(ABC):
             u = torch.rand(len(x_0), generator=generator, device=x_0.device)
         return self.noised(x_0, noise.float(), u.float())
 
-    @abstractmethod
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         """Noise `x_0` at the times of quantile `u`."""
+        raise NotImplementedError(f"{type(self).__name__} must define noised(x_0, noise, u), or a loss of its own")
 
-    @abstractmethod
-    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
-        """Noise `x_0` to signal-to-noise ratios, weighted such that the loss is that of the noise.
 
-        Args:
-            log_snr: (B,) natural logarithm of signal power over noise power, for images of power 1.
-        """
+def name_of(cls: type[Objective]) -> str:
+    """The name in OBJECTIVES, else module:Class."""
+    names = [name for name, row in OBJECTIVES.items() if row is cls]
+    return names[0] if names else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def saved_class(saved: SavedObjective) -> type[Objective] | None:
+    """The class of a saved objective, of those that are imported: a model's files never import anything."""
+    return OBJECTIVES.get(saved["name"]) or {name_of(cls): cls for cls in _subclasses(Objective)}.get(saved["name"])
+
+
+def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin) -> None:
+    """Raise ValueError for a scheduler of another family, prediction or time scale than a model was trained with.
+
+    A scheduler that no objective knows, and an objective that is not imported, are not checked.
+    """
+    cls, family, other = saved_class(saved), _family(scheduler), type(scheduler).__name__
+    if cls is None or family is None:
+        return
+    decided = cls.scheduler_arguments(scheduler)
+    if decided is None:
+        raise ValueError(
+            f"the model was trained with the objective {saved['name']}, and {other} samples for {name_of(family)}: "
+            f"use a scheduler for {saved['name']}, such as the one saved with it"
+        )
+    for name in _MUST_AGREE:
+        if name in saved and name in decided and decided[name] != saved[name]:
+            raise ValueError(f"the model was trained with {name} {saved[name]}, and this {other} has {decided[name]}")
+
+
+def _family(scheduler: SchedulerMixin) -> type[Objective] | None:
+    return next((cls for cls in OBJECTIVES.values() if cls.scheduler_arguments(scheduler) is not None), None)
+
+
+def _subclasses(cls: type[Objective]) -> list[type[Objective]]:
+    return [each for direct in cls.__subclasses__() for each in [direct, *_subclasses(direct)]]
 
 
 def _column(x: Tensor) -> Tensor:

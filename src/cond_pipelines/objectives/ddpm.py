@@ -1,6 +1,9 @@
 """Discrete-time diffusion, with the predictions and the weighting of diffusers' DDPM family."""
 
+from typing import Any
+
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from .base import Noised, Objective, _column
@@ -18,29 +21,28 @@ class DDPM(Objective):
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str = "epsilon", snr_gamma: float | None = None):
         if prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"prediction_type {prediction_type!r} is not one of epsilon, v_prediction, sample")
+        if snr_gamma is not None and not snr_gamma > 0:  # written so that nan fails too
+            raise ValueError(f"snr_gamma {snr_gamma} must be greater than 0")
         self.alphas_cumprod = alphas_cumprod.float()
         self.prediction_type = prediction_type
         self.snr_gamma = snr_gamma
+
+    @classmethod
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if not hasattr(scheduler, "alphas_cumprod") or prediction_type == "flow_prediction":
+            return None
+        return {"alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": prediction_type}
 
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         num_timesteps = len(self.alphas_cumprod)
         t = (u * num_timesteps).long().clamp(max=num_timesteps - 1)  # (B,)
         self.alphas_cumprod = self.alphas_cumprod.to(x_0.device)  # once: a copy makes the CPU wait for a GPU
         alpha_bar = self.alphas_cumprod[t]  # (B,)
-        return self._at(x_0, noise, t, alpha_bar, self._weight(alpha_bar))
+        return self.noised_at(x_0, noise, t, alpha_bar, self._weight(alpha_bar))
 
-    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
-        alphas = self.alphas_cumprod.to(x_0.device)
-        t = (alphas.logit()[None] - log_snr[:, None]).abs().argmin(dim=1)  # (B,): the nearest there is
-        alpha_bar = alphas[t]
-        weight = {  # |eps - eps_hat|^2 over that of the target
-            "epsilon": torch.ones_like(alpha_bar),
-            "sample": alpha_bar / (1 - alpha_bar),
-            "v_prediction": alpha_bar,
-        }[self.prediction_type]
-        return self._at(x_0, noise, t, alpha_bar, weight)
-
-    def _at(self, x_0: Tensor, noise: Tensor, t: Tensor, alpha_bar: Tensor, weight: Tensor) -> Noised:
+    def noised_at(self, x_0: Tensor, noise: Tensor, t: Tensor, alpha_bar: Tensor, weight: Tensor) -> Noised:
+        """Noise `x_0` at timesteps `t`, of which `alpha_bar` is the signal's power: each (B,)."""
         signal, sigma = _column(alpha_bar.sqrt()), _column((1 - alpha_bar).sqrt())
         x_t = signal * x_0 + sigma * noise  # Eq. 4
         target = {

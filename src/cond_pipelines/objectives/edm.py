@@ -1,6 +1,9 @@
 """Preconditioned diffusion."""
 
+from typing import Any
+
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from .base import Noised, Objective, _column, _normal_quantile
@@ -30,21 +33,26 @@ class EDM(Objective):
     ):
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type {prediction_type!r} is not one of epsilon, v_prediction for EDM")
+        if not P_std > 0:  # written so that nan fails too
+            raise ValueError(f"P_std {P_std} must be greater than 0")
         self.sigma_data = sigma_data
+        self.prediction_type = prediction_type
         self.sign = 1.0 if prediction_type == "epsilon" else -1.0
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.P_mean, self.P_std = P_mean, P_std
 
+    @classmethod
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+        if not type(scheduler).__name__.startswith("EDM"):
+            return None
+        return {k: scheduler.config[k] for k in ("sigma_data", "prediction_type", "sigma_min", "sigma_max")}
+
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         sigma = torch.exp(self.P_mean + self.P_std * _normal_quantile(u)).clamp(self.sigma_min, self.sigma_max)  # (B,)
-        return self._at(x_0, noise, sigma, torch.ones_like(sigma))
+        return self.noised_at(x_0, noise, sigma, torch.ones_like(sigma))
 
-    def at(self, x_0: Tensor, noise: Tensor, log_snr: Tensor) -> Noised:
-        sigma = torch.exp(-log_snr / 2).clamp(self.sigma_min, self.sigma_max)
-        weight = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)  # noise = (x - D) / sigma: (c_out / sigma)^2
-        return self._at(x_0, noise, sigma, weight)
-
-    def _at(self, x_0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Noised:
+    def noised_at(self, x_0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Noised:
+        """Noise `x_0` to standard deviations `sigma` (B,)."""
         total = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / total
         c_out = self.sign * sigma * self.sigma_data / total.sqrt()

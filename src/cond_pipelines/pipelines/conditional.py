@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .image_inputs import Edit, check_call, image_processors, num_channels_latents, prepare_edit
-from .remote_code import PortablePipeline
+from .remote_code import _INSTALLED, PortablePipeline
 from .vae import VAE, Generators, vae_encode, vae_scale_factor
 
 
@@ -40,6 +40,7 @@ class ConditionalPipeline(PortablePipeline):
         text_encoder, tokenizer: for adapters over text.
         default_num_inference_steps, default_guidance_scale: what a call uses when it is not told.
         value_range: {"low", "high"}, what 0 and 1 mean in the files that it learned from; see `to_values`.
+        objective: the loss it was trained with, such as {"name": "flow_matching", "logit_mean": 0.0}; None: not known.
 
     Example:
         >>> pipe = ConditionalPipeline.from_pretrained("path/to/model")
@@ -62,12 +63,14 @@ class ConditionalPipeline(PortablePipeline):
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.5,
         value_range: dict[str, float] | None = None,
+        objective: dict[str, object] | None = None,
     ):
         super().__init__()
         self._setup(
             default_num_inference_steps,
             default_guidance_scale,
             value_range,
+            objective,
             unet=unet,
             scheduler=scheduler,
             adapter=adapter,
@@ -81,6 +84,7 @@ class ConditionalPipeline(PortablePipeline):
         default_num_inference_steps: int,
         default_guidance_scale: float,
         value_range: dict[str, float] | None,
+        objective: dict[str, object] | None,
         **modules: Any,
     ) -> None:
         found = getattr(modules["adapter"], "conditioning", None)
@@ -101,6 +105,7 @@ class ConditionalPipeline(PortablePipeline):
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
             value_range=value_range,
+            objective=objective,
         )
         vae = modules.get("vae")
         self.vae_scale_factor = 1 if vae is None else vae_scale_factor(vae)
@@ -190,7 +195,9 @@ class ConditionalPipeline(PortablePipeline):
     def set_timesteps(self, num_inference_steps: int) -> Tensor:
         """Tell the scheduler the number of steps; returns the timesteps it made. Before its noise is asked for."""
         device = self._execution_device
-        if type(self.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+        if self.config.get("objective") and _INSTALLED:  # with diffusers alone a swapped scheduler is not checked
+            self._installed("objectives.base").check_scheduler(self.config.objective, self.scheduler)
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: its own default spends a whole
             # step on sigma < 0.001.
             sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)

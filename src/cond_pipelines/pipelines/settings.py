@@ -37,12 +37,14 @@ class UnconditionalPipeline(ConditionalPipeline):
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.5,
         value_range: dict[str, float] | None = None,
+        objective: dict[str, object] | None = None,
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
             default_num_inference_steps,
             default_guidance_scale,
             value_range,
+            objective,
             unet=unet,
             scheduler=scheduler,
             adapter=adapter,

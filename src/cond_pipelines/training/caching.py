@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.array_file import ArrayFile, stored
-from ..data.batches import Batch, draw_generators, signed
+from ..data.batches import Batch, signed
+from ..data.draws import draw_generators
 from ..data.labels import Choices
 from ..data.load import TrainingData, cache_home
 from ..pipelines.conditional import ConditionalPipeline

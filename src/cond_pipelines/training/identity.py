@@ -9,11 +9,13 @@ from typing import Any
 
 from ..data.load import TrainingData
 from ..flags import shown
+from ..objectives.base import Objective, name_of
 from ..pipelines.conditional import ConditionalPipeline
 from .arguments import OutputArguments
 from .checkpoints import Progress, load_checkpoint
 from .config import TrainingConfig
 from .fingerprint import fingerprint_of, plain_config
+from .objective import own_arguments
 from .run_folder import RunFolder
 from .schedule import LearningRate, RunLength
 
@@ -32,7 +34,7 @@ def parent_fingerprint(parent: ConditionalPipeline | None) -> str | None:
 
 
 def loaded_identity(
-    config: TrainingConfig, pipe: ConditionalPipeline, data: TrainingData, objective: Any, parent: str | None
+    config: TrainingConfig, pipe: ConditionalPipeline, data: TrainingData, objective: Objective, parent: str | None
 ) -> dict[str, Any]:
     """What was loaded and built, by content: values for settings that are named otherwise or chosen, and some more.
 
@@ -43,6 +45,8 @@ def loaded_identity(
     found |= {"scheduler": type(pipe.scheduler).__name__}
     found |= {"prediction_type": pipe.scheduler.config.get("prediction_type")}
     found |= {name: getattr(objective, name, None) for name in ("logit_mean", "logit_std", "snr_gamma")}
+    own = own_arguments(objective, pipe.scheduler)
+    found |= {"objective": name_of(type(objective)), "objective_config": json.dumps(own) if own else None}
     found |= {"lora_alpha": config.lora_alpha or config.rank}
     weights = {"pretrained_model": parent}
     for name, part in (("text_encoder", "text_encoder"), ("pretrained_vae_model", "vae")):

@@ -1,13 +1,14 @@
 """train(config) -> folder: one loop for the three settings.
 
-dataset -> image -> (vae) -> x_0 -> objective.sample -> Noised ------------------------------+
-        -> condition -> preprocess -> encode -> adapter -> cond.where(keep, null_like(cond)) -+-> unet -> weighted MSE
+dataset -> image -> (vae) -> x_0 -----------------------------------------------------------------+
+        -> condition -> preprocess -> encode -> adapter -> cond.where(keep, null_like) -> denoise -+-> objective.loss
 """
 
 import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..console import show_any_text
-from ..data.batches import draw_noise, make_loader
+from ..data.batches import make_loader
+from ..data.draws import draw
 from ..data.load import TrainingData, load_data
 from ..data.workers import signals_held
 from ..locks import by_main_process
@@ -43,7 +45,8 @@ from .final_save import model_is_saved, save_finished
 from .identity import RunIdentity, loaded_identity, parent_fingerprint, resume
 from .log import TrainingLog
 from .lora import how_to_load, save_model
-from .model import build_objective, build_pipeline, image_channels, load_parent, load_vae
+from .model import build_pipeline, image_channels, load_parent, load_vae
+from .objective import build_objective
 from .optimizers import build_optimizer, check_packages, count_trained, make_trainable, parameter_groups, trainable
 from .pushing import HubPush
 from .run_folder import RunFolder
@@ -113,7 +116,8 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     length = RunLength.of(config, None if data.train is None else len(data.train))
     pipe = build_pipeline(config, data, vae, parent)
-    objective = build_objective(config, pipe.scheduler)
+    objective = build_objective(config, pipe.scheduler, parent)
+    pipe.register_to_config(objective=objective.config)
     loaded = loaded_identity(config, pipe, data, objective, parent_weights)
     hold_float32(pipe)
     trained = make_trainable(pipe, config, parent)
@@ -211,15 +215,17 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
                     with torch.no_grad():
                         x_0 = x_0_of(pipe, batch, config.seed, accelerator.device)  # (B, C, h, w)
                         features = conditions.features(batch.inputs, accelerator.device)
-                    noise, u, coins = draw_noise(
-                        config.seed, batch.positions, x_0.shape[1:], accelerator.device, pipe.adapter.num_coins
+                    draws = draw(
+                        config.seed,
+                        batch.positions,
+                        x_0.shape[1:],
+                        accelerator.device,
+                        pipe.adapter.num_coins,
+                        objective.num_uniforms,
                     )
-                    noised = objective.sample(x_0, noise, u)  # float32, whatever the precision
-                    with accelerator.autocast():
-                        prediction = model(
-                            noised.x_t, noised.t, features, pipe.adapter.keep(coins, config.condition_dropout)
-                        )
-                    loss = noised.loss(prediction).mean()
+                    keep = pipe.adapter.keep(draws.dropout, config.condition_dropout)
+                    denoise = partial(_denoise, accelerator, model, features, keep)
+                    loss = objective.loss(denoise, x_0, draws).mean()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         left_out = clipped_step(accelerator, optimizer, parameters, config.max_grad_norm)
@@ -253,6 +259,14 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
                 )
     with ema_weights(ema, whole_modules, parameters, optimizer, restore=False), one_line_failures(progress, output_dir):
         return _finish(accelerator, config, folder, whole, parent, data, progress, log, hub, stop)
+
+
+def _denoise(
+    accelerator: Accelerator, model: nn.Module, features: dict[str, Tensor], keep: Tensor, x_t: Tensor, t: Tensor
+) -> Tensor:
+    """The network with its condition, as `Objective.loss` calls it: through the module that syncs gradients."""
+    with accelerator.autocast():
+        return model(x_t, t, features, keep)  # (B, C, h, w)
 
 
 def _accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:

@@ -18,7 +18,6 @@ from ..networks.pretrained import load_pipeline
 from ..networks.surgery import with_channels
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
 from ..networks.unet_sizes import build_unet
-from ..objectives.base import Objective
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.image_inputs import num_channels_latents
 from ..pipelines.vae import VAE, vae_scale_factor
@@ -84,23 +83,6 @@ def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
     if is_latent and "clip_sample" in cls.__init__.__code__.co_varnames:
         arguments["clip_sample"] = False
     return cls(**arguments)
-
-
-def build_objective(config: TrainingConfig, scheduler: Any) -> Objective:
-    """The scheduler's objective. Raises ValueError where it has none, or none with an argument that was given."""
-    trained_for = scheduler.config.get("prediction_type")
-    if config.prediction_type not in (None, trained_for):  # of a pretrained model, which keeps its scheduler
-        keeps = f"predicts {trained_for}" if trained_for else "has no prediction type"
-        raise ValueError(
-            f"--prediction_type {config.prediction_type}: the pretrained model's {type(scheduler).__name__} {keeps}; "
-            f"leave it out, or name a new --scheduler"
-        )
-    given = {k: getattr(config, k) for k in ("snr_gamma", "logit_mean", "logit_std") if getattr(config, k) is not None}
-    accepted = inspect.signature(type(Objective.from_scheduler(scheduler))).parameters
-    for name in given:
-        if name not in accepted:
-            raise ValueError(f"--{name} has no meaning for {type(scheduler).__name__}: leave it out")
-    return Objective.from_scheduler(scheduler, **given)
 
 
 def build_pipeline(

@@ -119,10 +119,10 @@ def _hub_id(name: str | None) -> str | None:
 
 
 def _objective(pipe: ConditionalPipeline) -> str:
-    name, config = type(pipe.scheduler).__name__, pipe.scheduler.config
-    if name.startswith("FlowMatch"):
-        return "flow matching"
-    return f"{name}, {config.get('prediction_type', 'epsilon')} prediction"
+    saved = pipe.config.objective
+    if "prediction_type" in saved:
+        return f"{type(pipe.scheduler).__name__}, {saved['prediction_type']} prediction"
+    return saved["name"].replace("_", " ")
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data.batches import draw_noise, signed
+from ..adapters.base import Conditioning
+from ..data.batches import signed
+from ..data.draws import draw
 from ..data.labels import condition_name
 from ..data.load import TrainingData
 from ..objectives.base import Objective
@@ -187,14 +190,17 @@ def held_out_loss(
         pixels = torch.stack([torch.from_numpy(row.pixels.copy()) for row in rows]).permute(0, 3, 1, 2)  # (B, C, H, W)
         x_0 = pipe.encode_images(signed(pixels.to(device)), torch.Generator(device).manual_seed(start))
         positions = torch.arange(start, start + len(indices))
-        noise, u, _ = draw_noise(data.dataset.seed + 1, positions, x_0.shape[1:], device)
-        noised = objective.sample(x_0, noise, u)
+        draws = draw(data.dataset.seed + 1, positions, x_0.shape[1:], device, num_uniforms=objective.num_uniforms)
         with accelerator.autocast():
             cond, _ = pipe.encode_condition([row.condition for row in rows])
-            prediction = pipe.unet(noised.x_t, noised.t, **cond.unet_kwargs(pipe.unet)).sample
-        losses.append(noised.loss(prediction))
+        losses.append(objective.loss(partial(_denoise, accelerator, pipe.unet, cond), x_0, draws))
         start += len(indices)
     return torch.cat(losses).mean().item()
+
+
+def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t: Tensor, t: Tensor) -> Tensor:
+    with accelerator.autocast():
+        return unet(x_t, t, **cond.unet_kwargs(unet)).sample  # (B, C, h, w)
 
 
 def grid_conditions(

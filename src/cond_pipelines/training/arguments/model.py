@@ -86,20 +86,32 @@ class ModelArguments:
         resume="model",
         needs="scheduler | pretrained_model_name_or_path",
     )
+    objective: str | None = flag(
+        None,
+        "Train with this loss: flow_matching, edm, ddpm or your own module:Class. Default: what fits the scheduler.",
+        resume="model",
+        by="loaded",
+    )
+    objective_config: str | None = flag(
+        None,
+        'Pass these arguments (JSON) to the objective, such as {"P_mean": -0.8} of EDM.',
+        resume="course",
+        by="loaded",
+    )
     logit_mean: float | None = flag(
         None,
-        "Shift flow matching's times: above 0, more noise. Default: 0, as in Stable Diffusion 3.",
+        "Shift flow matching's times: above 0, more noise. Default: the pretrained model's, or 0 (SD 3).",
         resume="course",
     )
     logit_std: float | None = flag(
         None,
-        "Spread flow matching's times: higher, more extremes. Default: 1, as in Stable Diffusion 3.",
+        "Spread flow matching's times: higher, more extremes. Default: the pretrained model's, or 1 (SD 3).",
         resume="course",
         above=0,
     )
     snr_gamma: float | None = flag(
         None,
-        "Weight a DDPM-family loss by min-SNR; 5.0 is usual. Default: no weighting.",
+        "Weight a DDPM-family loss by min-SNR; 5.0 is usual. Default: the pretrained model's, or none.",
         resume="course",
         above=0,
         needs="scheduler | pretrained_model_name_or_path",
