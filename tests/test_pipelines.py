@@ -32,7 +32,8 @@ from cond_pipelines import (
     TextToImagePipeline,
     UnconditionalPipeline,
 )
-from cond_pipelines.pipelines.conditional import rescale_guided, vae_encode, vae_scale_factor
+from cond_pipelines.pipelines.guidance import rescale_guided
+from cond_pipelines.pipelines.vae import vae_encode, vae_scale_factor
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 CONDITIONS = {

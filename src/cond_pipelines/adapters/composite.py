@@ -59,24 +59,6 @@ class _Conditions(Conditioning):
         parts = {name: part.where(k, other.parts[name]) for (name, part), k in pairs}
         return self.of(parts, torch.where(keep, self.told, other.told))
 
-    def branches(
-        self, null: "_Conditions", guidance_scale: float | dict[str, float]
-    ) -> tuple[list[Conditioning], list[float]]:
-        """One condition after the other, in their order; see `CompositeAdapter`."""
-        if not isinstance(guidance_scale, dict):
-            return super().branches(null, guidance_scale)
-        names = list(self.parts)
-        if unknown := set(guidance_scale) - set(names):
-            raise ValueError(f"guidance_scale names {sorted(unknown)}, and the conditions are {names}")
-        scales = [float(guidance_scale.get(name, 1.0)) for name in names]
-        branches: list[Conditioning] = [null]
-        for i in range(1, len(names)):
-            if scales[i - 1] != scales[i]:  # equal ones in a row are one difference
-                first = torch.arange(len(names), device=self.told.device) < i  # (K,)
-                branches.append(self.where(first.expand(len(self), -1), null))
-        ends = [i for i in range(len(names)) if i + 1 == len(names) or scales[i] != scales[i + 1]]
-        return [*branches, self], [scales[i] for i in ends]
-
 
 class CompositeAdapter(ConditioningAdapter):
     """p(x | several conditions): an adapter for each, told together.

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.batches import draw_noise
+from ..networks.denoiser import denoise, unwrapped
 from ..objectives.base import Objective
 from ..objectives.flow_matching import FlowMatching
 from ..pipelines.conditional import ConditionalPipeline
@@ -215,7 +216,7 @@ def flow_bits_per_dim(
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             t = torch.full((len(x),), sigma * objective.num_train_timesteps, device=x.device)
-            v = pipe.unet(x, t, **cond.unet_kwargs(pipe.unet)).sample
+            v = denoise(pipe.unet, x, t, cond)
             found = [
                 (torch.autograd.grad((v * probe).sum(), x, retain_graph=True)[0] * probe).flatten(1).sum(dim=1)
                 for probe in probes
@@ -259,5 +260,5 @@ def _level(j: Tensor, i: Tensor, seed: int, span: tuple[float, float]) -> Tensor
 def _noise_errors(pipe: ConditionalPipeline, x_0: Tensor, noise: Tensor, log_snr: Tensor, cond: Any) -> Tensor:
     """Squared error of the noise that the model sees in each image, summed over it: (B,) float32."""
     noised = Objective.from_scheduler(pipe.scheduler).at(x_0, noise, log_snr.to(x_0.device))
-    prediction = pipe.unet(noised.x_t.to(pipe.unet.dtype), noised.t, **cond.unet_kwargs(pipe.unet)).sample
+    prediction = denoise(pipe.unet, noised.x_t.to(unwrapped(pipe.unet).dtype), noised.t, cond)
     return noised.loss(prediction) * x_0[0].numel()

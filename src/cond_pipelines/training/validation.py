@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..data.batches import draw_noise, signed
 from ..data.labels import condition_name
 from ..data.load import TrainingData
+from ..networks.denoiser import denoise
 from ..objectives.base import Objective
 from ..pictures import animation, image_grid, visible
 from ..pipelines.conditional import ConditionalPipeline
@@ -185,7 +186,7 @@ def held_out_loss(
         noised = objective.sample(x_0, noise, u)
         with accelerator.autocast():
             cond, _ = pipe.encode_condition([row.condition for row in rows])
-            prediction = pipe.unet(noised.x_t, noised.t, **cond.unet_kwargs(pipe.unet)).sample
+            prediction = denoise(pipe.unet, noised.x_t, noised.t, cond)
         losses.append(noised.loss(prediction))
         start += len(indices)
     return torch.cat(losses).mean().item()
@@ -243,8 +244,7 @@ def sample_images(
             # On the CPU, so that a GPU shows the same.
             generators = [torch.Generator().manual_seed(seed + i) for i in some]
             with accelerator.autocast():
-                images = ConditionalPipeline.__call__(
-                    pipe,
+                images = pipe.sample(
                     [conditions[i] for i in some],
                     generator=generators,
                     num_inference_steps=num_inference_steps,
