@@ -6,8 +6,9 @@ This file travels with a checkpoint, behind denoiser.py, and needs nothing else.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 
 from cond_pipelines.adapters.denoiser import conditioning_inputs, socket
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Features = dict[str, Tensor]
+RawConditions = list[Any]  # of what kind, an adapter says
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.pooled if self.tokens is None else self.tokens)
 
-    def map(self, function: Any) -> "Conditioning":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
         """Apply `function` to every tensor that is there."""
         return Conditioning(*(None if x is None else function(x) for x in (self.tokens, self.mask, self.pooled)))
 
@@ -75,7 +80,7 @@ class Conditioning:
         """Under the argument names of the network's `forward`; see `denoise`, which calls it with them."""
         return conditioning_inputs(unet, self)
 
-    def _join(self, other: "Conditioning", join: Any) -> "Conditioning":
+    def _join(self, other: "Conditioning", join: Callable[[Tensor, Tensor], Tensor]) -> "Conditioning":
         a, b = self._aligned(other)
         pairs = zip((a.tokens, a.mask, a.pooled), (b.tokens, b.mask, b.pooled), strict=True)
         return Conditioning(*(None if x is None else join(x, y) for x, y in pairs))
@@ -119,7 +124,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         super().__init__()
         self.register_buffer("null_tokens", None)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         # diffusers learns how to load a component from the base classes' names in the component's own module.
         vars(sys.modules[cls.__module__]).setdefault("ModelMixin", ModelMixin)
@@ -152,7 +157,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         if self.null_tokens is None and tokens is not None and self.config.get("token_dim") == tokens.shape[-1]:
             self.set_null_tokens(tokens)
 
-    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+    def preprocess(self, raw: RawConditions, processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         """Raw conditions of a batch to tensors with B rows, on the CPU, in a DataLoader's worker.
 
         Args:

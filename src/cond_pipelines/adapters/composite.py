@@ -4,14 +4,18 @@ This file travels with a checkpoint, behind adapters.py and those of its parts, 
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class _Conditions(Conditioning):
         mask = torch.where(any_told, of_told, of_all)  # attention needs a token, of zeros then
         return cls(tokens, mask, pooled, parts, told)
 
-    def map(self, function: Any) -> "_Conditions":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "_Conditions":
         return self.of({name: part.map(function) for name, part in self.parts.items()}, function(self.told))
 
     def where(self, keep: Tensor, other: "_Conditions") -> "_Conditions":
@@ -143,7 +147,9 @@ class CompositeAdapter(ConditioningAdapter):
             part.inherit_null(parent)
         self._register_parts()
 
-    def preprocess(self, raw: list[dict[str, Any] | None], processor: Any = None) -> Features:
+    def preprocess(
+        self, raw: list[dict[str, Any] | None], processor: "PreTrainedTokenizerBase | None" = None
+    ) -> Features:
         for condition in raw:
             if condition is not None and not isinstance(condition, dict):
                 raise ValueError(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from cond_pipelines.adapters.base import Conditioning
 
 # Not A | B: in a constructor's annotation diffusers 0.35 cannot read that.
-UNet = Union[UNet2DConditionModel, UNet2DModel]  # noqa: UP007
+# ModelMixin is a backbone of your own; diffusers compares the very classes, so all three are named.
+Network = Union[UNet2DConditionModel, UNet2DModel, ModelMixin]  # noqa: UP007
 
 
 def unwrapped(net: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapters.denoiser import UNet, denoise, unwrapped
+from ..adapters.denoiser import Network, denoise, unwrapped
 from .guidance import Guidance, Step, guidance_of_scale, predictions_of, with_options
 from .image_inputs import (
     Edit,
@@ -65,7 +65,7 @@ class ConditionalPipeline(PortablePipeline):
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Network,
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
         vae: Optional[VAE] = None,  # noqa: UP045

@@ -20,13 +20,21 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
 
 from .joined_code import _PACKAGE, adapter_code, pipeline_code
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cond_pipelines.evaluation.likelihood import Classification
 
 _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
 _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
@@ -85,11 +93,11 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if any(name.startswith(f"{cls.text_encoder_name}.") for name in state_dict):
             super().load_lora_into_text_encoder(state_dict, *args, **kwargs)
 
-    def classify(self, images: Any, conditions: list[Any], **kwargs: Any) -> Any:
+    def classify(self, images: "Tensor | list[Image]", conditions: list, **kwargs: int) -> "Classification":
         """p(y|x) from p(x|y): under which of some conditions each image was drawn."""
         return self._installed("evaluation.likelihood").classify(self, images, conditions, **kwargs)
 
-    def bits_per_dim(self, images: Any, conditions: list[Any] | None = None, **kwargs: Any) -> Any:
+    def bits_per_dim(self, images: "Tensor | list[Image]", conditions: list | None = None, **kwargs: int) -> Tensor:
         """The variational bound on -log2 p(image) a pixel value, (N,); see `evaluation.likelihood`."""
         return self._installed("evaluation.likelihood").bits_per_dim(self, images, conditions, **kwargs)
 
@@ -98,13 +106,13 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return self._installed("networks.pretrained").to_stable_diffusion(self)
 
     @classmethod
-    def _installed(cls, module: str) -> Any:
+    def _installed(cls, module: str) -> ModuleType:
         if not _INSTALLED:
             raise ImportError("this needs the package that the model was made with: pip install cond-pipelines")
         return importlib.import_module(f"{_PACKAGE}.{module}")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "PortablePipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "PortablePipeline":
         """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
 
         A checkpoint of diffusers' own (Stable Diffusion, DDPM, DDIM, LDM) becomes a pipeline of the same setting, see
@@ -163,14 +171,14 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return config
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         if _INSTALLED:
             _use_installed(config[0] if isinstance(config, tuple) else config, pretrained_model_name_or_path)
         return config
 
 
-def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
+def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
     importlib.import_module(f"{_PACKAGE}.pipelines")
@@ -190,12 +198,17 @@ def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
                     f"install it, `import {package}`, then load again"
                 )
             config[component] = [found[0].__module__, name]
-        elif component not in ignored and module not in ("diffusers", "transformers"):
+        elif component not in ignored and module not in ("diffusers", "transformers") and not _is_imported(*value):
             raise ValueError(
                 f"{name_or_path} has a component {component!r} of {module!r}, which is not loaded without trust: only "
-                "diffusers and transformers are. Pass the component to from_pretrained, or, if you have read the "
+                "diffusers, transformers and networks that you have imported are. If you have read the "
                 "repository's code, use diffusers.DiffusionPipeline.from_pretrained(..., trust_remote_code=True)"
             )
+
+
+def _is_imported(module: str, name: str) -> bool:
+    """Whether this is a network of a module that the user has imported: loading it runs nothing new."""
+    return any(c.__name__ == name and c.__module__ == module for c in _subclasses(ModelMixin))
 
 
 def _subclasses(cls: type) -> list[type]:

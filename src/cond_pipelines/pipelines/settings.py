@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from ..adapters.denoiser import UNet
+from ..adapters.denoiser import Network
 from .conditional import ConditionalPipeline
 from .sampling import takes_sampling
 from .vae import VAE
@@ -38,7 +38,7 @@ class UnconditionalPipeline(ConditionalPipeline):
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Network,
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
         vae: Optional[VAE] = None,  # noqa: UP045
