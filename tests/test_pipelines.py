@@ -457,10 +457,15 @@ class AutoGuidance(Guidance):
         return weak + self.scale * (main - weak)
 
 
+def another_unet():
+    unet = tiny_unet()
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.1, generator=generators(1)[0])
+    return unet
+
+
 def test_guidance_with_a_second_network(parents):
     pipe, _ = parents["class"]
-    weaker = tiny_unet()
-    torch.nn.init.normal_(weaker.conv_out.weight, std=0.1, generator=generators(1)[0])
+    weaker = another_unet()
     calls = UNetCalls(pipe)
     given = {"class_labels": [0, None], "num_inference_steps": 1, "guidance_scale": None, "output_type": "latent"}
     guided = sample(pipe, **given, guidance=AutoGuidance(weaker, 3.0))
@@ -478,7 +483,7 @@ def test_guidance_with_a_second_network(parents):
 
 def test_guidance_of_ones_own_has_the_interval_and_the_rescale(parents):
     pipe, _ = parents["class"]
-    own, given = AutoGuidance(tiny_unet(), 3.0), {"class_labels": [0, 1], "guidance_scale": None}
+    own, given = AutoGuidance(another_unet(), 3.0), {"class_labels": [0, 1], "guidance_scale": None}
     plain = sample(pipe, **given | {"guidance_scale": 1.0})
     assert np.array_equal(sample(pipe, **given, guidance=own, guidance_interval=(0.0, 0.0)), plain)
     guided = sample(pipe, **given, guidance=own)
