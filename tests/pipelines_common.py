@@ -36,6 +36,7 @@ SAMPLING_ARGUMENTS = {
     "guidance_scale": None,
     "guidance_interval": (0.0, 1.0),
     "guidance_rescale": 0.0,
+    "guidance": None,
     "num_images_per_prompt": 1,
     "generator": None,
     "latents": None,

@@ -1,5 +1,6 @@
 import copy
 import inspect
+import typing
 
 import diffusers
 import numpy as np
@@ -29,10 +30,13 @@ from cond_pipelines import (
     ClassConditionalPipeline,
     ClassLabelAdapter,
     ConditionalPipeline,
+    TextAdapter,
     TextToImagePipeline,
     UnconditionalPipeline,
 )
-from cond_pipelines.pipelines.conditional import rescale_guided, vae_encode, vae_scale_factor
+from cond_pipelines.pipelines.guidance import Guidance, rescale_guided
+from cond_pipelines.pipelines.sampling import Sampling, SamplingArguments
+from cond_pipelines.pipelines.vae import vae_encode, vae_scale_factor
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 CONDITIONS = {
@@ -288,6 +292,53 @@ def test_help_shows_the_sampling_arguments():
         assert names[0] == "self" and {"num_inference_steps", "generator", "guidance_interval"} <= set(names)
 
 
+def test_the_arguments_have_the_same_types_for_a_call_and_for_type_checkers():
+    names = {"ConditionalPipeline": ConditionalPipeline, "StepCallback": object}
+    types = [typing.get_type_hints(cls, localns=names) for cls in (Sampling, SamplingArguments)]
+    assert types[0] == types[1]
+
+
+@pytest.mark.parametrize("setting", ["class", "text"])
+def test_sample_is_the_call_under_one_name(parents, setting):
+    """`pipe.sample(conditions)` gives bit for bit what the setting's own call gives."""
+    pipe, _ = parents[setting]
+    ((name, conditions),) = CONDITIONS[setting].items()
+    sampling = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
+    for negative in (None, conditions[::-1]):
+        expected = pipe(**{name: conditions, f"negative_{name}": negative}, **sampling, generator=generators(2)).images
+        assert np.array_equal(pipe.sample(conditions, negative, **sampling, generator=generators(2)).images, expected)
+
+
+class MaskFirst(TextAdapter):
+    """Its features come in another order."""
+
+    def encode(self, inputs, encoder=None):
+        return dict(reversed(super().encode(inputs, encoder).items()))
+
+
+class OneMore(TextAdapter):
+    """It has one feature more than hidden states and mask."""
+
+    def encode(self, inputs, encoder=None):
+        return super().encode(inputs, encoder) | {"length": inputs["attention_mask"].sum(dim=1)}
+
+
+@pytest.mark.parametrize("adapter_class", [MaskFirst, OneMore])
+def test_the_features_of_a_text_adapter_are_read_by_name(parents, adapter_class):
+    pipe, _ = parents["text"]
+    adapter = adapter_class.for_unet(pipe.unet, text_encoder=pipe.text_encoder)
+    adapter.load_state_dict(pipe.adapter.state_dict())
+    other = quiet(TextToImagePipeline(**pipe.components | {"adapter": adapter}))
+    given = CONDITIONS["text"] | {"negative_prompt": CAPTIONS[2]}
+    assert np.array_equal(sample(other, **given), sample(pipe, **given))
+    if adapter_class is MaskFirst:
+        found, expected = other.encode_prompt(CAPTIONS[0]), pipe.encode_prompt(CAPTIONS[0])
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
+    else:
+        with pytest.raises(ValueError, match=r"OneMore encodes a prompt as \['hidden_states', 'length', 'mask'\]"):
+            other.encode_prompt(CAPTIONS[0])
+
+
 # --------------------------------------------------------------------------------------------------- schedulers
 DIFFUSION = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
 FLOW_SWAPS = [
@@ -390,6 +441,54 @@ def test_guidance_rescale(parents):
     pipe, _ = parents["class"]
     plain, rescaled = (sample(pipe, class_labels=[0, 1], guidance_rescale=phi) for phi in (0.0, 0.7))
     assert pipe.guidance_rescale == 0.7 and not np.allclose(plain, rescaled, atol=1e-3)
+
+
+class AutoGuidance(Guidance):
+    """The worked example of a second network: Karras et al. 2024, arXiv 2406.02507, Eq. 3."""
+
+    def __init__(self, weaker, scale):
+        self.weaker, self.scale = weaker, scale
+
+    def branches(self, cond, null):
+        return [(self.weaker, cond), (None, cond)]
+
+    def combine(self, predictions, step):
+        weak, main = predictions
+        return weak + self.scale * (main - weak)
+
+
+def another_unet():
+    unet = tiny_unet()
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.1, generator=generators(1)[0])
+    return unet
+
+
+def test_guidance_with_a_second_network(parents):
+    pipe, _ = parents["class"]
+    weaker = another_unet()
+    calls = UNetCalls(pipe)
+    given = {"class_labels": [0, None], "num_inference_steps": 1, "guidance_scale": None, "output_type": "latent"}
+    guided = sample(pipe, **given, guidance=AutoGuidance(weaker, 3.0))
+    assert calls.batch_sizes == [2]
+    both = pipe.components
+    main, weak = (
+        sample(ClassConditionalPipeline(**both | {"unet": unet}), **given | {"guidance_scale": 1.0})
+        for unet in (pipe.unet, weaker)
+    )
+    assert_close(guided, weak + 3.0 * (main - weak))  # one step of Euler is linear in the prediction
+    assert torch.equal(sample(pipe, **given, guidance=AutoGuidance(pipe.unet, 3.0)), main)
+    with pytest.raises(ValueError, match="pass guidance or guidance_scale, not both: AutoGuidance"):
+        sample(pipe, **given | {"guidance_scale": 2.0}, guidance=AutoGuidance(weaker, 3.0))
+
+
+def test_guidance_of_ones_own_has_the_interval_and_the_rescale(parents):
+    pipe, _ = parents["class"]
+    own, given = AutoGuidance(another_unet(), 3.0), {"class_labels": [0, 1], "guidance_scale": None}
+    plain = sample(pipe, **given | {"guidance_scale": 1.0})
+    assert np.array_equal(sample(pipe, **given, guidance=own, guidance_interval=(0.0, 0.0)), plain)
+    guided = sample(pipe, **given, guidance=own)
+    for change in ({"guidance_interval": (0.0, 0.5)}, {"guidance_rescale": 0.7}):
+        assert not np.allclose(sample(pipe, **given, guidance=own, **change), guided, atol=1e-3)
 
 
 def test_cross_attention_kwargs_reach_the_unet(parents):

@@ -30,6 +30,7 @@ from cond_pipelines import (
     UnconditionalPipeline,
 )
 from cond_pipelines.networks.text_encoders import load_text_encoder
+from cond_pipelines.pipelines import joined_code
 from cond_pipelines.pipelines import remote_code as portable
 
 CLASSES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
@@ -270,8 +271,8 @@ def test_older_saves_without_code_load(text_model, tmp_path):
 def test_names_do_not_clash_in_the_joined_file():
     """Every top-level name of the joined modules is defined once, or is the same import."""
     defined: dict[str, str] = {}
-    for name in portable._PIPELINE_MODULES:
-        module = importlib.import_module(f"cond_pipelines.pipelines.{name}")
+    for name in joined_code._PIPELINE_MODULES:
+        module = importlib.import_module(f"cond_pipelines.{name}")
         for key, value in vars(module).items():
             if getattr(value, "__module__", None) == module.__name__:
                 assert key not in defined, f"{key} is defined in {defined.get(key)} and in {name}"

@@ -23,6 +23,7 @@ from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.pipelines.guidance import Nested, Step
 
 NAMES = ["red", "round", "blue"]
 
@@ -182,21 +183,23 @@ def test_the_formula_of_nested_guidance(pipe):
     terms = [alone({k: ALL[k] for k in list(ALL)[:n]}) for n in range(4)]
     expected = terms[0] + sum(s * (b - a) for s, a, b in zip(scales.values(), terms[:-1], terms[1:], strict=True))
     with torch.no_grad():
-        pipe._guidance_scale, pipe._guidance_rescale, pipe._cross_attention_kwargs = scales, 0.0, None
-        found = pipe.predict(x_t, t, *pipe.encode_condition([ALL]), True)
+        pipe._cross_attention_kwargs = None
+        cond, null = pipe.encode_condition([ALL])
+        found = pipe.predict(x_t, Step(0, 1, t), cond, null, Nested.by_name(scales, cond))
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
 
 
 def test_not_more_passes_than_needed(pipe):
     cond, null = pipe.encode_condition([ALL])
     for scale, expected in (
-        (3.0, [3.0]),
+        (dict.fromkeys(ALL, 3.0), [3.0]),
         ({"label": 2.0, "text": 2.0, "angle": 5.0}, [2.0, 5.0]),
         ({"text": 5.0}, [1.0, 5.0, 1.0]),
     ):
-        branches, scales = cond.branches(null, scale)
-        assert scales == expected and len(branches) == len(expected) + 1
-        assert branches[0] is null and branches[-1] is cond
+        guidance = Nested.by_name(scale, cond)
+        branches = guidance.branches(cond, null)
+        assert [guidance.scales[end] for end in guidance.ends] == expected and len(branches) == len(expected) + 1
+        assert branches[0][1] is null and branches[-1][1] is cond and {net for net, _ in branches} == {None}
 
 
 def test_an_image_does_not_depend_on_its_batch(pipe):

@@ -82,7 +82,7 @@ def sample(pipe: ConditionalPipeline, conditions: list[Any], seed: int = 0, **sa
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
         fast = fast_precision(pipe.device) == "bf16"
         with torch.autocast(pipe.device.type, torch.bfloat16, enabled=fast):  # as in training
-            images += ConditionalPipeline.__call__(pipe, some, generator=generators, **sampling).images
+            images += pipe.sample(some, generator=generators, **sampling).images
     return images
 
 

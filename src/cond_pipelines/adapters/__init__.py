@@ -3,9 +3,10 @@
 These files travel with a checkpoint: they need torch, diffusers and each other.
 """
 
-from .base import Conditioning, ConditioningAdapter, Features, socket, zero_init
+from .base import Conditioning, ConditioningAdapter, Features, zero_init
 from .class_label import ClassLabelAdapter
 from .composite import CompositeAdapter
+from .denoiser import denoise, socket
 from .embedding import EmbeddingAdapter
 from .text import PromptAdapter, TextAdapter
 from .unconditional import UnconditionalAdapter
@@ -20,6 +21,7 @@ __all__ = [
     "PromptAdapter",
     "TextAdapter",
     "UnconditionalAdapter",
+    "denoise",
     "socket",
     "zero_init",
 ]

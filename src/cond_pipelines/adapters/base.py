@@ -2,21 +2,27 @@
 
     raw --preprocess--> inputs --encode--> features --forward--> Conditioning --> UNet
 
-This file is self-contained on purpose: it travels with a checkpoint.
+This file travels with a checkpoint, behind denoiser.py, and needs nothing else.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from cond_pipelines.adapters.denoiser import conditioning_inputs, socket
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Features = dict[str, Tensor]
+RawConditions = list[Any]  # of what kind, an adapter says
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Conditioning:
     Example:
         >>> cond = Conditioning(tokens=torch.randn(2, 5, 8), pooled=torch.randn(2, 8))
         >>> both = null.cat(cond)                            # batch [null, cond] for guidance
-        >>> unet(x_t, t, **both.unet_kwargs(unet)).sample
+        >>> denoise(unet, torch.cat([x_t, x_t]), t, both)
     """
 
     tokens: Tensor | None = None
@@ -41,7 +47,7 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.pooled if self.tokens is None else self.tokens)
 
-    def map(self, function: Any) -> "Conditioning":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
         """Apply `function` to every tensor that is there."""
         return Conditioning(*(None if x is None else function(x) for x in (self.tokens, self.mask, self.pooled)))
 
@@ -70,25 +76,11 @@ class Conditioning:
         """Batch-wise: this one's images, then the other's."""
         return self._join(other, lambda x, y: torch.cat([x, y]))
 
-    def branches(
-        self, null: "Conditioning", guidance_scale: float | dict[str, float]
-    ) -> tuple[list["Conditioning"], list[float]]:
-        """What guidance asks the UNet, from `null` to all, and the scale of each difference between two of them."""
-        if isinstance(guidance_scale, dict):
-            raise ValueError(f"guidance_scale {guidance_scale} needs conditions with names (a CompositeAdapter)")
-        return [null, self], [guidance_scale]
-
     def unet_kwargs(self, unet: nn.Module | None = None) -> dict[str, Tensor | None]:
-        """Under the names of `UNet2DConditionModel.forward`, or, where `unet` is a UNet2DModel, of that one's."""
-        if isinstance(unet, UNet2DModel):
-            return {"class_labels": self.pooled}  # (B, pooled_dim)
-        return {
-            "encoder_hidden_states": self.tokens,  # (B, L, token_dim)
-            "encoder_attention_mask": self.mask,  # (B, L)
-            "class_labels": self.pooled,  # (B, pooled_dim)
-        }
+        """Under the argument names of the network's `forward`; see `denoise`, which calls it with them."""
+        return conditioning_inputs(unet, self)
 
-    def _join(self, other: "Conditioning", join: Any) -> "Conditioning":
+    def _join(self, other: "Conditioning", join: Callable[[Tensor, Tensor], Tensor]) -> "Conditioning":
         a, b = self._aligned(other)
         pairs = zip((a.tokens, a.mask, a.pooled), (b.tokens, b.mask, b.pooled), strict=True)
         return Conditioning(*(None if x is None else join(x, y) for x, y in pairs))
@@ -132,14 +124,14 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         super().__init__()
         self.register_buffer("null_tokens", None)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         # diffusers learns how to load a component from the base classes' names in the component's own module.
         vars(sys.modules[cls.__module__]).setdefault("ModelMixin", ModelMixin)
 
     @classmethod
     def for_unet(cls, unet: nn.Module, **kwargs: Any) -> "ConditioningAdapter":
-        """Build one for the socket of `unet`, a UNet2DConditionModel or UNet2DModel; `kwargs` go to the constructor."""
+        """Build one for the socket of a network; `kwargs` go to the constructor."""
         token_dim, pooled_dim = socket(unet)
         return cls(token_dim=token_dim, pooled_dim=pooled_dim, **kwargs)
 
@@ -165,7 +157,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         if self.null_tokens is None and tokens is not None and self.config.get("token_dim") == tokens.shape[-1]:
             self.set_null_tokens(tokens)
 
-    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+    def preprocess(self, raw: RawConditions, processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         """Raw conditions of a batch to tensors with B rows, on the CPU, in a DataLoader's worker.
 
         Args:
@@ -222,14 +214,6 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         if mask is not None or tokens.shape[1] > 1:
             tokens = F.pad(tokens, (0, 0, 0, self.null_tokens.shape[1] - tokens.shape[1]))  # a negative number cuts
         return Conditioning(self.null_tokens.to(tokens) + tokens, None, pooled)  # (B, L, token_dim)
-
-
-def socket(unet: nn.Module) -> tuple[int | None, int | None]:
-    """(token_dim, pooled_dim) of a UNet2DConditionModel or a UNet2DModel; None where it has no such input."""
-    config = unet.config
-    if isinstance(unet, UNet2DModel):
-        return None, config.time_embedding_dim or 4 * config.block_out_channels[0]
-    return config.cross_attention_dim, config.projection_class_embeddings_input_dim
 
 
 def zero_init(module: nn.Module) -> nn.Module:

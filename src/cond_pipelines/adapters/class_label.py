@@ -4,13 +4,16 @@ This file travels with a checkpoint, behind base.py, and needs nothing else.
 """
 
 import difflib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, zero_init
+from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, RawConditions, zero_init
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ClassLabelAdapter(ConditioningAdapter):
@@ -86,7 +89,7 @@ class ClassLabelAdapter(ConditioningAdapter):
             raise ValueError(f"class label {label} is outside of 0 .. {self.num_classes - 1}; None means no label")
         return int(label)
 
-    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+    def preprocess(self, raw: RawConditions, processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         each = [label if isinstance(label, list | tuple) else [label] for label in raw]
         ids = [list(dict.fromkeys(self.label_id(label) for label in labels)) for labels in each]
         length = max((len(row) for row in ids), default=1)

@@ -4,14 +4,18 @@ This file travels with a checkpoint, behind adapters.py and those of its parts, 
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class _Conditions(Conditioning):
         mask = torch.where(any_told, of_told, of_all)  # attention needs a token, of zeros then
         return cls(tokens, mask, pooled, parts, told)
 
-    def map(self, function: Any) -> "_Conditions":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "_Conditions":
         return self.of({name: part.map(function) for name, part in self.parts.items()}, function(self.told))
 
     def where(self, keep: Tensor, other: "_Conditions") -> "_Conditions":
@@ -58,24 +62,6 @@ class _Conditions(Conditioning):
         pairs = zip(self.parts.items(), keep.unbind(dim=1), strict=True)
         parts = {name: part.where(k, other.parts[name]) for (name, part), k in pairs}
         return self.of(parts, torch.where(keep, self.told, other.told))
-
-    def branches(
-        self, null: "_Conditions", guidance_scale: float | dict[str, float]
-    ) -> tuple[list[Conditioning], list[float]]:
-        """One condition after the other, in their order; see `CompositeAdapter`."""
-        if not isinstance(guidance_scale, dict):
-            return super().branches(null, guidance_scale)
-        names = list(self.parts)
-        if unknown := set(guidance_scale) - set(names):
-            raise ValueError(f"guidance_scale names {sorted(unknown)}, and the conditions are {names}")
-        scales = [float(guidance_scale.get(name, 1.0)) for name in names]
-        branches: list[Conditioning] = [null]
-        for i in range(1, len(names)):
-            if scales[i - 1] != scales[i]:  # equal ones in a row are one difference
-                first = torch.arange(len(names), device=self.told.device) < i  # (K,)
-                branches.append(self.where(first.expand(len(self), -1), null))
-        ends = [i for i in range(len(names)) if i + 1 == len(names) or scales[i] != scales[i + 1]]
-        return [*branches, self], [scales[i] for i in ends]
 
 
 class CompositeAdapter(ConditioningAdapter):
@@ -161,7 +147,9 @@ class CompositeAdapter(ConditioningAdapter):
             part.inherit_null(parent)
         self._register_parts()
 
-    def preprocess(self, raw: list[dict[str, Any] | None], processor: Any = None) -> Features:
+    def preprocess(
+        self, raw: list[dict[str, Any] | None], processor: "PreTrainedTokenizerBase | None" = None
+    ) -> Features:
         for condition in raw:
             if condition is not None and not isinstance(condition, dict):
                 raise ValueError(

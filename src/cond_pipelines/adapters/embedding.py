@@ -3,13 +3,20 @@
 This file travels with a checkpoint, behind adapters.py, and needs nothing else.
 """
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, zero_init
+from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, RawConditions, zero_init
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Vector = Tensor | np.ndarray | Sequence[float] | float
 
 
 class EmbeddingAdapter(ConditioningAdapter):
@@ -59,7 +66,7 @@ class EmbeddingAdapter(ConditioningAdapter):
         if pooled_dim is not None:
             self.pooled_proj = zero_init(nn.Linear(hidden_dim, pooled_dim))
 
-    def fit(self, embeddings: Any) -> "EmbeddingAdapter":
+    def fit(self, embeddings: Iterable[Vector]) -> "EmbeddingAdapter":
         """Take mean and standard deviation from data: vectors (N, D), as `preprocess` takes them. Returns itself."""
         vectors = self.preprocess(list(embeddings))
         found = vectors["vector"][vectors["known"]].double()  # (N, D)
@@ -70,7 +77,7 @@ class EmbeddingAdapter(ConditioningAdapter):
         self.data_std.copy_(torch.where(std > 0, std, 1.0))  # a dimension that never varies
         return self
 
-    def vector_of(self, raw: Any) -> Tensor | None:
+    def vector_of(self, raw: Vector | None) -> Tensor | None:
         """One raw condition to a vector (D,); None for None. Raises ValueError."""
         if raw is None:
             return None
@@ -81,7 +88,7 @@ class EmbeddingAdapter(ConditioningAdapter):
             raise ValueError("an embedding with a number that is not finite; None means no condition")
         return vector
 
-    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+    def preprocess(self, raw: RawConditions, processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         vectors = [self.vector_of(value) for value in raw]
         nothing = torch.zeros(self.config.embedding_dim)
         return {

@@ -3,13 +3,16 @@
 This file travels with a checkpoint, behind adapters.py, and needs nothing else.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, zero_init
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TextAdapter(ConditioningAdapter):
@@ -51,7 +54,7 @@ class TextAdapter(ConditioningAdapter):
             kwargs = {"hidden_size": config.hidden_size, "max_length": min(positions, 256)} | kwargs
         return super().for_unet(unet, **kwargs)
 
-    def preprocess(self, raw: list[str | None], processor: Any = None) -> Features:
+    def preprocess(self, raw: list[str | None], processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         if processor is None:
             raise ValueError("TextAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
         max_length = min(self.config.max_length, processor.model_max_length)
@@ -123,7 +126,11 @@ class PromptAdapter(ConditioningAdapter):
     @classmethod
     @torch.no_grad()
     def for_unet(
-        cls, unet: nn.Module, text_encoder: nn.Module | None = None, tokenizer: Any = None, **kwargs: Any
+        cls,
+        unet: nn.Module,
+        text_encoder: nn.Module | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **kwargs: Any,
     ) -> "PromptAdapter":
         """Build one for the socket of `unet`; with `text_encoder` and `tokenizer` it knows the empty prompt.
 
@@ -145,7 +152,7 @@ class PromptAdapter(ConditioningAdapter):
         adapter.set_null_tokens(adapter.encode(inputs, text_encoder)["hidden_states"])
         return adapter
 
-    def preprocess(self, raw: list[str | None], processor: Any = None) -> Features:
+    def preprocess(self, raw: list[str | None], processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         if processor is None:
             raise ValueError("PromptAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
         inputs = processor(

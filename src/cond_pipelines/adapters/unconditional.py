@@ -3,13 +3,16 @@
 This file travels with a checkpoint, behind base.py, and needs nothing else.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features
+from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, RawConditions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class UnconditionalAdapter(ConditioningAdapter):
@@ -29,7 +32,7 @@ class UnconditionalAdapter(ConditioningAdapter):
         # A parameter, though nothing is learned: offloading asks a model's first parameter for its device.
         self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def preprocess(self, raw: list[Any], processor: Any = None) -> Features:
+    def preprocess(self, raw: RawConditions, processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         return {"batch": torch.zeros(len(raw))}
 
     def forward(self, features: Features) -> Conditioning:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.draws import draw
+from ..networks.denoiser import denoise, unwrapped
 from ..objectives.base import Noised, Objective
 from ..objectives.ddpm import DDPM
 from ..objectives.edm import EDM
@@ -218,7 +219,7 @@ def flow_bits_per_dim(
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             t = torch.full((len(x),), sigma * objective.num_train_timesteps, device=x.device)
-            v = pipe.unet(x, t, **cond.unet_kwargs(pipe.unet)).sample
+            v = denoise(pipe.unet, x, t, cond)
             found = [
                 (torch.autograd.grad((v * probe).sum(), x, retain_graph=True)[0] * probe).flatten(1).sum(dim=1)
                 for probe in probes
@@ -262,7 +263,7 @@ def _level(j: Tensor, i: Tensor, seed: int, span: tuple[float, float]) -> Tensor
 def _noise_errors(pipe: ConditionalPipeline, x_0: Tensor, noise: Tensor, log_snr: Tensor, cond: Any) -> Tensor:
     """Squared error of the noise that the model sees in each image, summed over it: (B,) float32."""
     noised = noised_at_snr(Objective.from_pipeline(pipe), x_0, noise, log_snr.to(x_0.device))
-    prediction = pipe.unet(noised.x_t.to(pipe.unet.dtype), noised.t, **cond.unet_kwargs(pipe.unet)).sample
+    prediction = denoise(pipe.unet, noised.x_t.to(unwrapped(pipe.unet).dtype), noised.t, cond)
     return noised.loss(prediction) * x_0[0].numel()
 
 

@@ -53,9 +53,8 @@ def draw_samples(
         some = conditions[first : first + _PART]
         generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(some))]
         with torch.no_grad():
-            images = ConditionalPipeline.__call__(
-                pipe, some, generator=generators, output_type="np", **settings
-            ).images  # (64, H, W, C) in [0, 1]
+            images = pipe.sample(some, generator=generators, output_type="np", **settings).images
+        # (64, H, W, C) in [0, 1]
         save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8))
     accelerator.wait_for_everyone()
 

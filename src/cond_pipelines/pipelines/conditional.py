@@ -6,24 +6,37 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
-from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .image_inputs import Edit, check_call, image_processors, num_channels_latents, prepare_edit
+from ..adapters.denoiser import Network, denoise, unwrapped
+from .guidance import Guidance, Step, guidance_of_scale, predictions_of, with_options
+from .image_inputs import (
+    Edit,
+    check_call,
+    image_processors,
+    noise_of,
+    num_channels_latents,
+    prepare_edit,
+)
 from .remote_code import _INSTALLED, PortablePipeline
-from .vae import VAE, Generators, vae_encode, vae_scale_factor
+from .sampling import Sampling, takes_sampling
+from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from cond_pipelines.adapters.base import Conditioning
+
+    from .sampling import SamplingArguments
 
 
 class ConditionalPipeline(PortablePipeline):
@@ -54,16 +67,16 @@ class ConditionalPipeline(PortablePipeline):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel | UNet2DModel,
+        unet: Network,
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
-        vae: VAE | None = None,
-        text_encoder: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        vae: Optional[VAE] = None,  # noqa: UP045
+        text_encoder: Optional[PreTrainedModel] = None,  # noqa: UP045
+        tokenizer: Optional[PreTrainedTokenizerBase] = None,  # noqa: UP045
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.5,
-        value_range: dict[str, float] | None = None,
-        objective: dict[str, object] | None = None,
+        value_range: Optional[dict[str, float]] = None,  # noqa: UP045
+        objective: Optional[dict[str, object]] = None,  # noqa: UP045
     ):
         super().__init__()
         self._setup(
@@ -85,7 +98,7 @@ class ConditionalPipeline(PortablePipeline):
         default_guidance_scale: float,
         value_range: dict[str, float] | None,
         objective: dict[str, object] | None,
-        **modules: Any,
+        **modules: "nn.Module | SchedulerMixin | PreTrainedTokenizerBase | None",
     ) -> None:
         found = getattr(modules["adapter"], "conditioning", None)
         if modules["adapter"] is not None and self.conditioning not in (None, found):
@@ -112,7 +125,7 @@ class ConditionalPipeline(PortablePipeline):
         self.image_processor, self.mask_processor = image_processors(vae, self.vae_scale_factor)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "ConditionalPipeline":
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: object) -> "ConditionalPipeline":
         """Another setting on the same UNet: `ClassConditionalPipeline.from_pipe(pipe, adapter=...)`.
 
         A new adapter starts with no effect, so the new pipeline's images equal its parent's unconditional ones. The
@@ -146,7 +159,7 @@ class ConditionalPipeline(PortablePipeline):
         return self._guidance_scale != 1.0 and not self._null_is_cond
 
     @property
-    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+    def cross_attention_kwargs(self) -> dict[str, object] | None:
         return self._cross_attention_kwargs
 
     @property
@@ -159,22 +172,28 @@ class ConditionalPipeline(PortablePipeline):
 
     # -------------------------------------------------------------------------------- the steps of a call
 
-    def encode_condition(self, condition: list[Any], negative_condition: list[Any] | None = None) -> tuple[Any, Any]:
+    def encode_condition(
+        self, condition: list, negative_condition: list | None = None
+    ) -> "tuple[Conditioning, Conditioning]":
         """Raw conditions to (cond, null), the two branches of guidance, each with one row an image."""
         cond = self._condition(self._features(condition))
         if negative_condition is None:
             return cond, self.adapter.null_like(cond)
         return cond, self._condition(self._features(negative_condition))
 
-    def _features(self, raw: list[Any]) -> dict[str, Tensor]:
+    def _features(self, raw: list) -> dict[str, Tensor]:
         inputs = self.adapter.preprocess(raw, getattr(self, "tokenizer", None))
         inputs = {name: x.to(self._execution_device) for name, x in inputs.items()}
         return self.adapter.encode(inputs, getattr(self, "text_encoder", None))
 
-    def _condition(self, features: dict[str, Tensor]) -> Any:
+    def _condition(self, features: dict[str, Tensor]) -> "Conditioning":
         device, dtype = self._execution_device, self.adapter.dtype
         features = {k: x.to(device, dtype if x.is_floating_point() else None) for k, x in features.items()}
-        return self.adapter(features).to(dtype=self.unet.dtype)
+        return self.adapter(features).to(dtype=unwrapped(self.unet).dtype)
+
+    def _null_prompt(self) -> str | None:
+        """The prompt that "no prompt" is, as for Stable Diffusion, which encodes it each time; None: there is none."""
+        return self.adapter.config.get("null_prompt") if getattr(self, "text_encoder", None) is not None else None
 
     def prepare_latents(
         self, batch_size: int, height: int, width: int, generator: Generators = None, latents: Tensor | None = None
@@ -182,15 +201,9 @@ class ConditionalPipeline(PortablePipeline):
         """Initial noise (B, C, height / f, width / f), scaled as the scheduler wants it."""
         factor = self.vae_scale_factor
         shape = (batch_size, num_channels_latents(self), height // factor, width // factor)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"got {len(generator)} generators for {batch_size} images: pass one, or one per image")
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents have the shape {tuple(latents.shape)}, and {shape} is needed")
-        else:
-            latents = latents.to(self._execution_device, self.unet.dtype)
-        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        call = Sampling(generator=generator, latents=latents)
+        noise = noise_of(call, shape, self._execution_device, unwrapped(self.unet).dtype)
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def set_timesteps(self, num_inference_steps: int) -> Tensor:
         """Tell the scheduler the number of steps; returns the timesteps it made. Before its noise is asked for."""
@@ -207,72 +220,67 @@ class ConditionalPipeline(PortablePipeline):
         return self.scheduler.timesteps
 
     def predict(
-        self, latents: Tensor, t: Tensor, cond: Any, null: Any, guided: bool, beside: Tensor | None = None
+        self,
+        latents: Tensor,
+        step: Step,
+        cond: "Conditioning",
+        null: "Conditioning",
+        guidance: Guidance,
+        extra_channels: Tensor | None = None,
     ) -> Tensor:
-        """The UNet's answer, with guidance where `guided`: (B, C, h, w). `beside` (B, c, h, w): see `Edit`."""
-        branches, scales = cond.branches(null, self.guidance_scale) if guided else ([cond], [])
-        told = reduce(lambda a, b: a.cat(b), branches)
-        x_t = torch.cat([latents] * len(branches))  # (2B or B, C, h, w)
+        """The guided prediction of a step, (B, C, h, w). `extra_channels` (B, c, h, w): see `Edit`."""
+        guidance = guidance if guidance.is_active(step) else Guidance()
+        x_t = latents
         if hasattr(self.scheduler, "scale_model_input"):
-            x_t = self.scheduler.scale_model_input(x_t, t)
-        if beside is not None:
-            x_t = torch.cat([x_t, torch.cat([beside] * len(branches))], dim=1)
-        kwargs = told.unet_kwargs(self.unet)
-        if self.cross_attention_kwargs is not None:
-            kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
-        noise_pred = self.unet(x_t, t, **kwargs, return_dict=False)[0]
-        if not guided:
-            return noise_pred
-        # Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, Eq. 6, with scale = 1 + w)
-        each = noise_pred.chunk(len(branches))
-        noise_pred = sum((s * (b - a) for s, a, b in zip(scales, each[:-1], each[1:], strict=True)), each[0])
-        if self.guidance_rescale > 0:
-            noise_pred = rescale_guided(noise_pred, each[-1], self.guidance_rescale)
-        return noise_pred
+            x_t = self.scheduler.scale_model_input(x_t, step.t)
+        if extra_channels is not None:
+            x_t = torch.cat([x_t, extra_channels], dim=1)
+
+        def of_network(network: nn.Module | None, cond: "Conditioning") -> Tensor:
+            kwargs = {}
+            if network is None and self.cross_attention_kwargs is not None:
+                kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
+            rows = torch.cat([x_t] * (len(cond) // len(x_t)))  # (B, ...) for each branch of this network
+            return denoise(network or self.unet, rows, step.t, cond, **kwargs)
+
+        return guidance.combine(predictions_of(guidance.branches(cond, null), of_network), step)
+
+    def _guidance_now(self, call: Sampling, cond: "Conditioning") -> Guidance:
+        """Of the next step: a callback may have changed the scale, and the conditions."""
+        if call.guidance is None and not self.do_classifier_free_guidance:
+            return Guidance()
+        guidance = call.guidance or guidance_of_scale(self.guidance_scale, cond)
+        return with_options(guidance, call.guidance_interval, self.guidance_rescale)
 
     def denoise(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        cond: Any,
-        null: Any,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        generator: Generators = None,
-        eta: float = 0.0,
+        cond: "Conditioning",
+        null: "Conditioning",
+        call: Sampling,
         edit: Edit | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> Tensor:
         """Noise to a sample: (B, C, h, w) to (B, C, h, w). The one loop of all settings."""
         accepted = set(inspect.signature(self.scheduler.step).parameters)
-        extra_step_kwargs = {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
+        extra_step_kwargs = {k: v for k, v in {"generator": call.generator, "eta": call.eta}.items() if k in accepted}
         self._num_timesteps = len(timesteps)
         # Where "no prompt" is a prompt, StableDiffusionPipeline makes both passes, and one row is rounded unlike two.
         self._null_is_cond = null.equal(cond) and self.adapter.config.get("null_prompt") is None
+        extra_channels = None if edit is None else edit.extra_channels
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                in_interval = guidance_interval[0] <= i / len(timesteps) < guidance_interval[1]
-                guided = self.do_classifier_free_guidance and in_interval
-                noise_pred = self.predict(latents, t, cond, null, guided, edit and edit.beside)
+                step, guidance = Step(i, len(timesteps), t), self._guidance_now(call, cond)
+                noise_pred = self.predict(latents, step, cond, null, guidance, extra_channels)
                 dtype = latents.dtype
-                latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0].to(
-                    dtype
-                )
+                latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
+                latents = latents.to(dtype)
                 if edit is not None:
                     latents = edit.keep_unmasked(self.scheduler, latents, timesteps[i + 1 : i + 2])
-                if callback_on_step_end is not None:
-                    offered = {
-                        "latents": latents,
-                        "encoder_hidden_states": cond.tokens,
-                        "negative_encoder_hidden_states": null.tokens,
-                    }
-                    wanted = {k: offered[k] for k in callback_on_step_end_tensor_inputs or ["latents"]}
-                    given = offered | (callback_on_step_end(self, i, t, wanted) or {})
-                    latents = given["latents"]
-                    cond = replace(cond, tokens=given["encoder_hidden_states"])
-                    null = replace(null, tokens=given["negative_encoder_hidden_states"])
+                if call.callback_on_step_end is not None:
+                    latents, cond, null = call.call_back(self, step, latents, cond, null)
                 progress_bar.update()
         return latents
 
@@ -280,118 +288,70 @@ class ConditionalPipeline(PortablePipeline):
         """Images (B, C, H, W) in [-1, 1] to what the UNet denoises: themselves, or the VAE's scaled latents."""
         return images if self.vae is None else vae_encode(self.vae, images, generator)
 
-    def to_values(self, images: Any) -> Any:
+    def to_values(self, images: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """Samples in [0, 1] (output_type "np" or "pt") to the values of the files that the model learned from."""
         of = self.config.value_range or {"low": 0.0, "high": 255.0}
         return of["low"] + images * (of["high"] - of["low"])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Samples to images (B, C, H, W), nominally in [-1, 1]."""
-        if self.vae is None:
-            return latents
-        config = self.vae.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        latents = (latents / config.scaling_factor + shift).to(self.vae.dtype)
-        # In the VAE's own dtype, also within autocast: Stable Diffusion's overflows in fp16 (its `force_upcast`).
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(latents, return_dict=False)[0]
+        return latents if self.vae is None else vae_decode(self.vae, latents)
 
+    @takes_sampling
     def generate(
-        self,
-        cond: Any,
-        null: Any,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | dict[str, float] | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        guidance_rescale: float = 0.0,
-        num_images_per_prompt: int = 1,
-        generator: Generators = None,
-        latents: Tensor | None = None,
-        image: Any = None,
-        mask_image: Any = None,
-        strength: float | None = None,
-        eta: float = 0.0,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        self, cond: "Conditioning", null: "Conditioning", **sampling: "Unpack[SamplingArguments]"
     ) -> ImagePipelineOutput | tuple:
-        """From (cond, null) to images: what every `__call__` does once its condition is encoded.
+        """From (cond, null) to images: what every call does once its condition is encoded; see `Sampling`."""
+        call = Sampling(**sampling).with_defaults(self)
+        check_call(self, call)
+        self._guidance_scale, self._guidance_rescale = call.guidance_scale, call.guidance_rescale
+        self._cross_attention_kwargs, self._interrupt = call.cross_attention_kwargs, False
+
+        num_conditions = len(cond)
+        cond, null = (c.repeat_interleave(call.num_images_per_prompt) for c in (cond, null))
+        timesteps, edit = self.set_timesteps(call.num_inference_steps), None
+        if call.image is None:
+            latents = self.prepare_latents(len(cond), call.height, call.width, call.generator, call.latents)
+        else:
+            edit = prepare_edit(self, call, num_conditions)
+            latents, timesteps = edit.latents, edit.timesteps
+        latents = self.denoise(latents, timesteps, cond, null, call, edit)
+        images = latents if call.output_type == "latent" else self.decode(latents)
+        images = self.image_processor.postprocess(images, output_type=call.output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if call.return_dict else (images,)
+
+    @takes_sampling
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: list,
+        negative_conditions: list | None = None,
+        **sampling: "Unpack[SamplingArguments]",
+    ) -> ImagePipelineOutput | tuple:
+        """Sample one image (or `num_images_per_prompt`) for each raw condition, whatever the setting.
 
         Args:
-            height, width: in pixels; default: the size it was trained at. They need not be equal.
-            num_inference_steps, guidance_scale: default: as the model was saved. 1 turns guidance off; the second
-                pass of the UNet is skipped wherever it has no effect.
-            guidance_interval: the fraction of the steps with guidance, (0, 1) for all (Kynkaanniemi et al. 2024).
-            guidance_rescale: 0 to 1 (Lin et al. 2023, section 3.4).
-            generator: one, or a list with one per image, so that an image does not depend on its batch.
-            latents: (B, C, height / f, width / f) initial noise, f the VAE's scale factor.
-            image: start from it: image-to-image, and with several samples its variations. What diffusers' image
-                processor takes (PIL, numpy or tensor); one, one a condition, or latents (n, C, h, w).
-            mask_image: paint only where it is white (inpainting), at the model's size unless height and width say else.
-            strength: 0 to 1, how much noise the image gets, so what part of the steps is made. Default: 0.8; 1 with a
-                mask.
-            eta: of DDIM, 0 to 1; other schedulers have none.
-            output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W) in [0, 1], or "latent".
+            conditions: what the adapter understands: labels, captions, vectors; None is no condition.
+            negative_conditions: what guidance leads away from, one a condition; None: no condition.
+            sampling: see `Sampling`.
+
+        Example:
+            >>> pipe.sample(["cat", None], num_inference_steps=20).images
         """
-        size = self.unet.config.sample_size
-        default_height, default_width = size if isinstance(size, tuple | list) else (size, size)
-        if image is None or mask_image is not None:
-            height = height or default_height * self.vae_scale_factor
-            width = width or default_width * self.vae_scale_factor
-        if strength is None:
-            strength = 0.8 if mask_image is None else 1.0
-        checked = (image, mask_image, strength)
-        check_call(self, height, width, guidance_interval, callback_on_step_end_tensor_inputs, output_type, *checked)
-        self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self._guidance_rescale = guidance_rescale
-        self._cross_attention_kwargs = cross_attention_kwargs
-        self._interrupt = False
+        if negative_conditions is None and self._null_prompt() is not None:
+            negative_conditions = [self._null_prompt()] * len(conditions)
+        return self.generate(*self.encode_condition(conditions, negative_conditions), **sampling)
 
-        num_rows, batch_size = len(cond), len(cond) * num_images_per_prompt
-        cond, null = (c.repeat_interleave(num_images_per_prompt) for c in (cond, null))
-        steps = num_inference_steps or self.config.default_num_inference_steps
-        timesteps, edit = self.set_timesteps(steps), None
-        if image is None:
-            latents = self.prepare_latents(batch_size, height, width, generator, latents)
-        else:
-            sizes = (num_rows, batch_size, height, width)
-            edit = prepare_edit(self, image, mask_image, strength, steps, *sizes, generator, latents)
-            latents, timesteps = edit.latents, edit.timesteps
-        latents = self.denoise(
-            latents,
-            timesteps,
-            cond,
-            null,
-            guidance_interval,
-            generator,
-            eta,
-            edit,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-        images = latents if output_type == "latent" else self.decode(latents)
-        images = self.image_processor.postprocess(images, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    @torch.no_grad()
+    @takes_sampling
     def __call__(
-        self, condition: list[Any], negative_condition: list[Any] | None = None, **sampling: Any
+        self,
+        condition: list,
+        negative_condition: list | None = None,
+        **sampling: "Unpack[SamplingArguments]",
     ) -> ImagePipelineOutput | tuple:
-        """Sample one image (or `num_images_per_prompt`) for each raw condition; see `generate` for the rest."""
-        return self.generate(*self.encode_condition(condition, negative_condition), **sampling)
+        """Sample one image (or `num_images_per_prompt`) for each raw condition; see `Sampling` for the rest."""
+        return self.sample(condition, negative_condition, **sampling)
 
 
 _ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}
-
-
-def rescale_guided(noise_pred: Tensor, noise_pred_cond: Tensor, guidance_rescale: float) -> Tensor:
-    """Give the guided prediction the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891)."""
-    dims = list(range(1, noise_pred.ndim))
-    ratio = noise_pred_cond.std(dim=dims, keepdim=True) / noise_pred.std(dim=dims, keepdim=True)  # Eq. 15
-    return guidance_rescale * (noise_pred * ratio) + (1 - guidance_rescale) * noise_pred  # Eq. 16

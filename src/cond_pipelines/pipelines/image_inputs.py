@@ -6,19 +6,24 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .vae import Generators
+from ..adapters.denoiser import size_multiple, unwrapped
+from .sampling import Sampling
+from .vae import VAE, Generators
+
+if TYPE_CHECKING:
+    from .conditional import ConditionalPipeline
 
 
-def image_processors(vae: Any, scale_factor: int) -> tuple[VaeImageProcessor, VaeImageProcessor]:
+def image_processors(vae: VAE | None, scale_factor: int) -> tuple[VaeImageProcessor, VaeImageProcessor]:
     """diffusers' own, of images and of masks, for a pipeline with this VAE or with none."""
     # A tensor with as many channels as latents have is taken for latents; where images have as many, for images.
     latent_channels = (
@@ -29,55 +34,45 @@ def image_processors(vae: Any, scale_factor: int) -> tuple[VaeImageProcessor, Va
     return images, VaeImageProcessor(vae_scale_factor=scale_factor, **of_mask)
 
 
-def num_channels_latents(pipe: Any) -> int:
+def num_channels_latents(pipe: "ConditionalPipeline") -> int:
     """Of what is denoised. A UNet may see more (a mask and a masked image) or answer more (a learned variance)."""
     if pipe.vae is not None:
         return pipe.vae.config.latent_channels
-    config = pipe.unet.config
+    config = unwrapped(pipe.unet).config
     return min(config.in_channels, getattr(config, "out_channels", config.in_channels))
 
 
-def check_call(
-    pipe: Any,
-    height: int | None,
-    width: int | None,
-    guidance_interval: tuple[float, float],
-    callback_on_step_end_tensor_inputs: list[str] | None,
-    output_type: str,
-    image: Any,
-    mask_image: Any,
-    strength: float,
-) -> None:
+def check_call(pipe: "ConditionalPipeline", call: Sampling) -> None:
     """Raise ValueError, in one line, for arguments that no setting can use."""
-    _check_size(pipe, height or 0, width or 0)
-    if output_type == "pil" and pipe.vae is None and num_channels_latents(pipe) not in (1, 3, 4):
-        channels = num_channels_latents(pipe)
+    check_size(pipe, call.height or 0, call.width or 0)
+    channels, seen = num_channels_latents(pipe), unwrapped(pipe.unet).config.in_channels
+    if call.output_type == "pil" and pipe.vae is None and channels not in (1, 3, 4):
         raise ValueError(f"{channels} channels make no PIL image: pass output_type='np' or 'pt'")
-    low, high = guidance_interval
+    low, high = call.guidance_interval
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"guidance_interval {guidance_interval} must be two fractions of the steps, 0 <= a <= b <= 1")
-    unknown = set(callback_on_step_end_tensor_inputs or ()) - set(pipe._callback_tensor_inputs)
+        raise ValueError(
+            f"guidance_interval {call.guidance_interval} must be two fractions of the steps, 0 <= a <= b <= 1"
+        )
+    unknown = set(call.callback_on_step_end_tensor_inputs or ()) - set(pipe._callback_tensor_inputs)
     if unknown:
         raise ValueError(
             f"callback_on_step_end_tensor_inputs {sorted(unknown)} are not among {pipe._callback_tensor_inputs}"
         )
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength} must be between 0 and 1")
-    if mask_image is not None and image is None:
+    if call.strength is not None and not 0 <= call.strength <= 1:
+        raise ValueError(f"strength {call.strength} must be between 0 and 1")
+    if call.mask_image is not None and call.image is None:
         raise ValueError("mask_image says where to paint: pass the image too")
-    channels, seen = num_channels_latents(pipe), pipe.unet.config.in_channels
     if seen not in (channels, 2 * channels + 1):
         raise ValueError(
             f"the UNet takes {seen} channels, and this pipeline has {channels} or, for inpainting, {2 * channels + 1}"
         )
-    if seen != channels and mask_image is None:
+    if seen != channels and call.mask_image is None:
         raise ValueError(f"the UNet takes {seen} channels, it is for inpainting: pass image and mask_image")
 
 
-def _check_size(pipe: Any, height: int, width: int) -> None:
-    multiple = pipe.vae_scale_factor
-    if isinstance(pipe.unet, UNet2DModel):  # the other kind copes with any size
-        multiple *= 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+def check_size(pipe: "ConditionalPipeline", height: int, width: int) -> None:
+    """Raise ValueError for a size in pixels that the VAE or the network cannot take."""
+    multiple = pipe.vae_scale_factor * size_multiple(pipe.unet)
     if height % multiple or width % multiple:
         raise ValueError(f"height {height} and width {width} must be multiples of {multiple}")
 
@@ -89,20 +84,20 @@ class Edit:
     Args:
         timesteps: those that are left.
         latents: (B, c, h, w) the start.
-        beside: (B, 1 + c, h, w) the mask and the image without what is masked, which an inpainting UNet sees beside
-            the latents; None: it does not.
+        extra_channels: (B, 1 + c, h, w) the mask and the image without what is masked, which an inpainting UNet sees
+            as channels after the latents; None: it does not.
         mask: (B, 1, h, w), 1 where to paint; None: everywhere, or an inpainting UNet sees to it.
         x_0, noise: (B, c, h, w) of the image that is kept elsewhere.
     """
 
     timesteps: Tensor
     latents: Tensor
-    beside: Tensor | None = None
+    extra_channels: Tensor | None = None
     mask: Tensor | None = None
     x_0: Tensor | None = None
     noise: Tensor | None = None
 
-    def keep_unmasked(self, scheduler: Any, latents: Tensor, next_timestep: Tensor) -> Tensor:
+    def keep_unmasked(self, scheduler: SchedulerMixin, latents: Tensor, next_timestep: Tensor) -> Tensor:
         """`latents` where the mask is 1, the image at the noise of `next_timestep` elsewhere; (0,) is none."""
         if self.mask is None:
             return latents
@@ -110,14 +105,14 @@ class Edit:
         return (1 - self.mask) * kept + self.mask * latents
 
 
-def add_noise(scheduler: Any, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def add_noise(scheduler: SchedulerMixin, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """`x_0` at the noise of timestep `t`; flow-matching schedulers have another name for it."""
     if hasattr(scheduler, "scale_noise"):
         return scheduler.scale_noise(x_0, t, noise)
     return scheduler.add_noise(x_0, noise, t)
 
 
-def last_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
+def last_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float) -> Tensor:
     """The last `strength` of the timesteps that the scheduler was set to.
 
     Raises:
@@ -132,88 +127,115 @@ def last_timesteps(scheduler: Any, num_inference_steps: int, strength: float) ->
     return scheduler.timesteps[start:]
 
 
-def prepare_edit(
-    pipe: Any,
-    image: Any,
-    mask_image: Any,
-    strength: float,
-    num_inference_steps: int,
-    num_rows: int,
-    batch_size: int,
-    height: int | None,
-    width: int | None,
-    generator: Generators,
-    latents: Tensor | None,
-) -> Edit:
+@dataclass(frozen=True)
+class _Rows:
+    """How many conditions and samples a call has, and where its tensors are to be."""
+
+    num_conditions: int
+    num_samples: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def each(self, x: Tensor, name: str) -> Tensor:
+        """One row, one a condition or one a sample, to one a sample."""
+        if len(x) not in (1, self.num_conditions, self.num_samples):
+            raise ValueError(f"{name}: {len(x)} for {self.num_conditions} conditions: pass one, or one for each")
+        # `cat` leaves the layout in memory as theirs is; a convolution rounds differently in another.
+        return torch.cat([x[i : i + 1] for i in (n * len(x) // self.num_samples for n in range(self.num_samples))])
+
+
+def prepare_edit(pipe: "ConditionalPipeline", call: Sampling, num_conditions: int) -> Edit:
     """From an image, and a mask, to the start of the denoising loop; the scheduler's timesteps are set.
 
-    Draws from `generator` what StableDiffusionImg2ImgPipeline or StableDiffusionInpaintPipeline draws, in that order.
+    Draws from the generator what StableDiffusionImg2ImgPipeline or StableDiffusionInpaintPipeline draws, in that order.
 
     Args:
-        image, mask_image: whatever diffusers' image processor takes: one, one a row, or one a sample.
-        num_rows, batch_size: of conditions, and of samples.
-        latents: (B, c, h, w) the noise; None: drawn.
+        call: its image and mask_image are one, one a condition, or one a sample; steps and strength are set.
     """
-    device, dtype = pipe._execution_device, pipe.unet.dtype
-    timesteps = last_timesteps(pipe.scheduler, num_inference_steps, strength)
-
-    def each(x: Tensor, name: str) -> Tensor:
-        if len(x) not in (1, num_rows, batch_size):
-            raise ValueError(f"{name}: {len(x)} for {num_rows} conditions: pass one, or one for each")
-        # `cat` leaves the layout in memory as theirs is; a convolution rounds differently in another.
-        return torch.cat([x[i : i + 1] for i in (n * len(x) // batch_size for n in range(batch_size))])
-
-    def encode(images: Tensor) -> Tensor:
-        images = images.to(device, dtype)
-        if is_latent:
-            return images
-        if not isinstance(generator, list):
-            return pipe.encode_images(images, generator)
-        return torch.cat([pipe.encode_images(images[i : i + 1], generator[i]) for i in range(len(images))])
-
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(f"got {len(generator)} generators for {batch_size} images: pass one, or one per image")
-    images = pipe.image_processor.preprocess(_in_mode(pipe, image), height=height, width=width)  # (n, C, H, W)
-    channels = num_channels_latents(pipe)
-    is_latent = pipe.vae is None or images.shape[1] == pipe.image_processor.config.vae_latent_channels
+    rows = _Rows(
+        num_conditions, num_conditions * call.num_images_per_prompt, pipe._execution_device, unwrapped(pipe.unet).dtype
+    )
+    timesteps = last_timesteps(pipe.scheduler, call.num_inference_steps, call.strength)
+    check_generators(call.generator, rows.num_samples)
+    images = pipe.image_processor.preprocess(_in_mode(pipe, call.image), height=call.height, width=call.width)
+    channels = num_channels_latents(pipe)  # images: (n, C, H, W)
+    is_latent = _is_latent(pipe, images)
     needed = channels if is_latent else pipe.vae.config.in_channels
     if images.shape[1] != needed:
         raise ValueError(f"image has {images.shape[1]} channels, and the model {needed}")
     factor = 1 if is_latent else pipe.vae_scale_factor
-    _check_size(pipe, *(side * pipe.vae_scale_factor // factor for side in images.shape[2:]))
-    shape = (batch_size, channels, images.shape[2] // factor, images.shape[3] // factor)
-    if latents is not None and tuple(latents.shape) != shape:
-        raise ValueError(f"latents have the shape {tuple(latents.shape)}, and {shape} is needed")
+    check_size(pipe, *(side * pipe.vae_scale_factor // factor for side in images.shape[2:]))
+    shape = (rows.num_samples, channels, images.shape[2] // factor, images.shape[3] // factor)
+    if call.mask_image is not None:
+        return _inpainting(pipe, call, rows, timesteps, images, shape)
+    if isinstance(call.generator, list):
+        images = rows.each(images, "image")  # so that a sample does not depend on its batch
+    x_0 = rows.each(_encode(pipe, images, rows, call.generator), "image")
+    noise = noise_of(call, shape, rows.device, rows.dtype)
+    return Edit(timesteps, add_noise(pipe.scheduler, x_0, noise, timesteps[:1].repeat(rows.num_samples)))
 
-    def draw() -> Tensor:
-        given = latents is not None
-        return (
-            latents.to(device, dtype) if given else randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        )
 
-    first = timesteps[:1].repeat(batch_size)
-    if mask_image is None:
-        if isinstance(generator, list):
-            images = each(images, "image")  # so that a sample does not depend on its batch
-        x_0 = each(encode(images), "image")
-        return Edit(timesteps, add_noise(pipe.scheduler, x_0, draw(), first))
-
-    is_for_inpainting = pipe.unet.config.in_channels != channels
-    x_0 = None if is_for_inpainting and strength == 1 else each(encode(images), "image").contiguous()
-    noise = draw()
-    sigma = getattr(pipe.scheduler, "init_noise_sigma", 1.0)
-    start = noise * sigma if strength == 1 else add_noise(pipe.scheduler, x_0, noise, first)
-    mask = pipe.mask_processor.preprocess(mask_image, height=height, width=width)  # (m, 1, H, W)
+def _inpainting(
+    pipe: "ConditionalPipeline",
+    call: Sampling,
+    rows: _Rows,
+    timesteps: Tensor,
+    images: Tensor,  # (n, C, H, W), or latents (n, c, h, w)
+    shape: tuple[int, int, int, int],
+) -> Edit:
+    """For a UNet for inpainting, which sees the mask; or for any other, whose every step keeps what is not masked."""
+    is_for_inpainting = unwrapped(pipe.unet).config.in_channels != shape[1]
+    x_0 = None
+    if not (is_for_inpainting and call.strength == 1):
+        x_0 = rows.each(_encode(pipe, images, rows, call.generator), "image").contiguous()
+    noise = noise_of(call, shape, rows.device, rows.dtype)
+    if call.strength == 1:
+        start = noise * getattr(pipe.scheduler, "init_noise_sigma", 1.0)
+    else:
+        start = add_noise(pipe.scheduler, x_0, noise, timesteps[:1].repeat(rows.num_samples))
+    mask = pipe.mask_processor.preprocess(call.mask_image, height=call.height, width=call.width)  # (m, 1, H, W)
     small = F.interpolate(mask, size=shape[2:])  # (m, 1, h, w), nearest
-    masked = images * ((small if is_latent else mask) < 0.5)
-    seen = each(encode(masked), "image")  # also where the UNet does not see it: the generator is to move on as theirs
-    mask = each(small.to(device, dtype), "mask_image")
+    masked = images * ((small if _is_latent(pipe, images) else mask) < 0.5)
+    # Encoded also where the UNet does not see it: the generator must move on as theirs does.
+    seen = rows.each(_encode(pipe, masked, rows, call.generator), "image")
+    mask = rows.each(small.to(rows.device, rows.dtype), "mask_image")
     if is_for_inpainting:
-        return Edit(timesteps, start, beside=torch.cat([mask, seen], dim=1))
+        return Edit(timesteps, start, extra_channels=torch.cat([mask, seen], dim=1))
     return Edit(timesteps, start, mask=mask, x_0=x_0, noise=noise)
 
 
-def _in_mode(pipe: Any, image: Any) -> Any:
+def _is_latent(pipe: "ConditionalPipeline", images: Tensor) -> bool:
+    """Whether they are what the network denoises already."""
+    return pipe.vae is None or images.shape[1] == pipe.image_processor.config.vae_latent_channels
+
+
+def _encode(pipe: "ConditionalPipeline", images: Tensor, rows: _Rows, generator: Generators) -> Tensor:
+    """Images (n, C, H, W) to latents (n, c, h, w); latents, and images without a VAE, stay what they are."""
+    images = images.to(rows.device, rows.dtype)
+    if _is_latent(pipe, images):
+        return images
+    if not isinstance(generator, list):
+        return pipe.encode_images(images, generator)
+    return torch.cat([pipe.encode_images(images[i : i + 1], generator[i]) for i in range(len(images))])
+
+
+def noise_of(call: Sampling, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The call's `latents`, or standard normal noise of its generator. Raises ValueError where they do not fit."""
+    check_generators(call.generator, shape[0])
+    if call.latents is not None and tuple(call.latents.shape) != shape:
+        raise ValueError(f"latents have the shape {tuple(call.latents.shape)}, and {shape} is needed")
+    if call.latents is not None:
+        return call.latents.to(device, dtype)
+    return randn_tensor(shape, generator=call.generator, device=device, dtype=dtype)
+
+
+def check_generators(generator: Generators, num_samples: int) -> None:
+    """Raise ValueError for a list of another length than the number of samples."""
+    if isinstance(generator, list) and len(generator) != num_samples:
+        raise ValueError(f"got {len(generator)} generators for {num_samples} images: pass one, or one per image")
+
+
+def _in_mode(pipe: "ConditionalPipeline", image: PipelineImageInput) -> PipelineImageInput:
     """PIL images, one or a list, in the mode that the model's number of channels asks for."""
     channels = num_channels_latents(pipe) if pipe.vae is None else pipe.vae.config.in_channels
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)

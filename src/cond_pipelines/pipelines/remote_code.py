@@ -13,33 +13,31 @@ in one folder.
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
-import ast
 import hashlib
 import importlib
-import importlib.util
-import inspect
 import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
 
-_PACKAGE = "cond_pipelines"
+from .joined_code import _PACKAGE, adapter_code, pipeline_code
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cond_pipelines.evaluation.likelihood import Classification
+
 _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
-_PIPELINE_MODULES = (
-    "remote_code",
-    "vae",
-    "image_inputs",
-    "conditional",
-    "settings",
-)  # in the order in which they import one another
 _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
-_EVERYWHERE = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "transformers"}
 
 
 class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -95,11 +93,11 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if any(name.startswith(f"{cls.text_encoder_name}.") for name in state_dict):
             super().load_lora_into_text_encoder(state_dict, *args, **kwargs)
 
-    def classify(self, images: Any, conditions: list[Any], **kwargs: Any) -> Any:
+    def classify(self, images: "Tensor | list[Image]", conditions: list, **kwargs: int) -> "Classification":
         """p(y|x) from p(x|y): under which of some conditions each image was drawn."""
         return self._installed("evaluation.likelihood").classify(self, images, conditions, **kwargs)
 
-    def bits_per_dim(self, images: Any, conditions: list[Any] | None = None, **kwargs: Any) -> Any:
+    def bits_per_dim(self, images: "Tensor | list[Image]", conditions: list | None = None, **kwargs: int) -> Tensor:
         """The variational bound on -log2 p(image) a pixel value, (N,); see `evaluation.likelihood`."""
         return self._installed("evaluation.likelihood").bits_per_dim(self, images, conditions, **kwargs)
 
@@ -108,13 +106,13 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return self._installed("networks.pretrained").to_stable_diffusion(self)
 
     @classmethod
-    def _installed(cls, module: str) -> Any:
+    def _installed(cls, module: str) -> ModuleType:
         if not _INSTALLED:
             raise ImportError("this needs the package that the model was made with: pip install cond-pipelines")
         return importlib.import_module(f"{_PACKAGE}.{module}")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "PortablePipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "PortablePipeline":
         """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
 
         A checkpoint of diffusers' own (Stable Diffusion, DDPM, DDIM, LDM) becomes a pipeline of the same setting, see
@@ -173,14 +171,14 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return config
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         if _INSTALLED:
             _use_installed(config[0] if isinstance(config, tuple) else config, pretrained_model_name_or_path)
         return config
 
 
-def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
+def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
     importlib.import_module(f"{_PACKAGE}.pipelines")
@@ -200,12 +198,17 @@ def _use_installed(config: dict[str, Any], name_or_path: Any) -> None:
                     f"install it, `import {package}`, then load again"
                 )
             config[component] = [found[0].__module__, name]
-        elif component not in ignored and module not in ("diffusers", "transformers"):
+        elif component not in ignored and module not in ("diffusers", "transformers") and not _is_imported(*value):
             raise ValueError(
                 f"{name_or_path} has a component {component!r} of {module!r}, which is not loaded without trust: only "
-                "diffusers and transformers are. Pass the component to from_pretrained, or, if you have read the "
+                "diffusers, transformers and networks that you have imported are. If you have read the "
                 "repository's code, use diffusers.DiffusionPipeline.from_pretrained(..., trust_remote_code=True)"
             )
+
+
+def _is_imported(module: str, name: str) -> bool:
+    """Whether this is a network of a module that the user has imported: loading it runs nothing new."""
+    return any(c.__name__ == name and c.__module__ == module for c in _subclasses(ModelMixin))
 
 
 def _subclasses(cls: type) -> list[type]:
@@ -237,111 +240,3 @@ def _write(folder: Path, kind: str, text: str) -> str:
             old.unlink()
     (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return name
-
-
-def _is_copy(cls: type) -> bool:
-    """True for a class that was itself loaded from a checkpoint's code."""
-    return cls.__module__.startswith("diffusers_modules.")
-
-
-def pipeline_code(cls: type) -> str:
-    """The text of one file that defines the pipeline class `cls` with no more than diffusers and transformers."""
-    if _is_copy(cls):
-        return _source(cls.__module__)
-    modules = [f"{_PACKAGE}.pipelines.{name}" for name in _PIPELINE_MODULES]
-    if cls.__module__ not in modules:  # somebody's own subclass
-        modules.append(cls.__module__)
-    return join_code(*modules)
-
-
-def adapter_code(cls: type, *parts: type) -> str:
-    """The text of one file that defines the adapter class `cls`, and the classes of its `parts`.
-
-    Where they need more than one file each, it imports the class and says what to install.
-    """
-    if _is_copy(cls):
-        return _source(cls.__module__)
-    modules = [c.__module__ for c in (*parts, cls) if c is not cls] + [cls.__module__]
-    needed = [_with_imports(module) for module in dict.fromkeys(modules)]
-    if None not in needed:
-        files = dict.fromkeys([f"{_PACKAGE}.adapters.base", *(module for some in needed for module in some)])
-        return join_code(*files) + f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
-    package = cls.__module__.split(".")[0]
-    return (
-        f'"""The adapter of this model is a part of the package {package}."""\n\n'
-        "from diffusers.models.modeling_utils import ModelMixin  # noqa: F401: diffusers looks for it here\n\n"
-        "try:\n"
-        f"    from {cls.__module__} import {cls.__name__}  # noqa: F401\n"
-        "except ImportError as error:\n"
-        f"    raise ImportError(\n"
-        f'        "this model\'s adapter {cls.__name__} is a part of the package {package}: install it (and "\n'
-        f'        "{_PACKAGE}), then load the model again"\n'
-        "    ) from error\n"
-    )
-
-
-def join_code(*modules: str) -> str:
-    """The sources of some modules as one, without their imports of each other and of this package."""
-    future, texts = set(), []
-    for name in modules:
-        text = _source(name)
-        lines = text.splitlines(keepends=True)
-        for node in ast.parse(text).body:
-            if not isinstance(node, ast.ImportFrom):
-                continue
-            if node.module == "__future__":
-                future.update(alias.name for alias in node.names)
-                new = ""
-            elif node.level or (node.module or "").split(".")[0] == _PACKAGE:
-                new = "".join(f"{a.asname} = {a.name}\n" for a in node.names if a.asname and a.asname != a.name)
-            else:
-                continue
-            lines[node.lineno - 1 : node.end_lineno] = [new] + [""] * (node.end_lineno - node.lineno)
-        texts.append("".join(lines))
-    head = "".join(f"from __future__ import {name}\n" for name in sorted(future))
-    title = f"# The code of {', '.join(modules)}, gathered so that this model loads with diffusers alone.\n"
-    return title + head + "\n\n".join(texts)
-
-
-def _with_imports(module: str) -> list[str] | None:
-    """The modules of our adapters that a module imports, then itself; None where it needs more than those files.
-
-    That is anything but its own file, what everybody has, and names of our adapters.
-    """
-    try:
-        tree = ast.parse(_source(module))
-    except (OSError, SyntaxError):
-        return None
-    needed: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            roots = {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            roots = {(node.module or "").split(".")[0]}
-            if node.level:
-                return None
-            if roots == {_PACKAGE} and node in tree.body:
-                homes = [_adapter_module(node.module, alias.name) for alias in node.names]
-                if None in homes:
-                    return None
-                needed += [m for home in homes if home != module for m in _with_imports(home) or ()]
-                continue
-        else:
-            continue
-        if roots - _EVERYWHERE - sys.stdlib_module_names:
-            return None
-    return [*dict.fromkeys(needed), module]
-
-
-def _adapter_module(module: str, name: str) -> str | None:
-    """Where a name that is imported from this package is defined; None where that is not with the adapters."""
-    home = getattr(getattr(importlib.import_module(module), name, None), "__module__", "")
-    adapters = f"{_PACKAGE}.adapters."
-    base = f"{adapters}base"
-    if home.startswith(adapters):
-        return home
-    return base if hasattr(importlib.import_module(base), name) else None
-
-
-def _source(module: str) -> str:
-    return Path(inspect.getsourcefile(sys.modules[module])).read_text(encoding="utf-8")

@@ -3,17 +3,25 @@
 This file travels with a checkpoint, together with the one it imports.
 """
 
-import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Optional, TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .conditional import VAE, ConditionalPipeline
+from ..adapters.denoiser import Network
+from .conditional import ConditionalPipeline
+from .sampling import takes_sampling
+from .vae import VAE
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .sampling import SamplingArguments
+
+Value = TypeVar("Value")
 
 
 class UnconditionalPipeline(ConditionalPipeline):
@@ -30,14 +38,14 @@ class UnconditionalPipeline(ConditionalPipeline):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel | UNet2DModel,
+        unet: Network,
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
-        vae: VAE | None = None,
+        vae: Optional[VAE] = None,  # noqa: UP045
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 2.5,
-        value_range: dict[str, float] | None = None,
-        objective: dict[str, object] | None = None,
+        value_range: Optional[dict[str, float]] = None,  # noqa: UP045
+        objective: Optional[dict[str, object]] = None,  # noqa: UP045
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
@@ -51,10 +59,11 @@ class UnconditionalPipeline(ConditionalPipeline):
             vae=vae,
         )
 
+    @takes_sampling
     @torch.no_grad()
-    def __call__(self, batch_size: int = 1, **sampling: Any) -> ImagePipelineOutput | tuple:
-        """Sample `batch_size` images; see `generate` for the other arguments."""
-        return self.generate(*self.encode_condition([None] * batch_size), **sampling)
+    def __call__(self, batch_size: int = 1, **sampling: "Unpack[SamplingArguments]") -> ImagePipelineOutput | tuple:
+        """Sample `batch_size` images; see `Sampling` for the other arguments."""
+        return self.sample([None] * batch_size, **sampling)
 
 
 class ClassConditionalPipeline(UnconditionalPipeline):
@@ -67,20 +76,20 @@ class ClassConditionalPipeline(UnconditionalPipeline):
 
     conditioning = "class"
 
+    @takes_sampling
     @torch.no_grad()
     def __call__(
         self,
         class_labels: int | str | list[int | str | list[int | str] | None],
         negative_class_labels: int | str | list[int | str | None] | None = None,
-        **sampling: Any,
+        **sampling: "Unpack[SamplingArguments]",
     ) -> ImagePipelineOutput | tuple:
-        """Sample an image for each label, given by name or by id; None is no label. See `generate` for the rest.
+        """Sample an image for each label, given by name or by id; None is no label. See `Sampling` for the rest.
 
         A list in the list, [["red", "round"], ["blue"], None], is several labels of one image.
         """
         labels = _as_list(class_labels)
-        negative = _as_list(negative_class_labels, len(labels), "negative_class_labels")
-        return self.generate(*self.encode_condition(labels, negative), **sampling)
+        return self.sample(labels, _as_list(negative_class_labels, len(labels), "negative_class_labels"), **sampling)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -114,15 +123,25 @@ class TextToImagePipeline(ConditionalPipeline):
             prompt_attention_mask (B, L) bool, negative_prompt_attention_mask (B, L') bool or None.
         """
         if prompt is not None:
-            prompt_embeds, prompt_attention_mask = self._features(_as_list(prompt)).values()
-        if negative_prompt is None and negative_prompt_embeds is None and self.text_encoder is not None:
-            # "No prompt" may itself be a prompt, as it is for Stable Diffusion, which encodes it each time.
-            negative_prompt = self.adapter.config.get("null_prompt")
+            prompt_embeds, prompt_attention_mask = self._hidden_states(_as_list(prompt))
+        if negative_prompt is None and negative_prompt_embeds is None:
+            negative_prompt = self._null_prompt()
         if negative_prompt is not None:
             negative = _as_list(negative_prompt, len(prompt_embeds), "negative_prompt")
-            negative_prompt_embeds, negative_prompt_attention_mask = self._features(negative).values()
+            negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
+    def _hidden_states(self, prompts: list[str | None]) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and the mask (B, L) of prompts."""
+        features = self._features(prompts)
+        if set(features) != {"hidden_states", "mask"}:
+            raise ValueError(
+                f"{type(self.adapter).__name__} encodes a prompt as {sorted(features)}, which prompt_embeds and "
+                "prompt_attention_mask do not hold: pass the prompts themselves to the pipeline"
+            )
+        return features["hidden_states"], features["mask"]
+
+    @takes_sampling
     @torch.no_grad()
     def __call__(
         self,
@@ -132,16 +151,19 @@ class TextToImagePipeline(ConditionalPipeline):
         negative_prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
-        **sampling: Any,
+        **sampling: "Unpack[SamplingArguments]",
     ) -> ImagePipelineOutput | tuple:
         """Sample an image for each prompt, or for each row of `prompt_embeds` (see `encode_prompt`).
 
-        None as a prompt in a list is no condition. See `generate` for the other arguments.
+        None as a prompt in a list is no condition. See `Sampling` for the other arguments.
         """
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("pass either negative_prompt or negative_prompt_embeds, not both")
+        if prompt_embeds is None and negative_prompt_embeds is None:
+            prompts = _as_list(prompt)
+            return self.sample(prompts, _as_list(negative_prompt, len(prompts), "negative_prompt"), **sampling)
         embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,
@@ -156,7 +178,7 @@ class TextToImagePipeline(ConditionalPipeline):
         return self.generate(cond, self._condition(_text_features(negative_embeds, negative_mask)), **sampling)
 
 
-def _as_list(value: Any, length: int | None = None, name: str = "") -> list[Any] | None:
+def _as_list(value: Value | list[Value] | None, length: int | None = None, name: str = "") -> list[Value] | None:
     """One value or a list to a list, repeated to `length` where it is one value."""
     if value is None:
         return None
@@ -169,17 +191,3 @@ def _as_list(value: Any, length: int | None = None, name: str = "") -> list[Any]
 def _text_features(hidden_states: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     mask = hidden_states.new_ones(hidden_states.shape[:2]) if mask is None else mask
     return {"hidden_states": hidden_states, "mask": mask.bool()}
-
-
-def _show_sampling_arguments(*classes: type[ConditionalPipeline]) -> None:
-    """`__call__` hands **sampling to `generate`; show those arguments in its signature (help, completion, tools)."""
-    common = [
-        p for p in inspect.signature(ConditionalPipeline.generate).parameters.values() if p.kind == p.KEYWORD_ONLY
-    ]
-    for cls in classes:
-        signature = inspect.signature(cls.__call__)
-        own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-        cls.__call__.__signature__ = signature.replace(parameters=own + common)
-
-
-_show_sampling_arguments(ConditionalPipeline, UnconditionalPipeline, ClassConditionalPipeline, TextToImagePipeline)

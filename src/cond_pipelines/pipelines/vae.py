@@ -1,12 +1,15 @@
 """Images to latents, for any of diffusers' autoencoders."""
 
+from typing import Union
+
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
-VAE = AutoencoderKL | AutoencoderTiny | AutoencoderDC | VQModel
+# Not A | B, as in adapters/denoiser.py.
+VAE = Union[AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel]  # noqa: UP007
 
 
 def vae_scale_factor(vae: VAE) -> int:
@@ -33,3 +36,12 @@ def sample_posterior(vae: VAE, posterior: Tensor, generator: Generators = None) 
     if posterior.shape[1] == 2 * vae.config.latent_channels:
         latents = DiagonalGaussianDistribution(latents).sample(generator)
     return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+
+def vae_decode(vae: VAE, latents: Tensor) -> Tensor:
+    """Scaled latents (B, c, h, w) to images (B, C, H, W), nominally in [-1, 1]."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    latents = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
+    # In the VAE's own dtype, also within autocast: Stable Diffusion's overflows in fp16 (its `force_upcast`).
+    with torch.autocast(latents.device.type, enabled=False):
+        return vae.decode(latents, return_dict=False)[0]

@@ -23,6 +23,7 @@ from ..data.draws import draw
 from ..data.load import TrainingData, load_data
 from ..data.workers import signals_held
 from ..locks import by_main_process
+from ..networks.denoiser import denoise
 from ..pipelines.conditional import ConditionalPipeline
 from ..processes import use_all_cores
 from .caching import cache_latents, cache_text, x_0_of
@@ -71,7 +72,7 @@ class _Told(nn.Module):
             features = self.adapter.encode(features, self.text_encoder)
         cond = self.adapter(features)
         cond = cond.where(keep, self.adapter.null_like(cond))  # condition dropout, per example
-        return self.unet(x_t, t, **cond.unet_kwargs(self.unet)).sample  # (B, C, h, w)
+        return denoise(self.unet, x_t, t, cond)  # (B, C, h, w)
 
 
 def train(config: TrainingConfig) -> Path:

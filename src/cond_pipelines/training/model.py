@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from torch import nn
 
 from ..adapters.base import ConditioningAdapter
 from ..data.labels import Choices
 from ..data.load import TrainingData
 from ..errors import reading
+from ..networks.denoiser import size_multiple
 from ..networks.pretrained import load_pipeline
 from ..networks.surgery import with_channels
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
@@ -107,8 +108,10 @@ def build_pipeline(
             raise ValueError(
                 f"--resolution {dataset.resolution} is too small for the pretrained UNet ({least} or more)"
             )
-        if isinstance(unet, UNet2DModel) and dataset.resolution % least:
-            raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {least} for the pretrained UNet")
+        if dataset.resolution % (multiple := scale * size_multiple(unet)):
+            raise ValueError(
+                f"--resolution {dataset.resolution} must be a multiple of {multiple} for the pretrained UNet"
+            )
         unet.register_to_config(sample_size=sample_size)
     else:
         channels = dataset.channels if vae is None else vae.config.latent_channels

@@ -22,6 +22,7 @@ from ..data.batches import signed
 from ..data.draws import draw
 from ..data.labels import condition_name
 from ..data.load import TrainingData
+from ..networks.denoiser import denoise
 from ..objectives.base import Objective
 from ..pictures import animation, image_grid, visible
 from ..pipelines.conditional import ConditionalPipeline
@@ -200,7 +201,7 @@ def held_out_loss(
 
 def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t: Tensor, t: Tensor) -> Tensor:
     with accelerator.autocast():
-        return unet(x_t, t, **cond.unet_kwargs(unet)).sample  # (B, C, h, w)
+        return denoise(unet, x_t, t, cond)  # (B, C, h, w)
 
 
 def grid_conditions(
@@ -267,8 +268,7 @@ def sample_images(
             # On the CPU, so that a GPU shows the same.
             generators = [torch.Generator().manual_seed(seed + i) for i in some]
             with accelerator.autocast():
-                images = ConditionalPipeline.__call__(
-                    pipe,
+                images = pipe.sample(
                     [conditions[i] for i in some],
                     generator=generators,
                     num_inference_steps=num_inference_steps,

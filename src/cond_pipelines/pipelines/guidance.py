@@ -1,0 +1,191 @@
+"""Guidance: which predictions a step needs, and how they become one.
+
+    branches(cond, null) -> [(network or None, condition), ...] --network--> predictions --combine--> prediction
+
+A guidance of your own is a subclass of `Guidance`, passed to a call: `pipe(..., guidance=MyGuidance(...))`.
+
+This file is self-contained on purpose: it travels with a checkpoint.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cond_pipelines.adapters.base import Conditioning
+
+Branch = tuple[nn.Module | None, "Conditioning"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of sampling: the `index`-th of `num_steps`, from 0, at the scheduler's timestep `t`."""
+
+    index: int
+    num_steps: int
+    t: Tensor
+
+
+class Guidance:
+    """The contract, and no guidance: one prediction, under the condition.
+
+    Example:
+        >>> class AutoGuidance(Guidance):  # Karras et al. 2024, arXiv 2406.02507, Eq. 3
+        ...     def __init__(self, weaker: nn.Module, scale: float):
+        ...         self.weaker, self.scale = weaker, scale
+        ...
+        ...     def branches(self, cond, null):
+        ...         return [(self.weaker, cond), (None, cond)]
+        ...
+        ...     def combine(self, predictions, step):
+        ...         weak, main = predictions
+        ...         return weak + self.scale * (main - weak)
+        >>> pipe(["cat"], guidance=AutoGuidance(earlier_unet, 1.5)).images[0]
+    """
+
+    def is_active(self, step: Step) -> bool:
+        """False where this step makes one prediction only: the pipeline's network under the condition."""
+        return True
+
+    def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
+        """What is predicted: pairs of a network (None: the pipeline's) and a condition. The last is the main one."""
+        return [(None, cond)]
+
+    def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
+        """One prediction for each branch, each (B, C, h, w), to the guided one (B, C, h, w)."""
+        return predictions[-1]
+
+
+@dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
+
+    scale: float
+
+    def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
+        return [(None, null), (None, cond)]
+
+    def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
+        without, under = predictions
+        return without + self.scale * (under - without)  # Eq. 6, with scale = 1 + w
+
+
+@dataclass(frozen=True)
+class Nested(Guidance):
+    """A scale for each of several conditions (after Brooks et al. 2023, arXiv 2211.09800, Eq. 3); see CompositeAdapter.
+
+    Args:
+        scales: one for each condition, in the order of the composite's parts.
+    """
+
+    scales: tuple[float, ...]
+
+    @classmethod
+    def by_name(cls, scales: dict[str, float], cond: "Conditioning") -> "Nested":
+        """From scales by the names of the conditions of `cond`; 1 for those not named.
+
+        Raises:
+            ValueError: the conditions have no names, or not such a one.
+        """
+        parts = getattr(cond, "parts", None)
+        if parts is None:
+            raise ValueError(f"guidance_scale {scales} needs conditions with names (a CompositeAdapter)")
+        if unknown := set(scales) - set(parts):
+            raise ValueError(f"guidance_scale names {sorted(unknown)}, and the conditions are {list(parts)}")
+        return cls(tuple(float(scales.get(name, 1.0)) for name in parts))
+
+    @property
+    def ends(self) -> list[int]:
+        """After which conditions a prediction is made: equal scales in a row are one difference."""
+        last = len(self.scales) - 1
+        return [i for i in range(last + 1) if i == last or self.scales[i] != self.scales[i + 1]]
+
+    def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
+        branches: list[Branch] = [(None, null)]
+        for end in self.ends[:-1]:
+            first = torch.arange(len(self.scales), device=cond.told.device) <= end  # (K,)
+            branches.append((None, cond.where(first.expand(len(cond), -1), null)))
+        return [*branches, (None, cond)]
+
+    def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
+        # e(0) + s_1 (e(c_1) - e(0)) + s_2 (e(c_1, c_2) - e(c_1)) + ...
+        guided = predictions[0]
+        for end, before, after in zip(self.ends, predictions[:-1], predictions[1:], strict=True):
+            guided = guided + self.scales[end] * (after - before)
+        return guided
+
+
+@dataclass(frozen=True)
+class Interval(Guidance):
+    """Another guidance, in the steps from `start` to `stop` only (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+
+    Args:
+        start, stop: fractions of the steps, 0 to 1.
+    """
+
+    inner: Guidance
+    start: float
+    stop: float
+
+    def is_active(self, step: Step) -> bool:
+        return self.start <= step.index / step.num_steps < self.stop and self.inner.is_active(step)
+
+    def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
+        return self.inner.branches(cond, null)
+
+    def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
+        return self.inner.combine(predictions, step)
+
+
+@dataclass(frozen=True)
+class Rescale(Guidance):
+    """Another guidance, its prediction given the main one's standard deviation (Lin et al. 2023, arXiv 2305.08891).
+
+    Args:
+        share: 0 (none) to 1 (all of it).
+    """
+
+    inner: Guidance
+    share: float
+
+    def is_active(self, step: Step) -> bool:
+        return self.inner.is_active(step)
+
+    def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
+        return self.inner.branches(cond, null)
+
+    def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
+        return rescale_guided(self.inner.combine(predictions, step), predictions[-1], self.share)
+
+
+def rescale_guided(noise_pred: Tensor, noise_pred_cond: Tensor, guidance_rescale: float) -> Tensor:
+    """Give the guided prediction the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891)."""
+    dims = list(range(1, noise_pred.ndim))
+    ratio = noise_pred_cond.std(dim=dims, keepdim=True) / noise_pred.std(dim=dims, keepdim=True)  # Eq. 15
+    return guidance_rescale * (noise_pred * ratio) + (1 - guidance_rescale) * noise_pred  # Eq. 16
+
+
+def guidance_of_scale(scale: float | dict[str, float], cond: "Conditioning") -> Guidance:
+    """Classifier-free guidance of one scale, or nested guidance of scales by name. Raises ValueError."""
+    return Nested.by_name(scale, cond) if isinstance(scale, dict) else ClassifierFree(scale)
+
+
+def with_options(guidance: Guidance, interval: tuple[float, float], rescale: float) -> Guidance:
+    """`guidance`, rescaled where `rescale` is above 0, in an interval of the steps."""
+    return Interval(Rescale(guidance, rescale) if rescale > 0 else guidance, *interval)
+
+
+def predictions_of(
+    branches: list[Branch], predict: "Callable[[nn.Module | None, Conditioning], Tensor]"
+) -> list[Tensor]:
+    """The prediction of each branch, in order; one call of `predict` for each network, with its branches as a batch."""
+    predictions: dict[int, Tensor] = {}
+    for network in dict.fromkeys(network for network, _ in branches):
+        mine = [i for i, (other, _) in enumerate(branches) if other is network]
+        joined = reduce(lambda a, b: a.cat(b), [branches[i][1] for i in mine])
+        predictions |= zip(mine, predict(network, joined).chunk(len(mine)), strict=True)
+    return [predictions[i] for i in range(len(branches))]

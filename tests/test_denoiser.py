@@ -1,0 +1,111 @@
+"""How a network is called: both UNets, compiled and wrapped, and a backbone of one's own."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from parents_common import unet2d
+from pipelines_common import ID2LABEL, generators, quiet, sample, tiny_unet, trained
+from tiny_uvit import TinyUViT
+
+from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, ConditionalPipeline, TextAdapter
+from cond_pipelines.networks.denoiser import denoise, size_multiple, socket, unwrapped
+from cond_pipelines.networks.surgery import with_socket
+from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.training.loop import _Told
+
+NETWORKS = {"UNet2DConditionModel": tiny_unet, "UNet2DModel": lambda: with_socket(unet2d()), "TinyUViT": TinyUViT}
+
+
+def pipeline(unet) -> ClassConditionalPipeline:
+    adapter = trained(ClassLabelAdapter.for_unet(unet, id2label=ID2LABEL))
+    return quiet(ClassConditionalPipeline(unet, diffusers.FlowMatchEulerDiscreteScheduler(), adapter))
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """A process group of one, which DistributedDataParallel needs."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "distributed", "both"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_wrapped_network_is_called_as_what_it_wraps(kind, wrap, one_process):
+    torch.manual_seed(0)
+    unet = NETWORKS[kind]().eval()
+    pipe = pipeline(unet)
+    expected = sample(pipe, class_labels=["star", 0])
+    wrapped = unet
+    if wrap != "distributed":
+        wrapped = torch.compile(wrapped, backend="eager")
+    if wrap != "compiled":
+        wrapped = torch.nn.parallel.DistributedDataParallel(wrapped)
+    assert unwrapped(wrapped) is unet and socket(wrapped) == socket(unet)
+    assert size_multiple(wrapped) == size_multiple(unet)
+    pipe.unet = wrapped
+    assert np.array_equal(sample(pipe, class_labels=["star", 0]), expected)
+    assert np.array_equal(sample(pipeline(wrapped), class_labels=["star", 0]), expected)
+
+
+def test_the_size_multiple():
+    assert size_multiple(tiny_unet()) == 1 and size_multiple(TinyUViT()) == 2
+    unet = unet2d()
+    assert size_multiple(unet) == 2 ** (len(unet.config.block_out_channels) - 1)
+
+
+# --------------------------------------------------------------------------------------------- another backbone
+@pytest.fixture
+def uvit():
+    torch.manual_seed(0)
+    return TinyUViT().eval()
+
+
+def test_another_backbone_samples_under_every_setting(uvit, tmp_path):
+    text_encoder, tokenizer = new_text_encoder(["a star", "a red circle"], hidden_size=16, num_layers=1)
+    adapter = trained(TextAdapter.for_unet(uvit, text_encoder=text_encoder))
+    assert (adapter.config.token_dim, adapter.config.pooled_dim) == socket(uvit) == (8, 12)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    text = quiet(ConditionalPipeline(uvit, scheduler, adapter, None, text_encoder, tokenizer))
+    images = sample(text, condition=["a star", "a red circle"])
+    assert images.shape == (2, 8, 8, 3) and np.isfinite(images).all() and np.ptp(images) > 0
+    assert not np.array_equal(images, sample(text, condition=[None, "a star"]))
+    with pytest.raises(ValueError, match="height 7 and width 8 must be multiples of 2"):
+        text(["a star"], height=7, width=8)
+
+
+def test_another_backbone_learns(uvit):
+    """Through the module that training wraps: the loss falls, and every weight gets a gradient."""
+    pipe = pipeline(uvit)
+    told = _Told(pipe, [pipe.unet, pipe.adapter]).train()
+    optimizer = torch.optim.Adam(told.parameters(), lr=1e-2)
+    features = pipe.adapter.preprocess(["star", "circle", None, "square"])
+    x_t, target = torch.randn(2, 4, 3, 8, 8, generator=generators(1)[0])
+    losses = []
+    for _ in range(20):
+        prediction = told(x_t, torch.full((4,), 500.0), features, torch.tensor([True, True, True, False]))
+        loss = (prediction - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in told.parameters()) and losses[-1] < 0.8 * losses[0]
+
+
+def test_another_backbone_is_saved_and_loaded(uvit, tmp_path):
+    pipe = pipeline(uvit)
+    pipe.save_pretrained(tmp_path)
+    loaded = quiet(ConditionalPipeline.from_pretrained(tmp_path))
+    assert type(loaded.unet) is TinyUViT
+    assert np.array_equal(sample(loaded, class_labels=["star", 0]), sample(pipe, class_labels=["star", 0]))
+
+
+def test_denoise_is_the_network(uvit):
+    cond = ClassLabelAdapter.for_unet(uvit, num_classes=2)
+    cond = trained(cond)(cond.preprocess([0, None]))
+    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    expected = uvit(x_t, t, cond.tokens, cond.mask, cond.pooled)[0]
+    assert torch.equal(denoise(uvit, x_t, t, cond), expected)
