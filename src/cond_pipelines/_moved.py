@@ -3,6 +3,7 @@
 import importlib
 import sys
 import warnings
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -30,7 +31,7 @@ MOVED = {
 }
 
 
-class _OldName:
+class _OldName(Loader):
     """Finds `cond_pipelines.<old name>` and puts the module of the new name in its place."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
