@@ -3,7 +3,6 @@
 import importlib
 import sys
 import warnings
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -31,12 +30,12 @@ MOVED = {
 }
 
 
-class _OldName(Loader):
+class _OldName:
     """Finds `cond_pipelines.<old name>` and puts the module of the new name in its place."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         known = name.startswith(f"{_PACKAGE}.") and name.removeprefix(f"{_PACKAGE}.") in MOVED
-        return ModuleSpec(name, self) if known else None
+        return ModuleSpec(name, self) if known else None  # type: ignore[arg-type]  # its base class is slow to import
 
     def create_module(self, spec: ModuleSpec) -> None:
         """An ordinary one, which `exec_module` replaces."""
