@@ -18,9 +18,10 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/.done  ## train the three settings on drawn shapes; pictures and report in demo/
 	HF_HUB_OFFLINE=1 .venv/bin/python -m cond_pipelines.demo --output_dir demo
 
-test: .venv/.done  ## lint and test
+test: .venv/.done  ## lint, check types and test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/mypy
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 clean:

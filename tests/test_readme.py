@@ -124,7 +124,49 @@ def test_blocks_were_found():
     assert [re.search(r"--conditioning (\w+)", code)[1] for code in LAUNCH] == ["none", "class", "text"]
 
 
+def tree(text: str) -> list[str]:
+    """The files of the tree in CONTRIBUTING.md, relative to src/cond_pipelines; folders are by indentation."""
+    block = re.search(r"```text\nsrc/cond_pipelines/\n(.*?)```", text, re.DOTALL)[1]
+    folders, files = {0: ""}, []
+    for indent, name in re.findall(r"^( +)(\S+)", block, re.MULTILINE):
+        path = folders[len(indent) - 2] + name
+        if name.endswith("/"):
+            folders[len(indent)] = path
+        else:
+            files.append(path)
+    return files
+
+
 def test_every_module_is_in_the_file_tree():
-    readme = (ROOT / "README.md").read_text()
-    modules = [p.name for p in (ROOT / "src/cond_pipelines").rglob("*.py") if not p.name.startswith("__")]
-    assert [name for name in modules if name not in readme] == []
+    source = ROOT / "src/cond_pipelines"
+    files = tree((ROOT / "CONTRIBUTING.md").read_text())
+    assert len(files) == len(set(files))
+    there = [path.relative_to(source).as_posix() for path in source.rglob("*.py")]
+    assert [name for name in there if name not in files and not name.endswith("/__init__.py")] == []
+    assert [name for name in files if name not in there] == []
+
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/how_it_works.md", "training/README.md")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_and_functions_that_a_document_names_are_there(name):
+    """Each `path/file.py` exists, below the root or the package; each link too; each `file.py: function` has it."""
+    text = (ROOT / name).read_text()
+    bases = (ROOT, ROOT / "src/cond_pipelines")
+
+    def place(path: str) -> Path | None:
+        return next((base / path for base in bases if (base / path).exists()), None)
+
+    paths = set(re.findall(r"(?<![\w/.{*-])((?:\w+/)+\w+\.py)\b", text))
+    assert [path for path in sorted(paths) if place(path) is None] == []
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
+    assert [link for link in sorted(links - {""}) if not (ROOT / name).parent.joinpath(link).exists()] == []
+    pairs = re.findall(r"`([\w/]+\.py)`: `([\w.]+)`", text) + [
+        (file, test) for test, file in re.findall(r"`(test_\w+|Test\w+)`\s\((tests/[\w/]+\.py)\)", text)
+    ]
+    for file, function in pairs:
+        *cls, last = function.split(".")
+        code = place(file).read_text()
+        assert re.search(rf"^\s*(def|class) {last}\b", code, re.MULTILINE), f"{file}: {function}"
+        assert not cls or f"class {cls[0]}" in code, f"{file}: {function}"

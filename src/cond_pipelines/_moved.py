@@ -35,7 +35,7 @@ class _OldName:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         known = name.startswith(f"{_PACKAGE}.") and name.removeprefix(f"{_PACKAGE}.") in MOVED
-        return ModuleSpec(name, self) if known else None
+        return ModuleSpec(name, self) if known else None  # type: ignore[arg-type]  # its base class is slow to import
 
     def create_module(self, spec: ModuleSpec) -> None:
         """An ordinary one, which `exec_module` replaces."""

@@ -26,7 +26,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.nargs == "?":  # a boolean
             name = action.option_strings[0]
-            return f"{name}, --no_{name[2:]}" if action.default_on else name
+            return f"{name}, --no_{name[2:]}" if getattr(action, "default_on", False) else name
         return super()._format_action_invocation(action)
 
 
@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
             _add(self.common, setting, hints[setting.name])
         for group in groups:
             is_all = len(groups) == 1
-            section = self.add_argument_group("more" if is_all else group.__doc__.splitlines()[0].rstrip(".").lower())
+            title = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".").lower()
+            section = self.add_argument_group("more" if is_all else title)
             for setting in fields(group):
                 if not setting.metadata["common"]:
                     _add(section, setting, hints[setting.name])
@@ -86,7 +87,7 @@ def unknown_name(name: str, known: Sequence[str], what: str) -> str:
     return f"unknown {what}{name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _add(section: Any, setting: Field, hint: Any) -> None:
+def _add(section: Any, setting: Field[Any], hint: Any) -> None:
     kinds, _ = kinds_of(hint)
     name, default = setting.name, default_of(setting)
     text = setting.metadata["help"].replace("%", "%%")

@@ -56,7 +56,7 @@ def steady_streams() -> Iterator[None]:
         yield
         return
     show_any_text()
-    sys.stdout, sys.stderr = _Steady(before[0]), _Steady(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Steady(before[0]), _Steady(before[1])
     try:
         yield
     finally:

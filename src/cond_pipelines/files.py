@@ -163,7 +163,7 @@ def load_array(path: Path) -> "np.ndarray":
     data = path.read_bytes()
     content = io.BytesIO(data)
     try:
-        array = np.load(content)
+        array: np.ndarray = np.load(content)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     digest = data[content.tell() :]

@@ -38,7 +38,13 @@ def flag(
         above, at_least, below: bounds of a number.
         common: its place in the first group of `--help`; 0: it stands in its own group.
     """
-    metadata = {"help": help, "resume": resume, "by": by, "like_default": like_default, "common": common}
+    metadata: dict[str, Any] = {
+        "help": help,
+        "resume": resume,
+        "by": by,
+        "like_default": like_default,
+        "common": common,
+    }
     metadata |= {"needs": (needs,) if isinstance(needs, str) else needs}
     metadata |= {"above": above, "at_least": at_least, "below": below}
     if isinstance(default, list):
@@ -46,7 +52,7 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
-def default_of(setting: Field) -> Any:
+def default_of(setting: Field[Any]) -> Any:
     """The default of a field."""
     return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
@@ -149,7 +155,7 @@ def with_effect(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in idle}
 
 
-def _unmet(config: Any, settings: Iterable[Field], given: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def _unmet(config: Any, settings: Iterable[Field[Any]], given: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
     """(name, the condition that does not hold) of each setting without effect."""
     for setting in settings:
         value = getattr(config, setting.name)

@@ -22,17 +22,18 @@ def image_grid(
     """Images of one size as a grid, enlarged by whole pixels to at least `min_side_px` a side.
 
     Args:
-        images: None leaves its place empty; the first is an image.
+        images: None leaves its place empty; one at least is an image.
         captions: text under each image, on as many lines as it needs; what is higher than half an image ends in "...".
 
     Example:
         >>> image_grid(pipe(batch_size=16).images).save("samples.png")
     """
-    if not images:
+    first = next((image for image in images if image is not None), None)
+    if first is None:
         raise ValueError("no images to lay out")
     columns = columns or default_columns(len(images))
-    scale = max(1, -(-min_side_px // max(images[0].size)))
-    width, height = (side * scale for side in images[0].size)
+    scale = max(1, -(-min_side_px // max(first.size)))
+    width, height = (side * scale for side in first.size)
     texts = [wrapped(text, width, max(2, height // (2 * _LINE_PX))) for text in captions or ()]
     num_lines = max(1, *map(len, texts)) if captions else 0
     gap, below = max(2, width // 32), num_lines * _LINE_PX
@@ -53,7 +54,7 @@ def image_grid(
 
 def default_columns(count: int) -> int:
     """Of a grid of so many images: it is about square."""
-    return max(1, round(count**0.5))
+    return max(1, round(math.sqrt(count)))
 
 
 def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
@@ -69,12 +70,13 @@ def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
     # A visible character is at least a pixel wide, so more than this is never shown.
     text = text[: 4 * (width_px + 1) * max_lines]
     words = "".join(c if c.isprintable() else " " for c in text).split()  # no newlines, tabs, control characters
-    rest, lines = " ".join(words), []
+    rest = " ".join(words)
+    lines: list[str] = []
 
     def fitting(text: str, ending: str = "") -> int:
         """The most of its first characters that fit on a line together with `ending`."""
         return bisect.bisect_right(
-            range(1, len(text) + 1), width_px, key=lambda n: draw.textlength(text[:n].rstrip() + ending)
+            range(1, len(text) + 1), float(width_px), key=lambda n: draw.textlength(text[:n].rstrip() + ending)
         )
 
     while rest and len(lines) < max_lines:

@@ -40,8 +40,9 @@ def run_of_folder(folder: Path) -> str | None:
             values = read_json(folder / name)
         except (OSError, ValueError):
             continue
-        if isinstance(values, dict) and isinstance(values.get(_KEY), str):
-            return values[_KEY]
+        run = values.get(_KEY) if isinstance(values, dict) else None
+        if isinstance(run, str):
+            return run
     return None
 
 

@@ -1,6 +1,6 @@
 """p(x | several conditions), any of them left out.
 
-This file travels with a checkpoint, behind adapters.py and those of its parts, and needs nothing else.
+This file travels with a checkpoint, after adapters/base.py and the files of its parts, and needs nothing else.
 """
 
 import inspect

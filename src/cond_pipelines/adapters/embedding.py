@@ -1,6 +1,6 @@
 """p(x|v) for any vector v of each image: CLIP's image embeddings, attributes, regression targets.
 
-This file travels with a checkpoint, behind adapters.py, and needs nothing else.
+This file travels with a checkpoint, after adapters/base.py, and needs nothing else.
 """
 
 from collections.abc import Iterable, Sequence

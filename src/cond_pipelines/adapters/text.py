@@ -1,6 +1,6 @@
 """p(x|text): captions for a new UNet (TextAdapter), and as Stable Diffusion has them (PromptAdapter).
 
-This file travels with a checkpoint, behind adapters.py, and needs nothing else.
+This file travels with a checkpoint, after adapters/base.py, and needs nothing else.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -62,7 +62,7 @@ def write_pictures(
     Args:
         samples: the folder of the samples; asked: what each was told.
         train: rows of the training images; pairs: for each sample the index into them of its nearest.
-        classes: as `rows.label_rows` gives it.
+        classes: as `questions.label_rows` gives it.
     """
     images = list(itertools.islice(read_samples(samples), 512))
     names = [str((data.id2label or {}).get(c, c)) for c in asked]

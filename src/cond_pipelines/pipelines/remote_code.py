@@ -116,8 +116,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
 
         A checkpoint of diffusers' own (Stable Diffusion, DDPM, DDIM, LDM) becomes a pipeline of the same setting, see
-        `parents`. Installed code only: no code of a repository is run, and no weights but safetensors are read.
-        Without `dtype` every network is float32, whatever the files are: otherwise transformers would keep a text
+        `networks.pretrained`. Installed code only: no code of a repository is run, and no weights but safetensors are
+        read. Without `dtype` every network is float32, whatever the files are: otherwise transformers would keep a text
         encoder in half precision beside diffusers' UNet in float32.
 
         Raises:
