@@ -12,9 +12,9 @@ wheels that are missing there, and with the data (once, after `pip install --no-
 
 Take the repository and .whl/ there (.whl/ is named in .git/info/exclude, so git ignores it), and run in its root:
 
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site \\
-        .whl/*.whl && export PYTHONPATH=/tmp/site:$PWD/src:$PWD/benchmarks:$PWD/tests PYTHONUNBUFFERED=1 && \\
-        python3 benchmarks/gpu.py --minutes 8 --data .whl/data --out ${OUT:-output/gpu}
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl &&
+  export PYTHONPATH=/tmp/site:$PWD/src:$PWD/benchmarks:$PWD/tests PYTHONUNBUFFERED=1 &&
+  python3 benchmarks/gpu.py --minutes 8 --data .whl/data --out ${OUT:-output/gpu}
 
 Give that command a minute and a half more than `--minutes`: installation, first imports and the report come on top.
 Keep the table as benchmarks/results/gpu_<card>.md.
@@ -31,15 +31,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from gpu_parts.context import Context
 from gpu_parts.report import Outcome, Report
 from gpu_parts.starting import start_part, start_server
-from processes import kill_marked
+from processes import adopt_orphans, kill_descendants
 
 ROOT = Path(__file__).parents[1]
 _TRY_SEC = 600  # at least, for a try: it takes a minute on two idle cores, and is to end on busy ones too
@@ -83,21 +83,20 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def run_part(part: Part, limit_sec: float, options: argparse.Namespace, report: Report, scratch: Path) -> Outcome:
     """Run a part until it ends or its limit is over, and keep the report up to date meanwhile."""
-    begun, mark, log = time.time(), uuid.uuid4().hex, options.out / "gpu.log"
+    begun, log = time.time(), options.out / "gpu.log"
     folder = Path(tempfile.mkdtemp(dir=scratch))
     ends_at = begun + limit_sec
     context = Context(part.name, options.out, folder, options.data, options.device, options.tiny, ends_at)
     with log.open("a", encoding="utf-8") as file:
         file.write(f"\n======== {part.name}, {limit_sec:.0f} s at most\n")
-    process = start_part(part.module, context, log, mark)
+    process = start_part(part.module, context, log)
     try:
         while process.is_alive() and time.time() < ends_at:
             report.write(Outcome(part.name, "running", time.time() - begun, limit_sec))
             process.join(min(1.0, max(0.0, ends_at - time.time())))
         sec, code = time.time() - begun, process.exitcode
     finally:
-        process.kill()
-        kill_marked(mark, options.server_pid)  # what it started, also where it has ended itself
+        kill_descendants(options.servers)  # the part, and what it started, also where it has ended itself
     shutil.rmtree(folder, ignore_errors=True)
     if code == 0:
         return Outcome(part.name, "done", sec, limit_sec)
@@ -206,7 +205,9 @@ def main(args: list[str] | None = None, parts: tuple[Part, ...] = PARTS) -> int:
         report.machine = machine(options.device)
         prepare_environment(options, scratch)
         ours = any(part.module.startswith("gpu_parts.") for part in chosen)
-        options.server_pid = start_server(import_slow=ours and options.device == "cpu")
+        adopt_orphans()
+        start_server(import_slow=ours and options.device == "cpu")
+        options.servers = psutil.Process().children()  # the fork server, and what Python starts with it
         complete = run_all(chosen, options, report, scratch)
     except Ended as signal_name:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

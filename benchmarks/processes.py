@@ -1,13 +1,15 @@
 """End what a benchmark started, down to the last grandchild."""
 
 import contextlib
-import os
+import ctypes
 import signal
 import subprocess
+import sys
+from collections.abc import Collection
 
 import psutil
 
-MARK = "COND_PIPELINES_BENCHMARK"  # an environment variable, which children inherit
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def kill_all(process: subprocess.Popen) -> None:
@@ -17,20 +19,23 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait(timeout=30)
 
 
-def kill_marked(mark: str, server_pid: int | None = None) -> None:
-    """SIGKILL of every process whose environment has MARK=`mark`, also where its parent has ended before it.
+def adopt_orphans() -> None:
+    """On Linux: let this process be the parent of each descendant whose own parent has ended, so that none is lost."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    Args:
-        server_pid: a fork server, whose children keep the environment that it had itself: all of them are ended.
-    """
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found = psutil.Process(server_pid).children(recursive=True) if server_pid else []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark and process.pid != os.getpid():
-                found.append(process)
-    _kill(found)
+
+def kill_descendants(kept: Collection[psutil.Process]) -> None:
+    """SIGKILL of all descendants of this process but those in `kept`, until there is none: one may be just starting."""
+    while True:
+        found = [p for p in psutil.Process().children(recursive=True) if p not in kept]
+        living = []
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                living += [process] if process.status() != psutil.STATUS_ZOMBIE else []
+        if not living:
+            return
+        _kill(living)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

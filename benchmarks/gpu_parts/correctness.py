@@ -5,7 +5,6 @@ Nothing here is timed, so what needs processes of its own runs at the same time.
 
 import argparse
 import json
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils import prepare_multi_gpu_env
 from kill_test import logged_step, result
-from processes import MARK
 
 from cond_pipelines import TrainingConfig, train
 from gpu_parts import reference
@@ -115,7 +113,7 @@ def kill_and_resume(context: Context) -> dict[str, Any]:
     folders = {name: context.scratch / f"killed_or_not/{name}" for name in ("whole", "killed")}
 
     def begin(name: str) -> BaseProcess:
-        environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", MARK: os.environ[MARK]}
+        environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         arguments = settings | {"output_dir": str(folders[name])}
         log, fork = context.out / "gpu.log", context.device == "cpu"
         return start(log, environment, train_deterministically, arguments, fork=fork)
@@ -169,7 +167,7 @@ def _launch_here(context: Context, options: argparse.Namespace, args: list[str])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), MARK: os.environ[MARK]}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     target = sharding_check.train_as_on_gpus if options.kind == "fsdp2" else sharding_check.main_of_training
     process = start(context.out / "gpu.log", environment, _from_anew, target, args, fork=True)
     process.join()

@@ -9,33 +9,23 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-
-from processes import MARK
 
 from gpu_parts.context import Context
 
 _SLOW_IMPORTS = ["cond_pipelines.training.loop", "cond_pipelines.demo", "torch.utils.flop_counter", "torch.profiler"]
 
 
-def start_server(import_slow: bool) -> int:
-    """Start the fork server, let it import what is slow if asked, and wait for it; returns its process id."""
+def start_server(import_slow: bool) -> None:
+    """Start the fork server, let it import what is slow if asked, and wait for it."""
     server = multiprocessing.get_context("forkserver")
     if import_slow:
         server.set_forkserver_preload(_SLOW_IMPORTS)
-    receive, send = server.Pipe(duplex=False)
-    process = server.Process(target=_send_parent, args=(send,))
+    process = server.Process(target=int)
     process.start()
-    pid = receive.recv()
     process.join()
-    return pid
-
-
-def _send_parent(connection: Connection) -> None:
-    connection.send(os.getppid())
 
 
 def start(
@@ -60,9 +50,9 @@ def _inside(log: Path, environment: dict[str, str], target: Callable[..., None],
     target(*args)
 
 
-def start_part(module: str, context: Context, log: Path, mark: str) -> BaseProcess:
-    """Start `run(context)` of a part's module; what it starts in turn carries `mark`."""
-    return start(log, {MARK: mark}, _run_module, module, context)
+def start_part(module: str, context: Context, log: Path) -> BaseProcess:
+    """Start `run(context)` of a part's module."""
+    return start(log, {}, _run_module, module, context)
 
 
 def _run_module(module: str, context: Context) -> None:

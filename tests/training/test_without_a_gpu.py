@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
+from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,3 +97,32 @@ def test_captions_of_a_batch_are_padded_by_few_kernels():
     for name in features[0]:
         expected = pad_sequence([one[name] for one in features], batch_first=True)
         assert torch.equal(padded[name], expected) and padded[name].dtype == expected.dtype
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+def test_fused_adamw_with_a_loss_scaler_is_adamw(max_grad_norm):
+    """fp16 on a GPU, with the scaler that PyTorch has for CPUs: unscaled once, clipped, left out if infinite."""
+    accelerator = Accelerator(cpu=True)
+    # accelerate refuses fp16 on a CPU.
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before, accelerator.state._mixed_precision = accelerator.state._mixed_precision, "fp16"
+    torch.manual_seed(0)
+    ours, plain = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    plain.load_state_dict(ours.state_dict())
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW(ours.parameters(), fused=True), scaler=accelerator.scaler)
+    accelerator._optimizers = [optimizer]
+    expected = torch.optim.AdamW(plain.parameters())
+    for step in range(4):
+        x, overflows = torch.randn(8, 4), step == 2
+        loss = ours(x).square().sum() * (float("inf") if overflows else 1.0)
+        accelerator.scaler.scale(loss).backward()
+        assert clipped_step(accelerator, optimizer, list(ours.parameters()), max_grad_norm) == overflows
+        optimizer.zero_grad()
+        if not overflows:
+            plain(x).square().sum().backward()
+            if max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
+            expected.step()
+            expected.zero_grad()
+        assert torch.allclose(ours.weight, plain.weight, atol=1e-6)
+    accelerator.state._mixed_precision = before
