@@ -19,14 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.denoiser import Network, denoise, unwrapped
 from .guidance import Guidance, Step, guidance_of_scale, predictions_of, with_options
-from .image_inputs import (
-    Edit,
-    check_call,
-    image_processors,
-    noise_of,
-    num_channels_latents,
-    prepare_edit,
-)
+from .image_inputs import Edit, check_call, image_processors, noise_of, num_channels_latents, prepare_edit
 from .remote_code import _INSTALLED, PortablePipeline
 from .sampling import Sampling, takes_sampling
 from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor

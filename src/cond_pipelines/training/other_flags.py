@@ -74,7 +74,7 @@ DIFFUSERS = (
     _row("image_interpolation_mode", "T", "same"),
     _row("train_batch_size", "U T", "same", "default: fits the network, the resolution and the device's free memory"),
     _row("eval_batch_size", "U", "none", "validation uses the training batch size"),
-    _row("dataloader_num_workers", "U T", "same", "default: none where decoded images are kept"),
+    _row("dataloader_num_workers", "U T", "same", "default: on a CPU none where decoded images are kept, on a GPU two"),
     _row("num_train_epochs max_train_steps", "U T", "same", "one of them; and `--max_train_minutes`"),
     _is("num_epochs", "U", "num_train_epochs"),
     _row(
