@@ -1,7 +1,6 @@
 """Likelihoods, against data whose likelihood is known: normal pixels, and the model that is exact for them."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +34,7 @@ class NormalPixels(ModelMixin, ConfigMixin):
         centred = x - (1 - sigma) * mean
         variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
         x_0 = mean + (1 - sigma) * SPREAD**2 / variance * centred
-        return SimpleNamespace(sample=sigma / variance * centred - x_0)
+        return (sigma / variance * centred - x_0,)
 
 
 @pytest.fixture()
