@@ -124,10 +124,10 @@ def build_pipeline(
     components["adapter"] = _adapter(config, unet, data, components.get("text_encoder"), parent)
     if parent is not None:
         components["adapter"].inherit_null(parent.adapter)
+    sampling = {name: getattr(config, name) for name in ("default_num_inference_steps", "default_guidance_scale")}
     pipe = setting.pipeline_class(
         **components,
-        default_num_inference_steps=config.default_num_inference_steps,
-        default_guidance_scale=config.default_guidance_scale,
+        **{name: value for name, value in sampling.items() if value is not None},  # else the pipeline's own
         value_range=dict(zip(("low", "high"), config.value_range, strict=False)) or None,
     )
     if config.gradient_checkpointing:
