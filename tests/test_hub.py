@@ -275,7 +275,7 @@ def test_the_visibility_is_sent_where_it_is_said(pipe, hub, private):
 
 def test_visibility_in_training_is_not_said_unless_it_is():
     for given, private in (([], None), (["--hub_private_repo"], True), (["--hub_private_repo", "False"], False)):
-        assert parse_args(given).hub_private_repo is private
+        assert parse_args(["--push_to_hub", *given]).hub_private_repo is private
 
 
 # ------------------------------------------------------------------------------------------------ from the shell

@@ -152,12 +152,12 @@ def of_parent(num_parameters: float, device=CUDA, num_images=5000, sample_size=6
     ("train", "rate"), [("unet", 1e-5), ("lora", 1e-4), ("adapter", 1e-4), ("cross_attention", 5e-5)]
 )
 def test_rates_of_stable_diffusion_are_those_of_diffusers_scripts(train, rate):
-    config = of_parent(860e6, train=train)
+    config = of_parent(860e6, train=train, conditioning="text", train_text_encoder=True)
     assert config.learning_rate == rate
     assert config.adapter_lr == 1e-4  # it may be new
     assert config.text_encoder_lr <= rate
     assert of_parent(2.8e6, train=train).learning_rate == 1e-3  # of a small one as ever
-    given = of_parent(860e6, train=train, learning_rate=3e-6)
+    given = of_parent(860e6, train=train, conditioning="text", learning_rate=3e-6)
     assert given.learning_rate == given.adapter_lr == 3e-6
 
 

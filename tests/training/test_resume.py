@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from training_common import log_of, run
 
 from cond_pipelines import UnconditionalAdapter, UnconditionalPipeline, build_unet
+from cond_pipelines.files import write_checked_json
 from cond_pipelines.training.checkpoints import all_checkpoints
 from cond_pipelines.training.identity import RunIdentity
 
@@ -225,20 +226,22 @@ def test_what_is_said_of_a_parents_objective_is_so(given, words, tmp_path):
 def test_a_checkpoint_of_before_resumes(saved, tmp_path):
     """Whose identity was a list chosen by hand, with other names."""
     shutil.copytree(saved / "checkpoint-2", tmp_path / "checkpoint-2")
-    manifest = json.loads((tmp_path / "checkpoint-2/manifest.json").read_text())
+    path = tmp_path / "checkpoint-2/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("sha256")
     now = manifest["identity"]
     same = ("conditioning", "resolution", "channels", "aspect_buckets", "data set", "adapter", "scheduler", "seed")
     old = {name: now[name] for name in (*same, "optimizer", "use_ema", "ema_lengths")} | {"value range": []}
     manifest["identity"] = old | {"train": ["unet"], "sharding": "none"}
-    (tmp_path / "checkpoint-2/manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(path, manifest)
     assert log_of(resume(saved, tmp_path), "loss") == log_of(saved, "loss")[2:]
     manifest["identity"].pop("adapter")  # which has the sizes of its UNet
-    (tmp_path / "checkpoint-2/manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(path, manifest)
     with pytest.raises(ValueError, match=r"checkpoint-2 holds another network: .*size mismatch") as error:
         resume(saved, tmp_path, unet_size="xs")
     assert "\n" not in str(error.value)
     manifest["identity"] = old | {"train": ["lora", 4, ["to_q"]]}
-    (tmp_path / "checkpoint-2/manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(path, manifest)
     with pytest.raises(ValueError, match="was made with --train lora, now --train unet"):
         resume(saved, tmp_path)
 

@@ -100,12 +100,12 @@ class ConditionalPipeline(PortablePipeline):
                 f"{type(modules['adapter']).__name__} ({found!r}): pass "
                 f"adapter={_ADAPTERS[self.conditioning]}.for_unet(unet, ...)"
             )
-        for name, value in (
-            ("num_inference_steps", default_num_inference_steps),
-            ("guidance_scale", default_guidance_scale),
-        ):
+        defaults = {"num_inference_steps": default_num_inference_steps, "guidance_scale": default_guidance_scale}
+        for name, value in defaults.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"default_{name} {value!r} is not a number")
+        if objective is not None and not (isinstance(objective, dict) and isinstance(objective.get("name"), str)):
+            raise ValueError(f"objective {str(objective)[:60]!r} is not a dictionary with a name")
         self.register_modules(**modules)
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,

@@ -88,7 +88,7 @@ class ModelArguments:
     )
     objective: str | None = flag(
         None,
-        "Train with this loss: flow_matching, edm, ddpm or your own module:Class. Default: what fits the scheduler.",
+        "Train with this loss: flow_matching, edm, ddpm or module:Class. Default: what fits the scheduler.",
         resume="model",
         by="loaded",
     )
