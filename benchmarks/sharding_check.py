@@ -41,6 +41,12 @@ def as_on_gpus() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def train_as_on_gpus(args: list[str]) -> None:
+    """A run on CPUs that accelerate takes for GPUs."""
+    as_on_gpus()
+    main_of_training(args)
+
+
 def launch_arguments(kind: str, num_processes: int) -> list[str]:
     """What `accelerate launch` is given; port 0 is a free one."""
     arguments = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]

@@ -114,7 +114,9 @@ class _Folder(torch.utils.data.Dataset):
 
 def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> tuple[list[float], float]:
     """Seconds of each step, and the share of them spent waiting for data."""
-    accelerator = Accelerator(mixed_precision=precision)
+    # accelerate holds one precision for a process, and `train` has been here: autocast is by hand.
+    accelerator = Accelerator()
+    autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16")
     channels = getattr(options, "channels", 3)
     with torch.device(accelerator.device):
         unet = build_unet(options.unet_size, sample_size=options.resolution, channels=channels)
@@ -154,7 +156,8 @@ def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
                 words.pop("token_type_ids", None)
                 with torch.no_grad():
                     told = adapter(adapter.encode(words, encoder)).unet_kwargs()
-            prediction = unet(x_t, t, **told).sample
+            with autocast:
+                prediction = unet(x_t, t, **told).sample
             loss = torch.nn.functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
             accelerator.gather(loss.repeat(options.train_batch_size)).mean().item()
             accelerator.backward(loss)
