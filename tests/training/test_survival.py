@@ -76,7 +76,8 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
     One process after a step, two during a save; benchmarks/kill_test.py does both to both, twenty times.
     """
     num_processes, expected = whole
-    after_a_step, in_a_save = "open:log.jsonl:4:SIGKILL", "open:unfinished-checkpoint-6/progress.json:1:SIGKILL"
+    # The log is opened to be made and synced, for step 2, to be synced by the checkpoint of step 3, for step 4, for 6.
+    after_a_step, in_a_save = "open:log.jsonl:6:SIGKILL", "open:unfinished-checkpoint-6/progress.json:1:SIGKILL"
     at = after_a_step if num_processes == 1 else in_a_save
     process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes), at=at)
     process.communicate(timeout=240)
@@ -96,7 +97,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
     """It comes while the line of step 4 is written."""
     settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400}
-    process = start(tmp_path, subprocess_env, settings=settings, at=f"open:log.jsonl:3:{which}")
+    process = start(tmp_path, subprocess_env, settings=settings, at=f"open:log.jsonl:4:{which}")
     _, told = process.communicate(timeout=240)
     assert process.returncode == 0
     (saved,) = all_checkpoints(tmp_path)
