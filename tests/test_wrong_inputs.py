@@ -168,6 +168,7 @@ def complaint(argv: list[str], may_work: bool) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------- files
+@pytest.mark.timeout(900)  # a hundred commands and more
 @pytest.mark.parametrize("command", READS)
 def test_damaged_files(command, right, tmp_path, hub, monkeypatch):
     """Of all, no command ends in a traceback; at least a fifth is refused (the others can be done without)."""
