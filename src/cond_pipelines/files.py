@@ -135,6 +135,10 @@ def read_checked_json(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
     values = read_json(path)
     if not isinstance(values, dict) or set(values) != {*names, _CHECKSUM}:
         raise ValueError(f"{path.name} is damaged: it does not hold {', '.join(names)}")
+    # As it was written, to the byte: 1e-08 and 1E-08 are the same number, and a bit apart.
+    as_written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    if path.read_bytes() != as_written.encode("utf-8", "backslashreplace"):
+        raise ValueError(f"{path.name} is damaged: it is not as it was written")
     if values.pop(_CHECKSUM) != _checksum(values):
         raise ValueError(f"{path.name} is damaged: its checksum is wrong")
     return values

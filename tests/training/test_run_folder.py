@@ -182,8 +182,7 @@ def test_a_damaged_manifest_falls_back_whatever_the_damage(used, tmp_path, capsy
         content = bytearray(good)
         content[position // 8] ^= 1 << position % 8
         path.write_bytes(content)
-        # 1e-08 and 1E-08 are a bit apart, and the same number.
-        assert broken(path.parent) is not None or json.loads(content) == json.loads(good), position
+        assert broken(path.parent) is not None, position
 
 
 # ------------------------------------------------------------------------------------- whose is it: card, ema, push
