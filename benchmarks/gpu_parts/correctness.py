@@ -8,7 +8,6 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -62,11 +61,11 @@ def run(context: Context) -> None:
             _write(context, what, check, rows)
         losses(context)
         return
-    with ThreadPoolExecutor(len(checks)) as pool:
-        futures = {what: pool.submit(check) for what, (check, _) in checks.items()}
-        losses(context)
-        for what, (_, rows) in checks.items():
-            _write(context, what, futures[what].result, rows)
+    log = context.out / "gpu.log"  # processes, not threads: each trains
+    processes = [start(log, {}, _write, context, what, check, rows) for what, (check, rows) in checks.items()]
+    losses(context)
+    for process in processes:
+        process.join()
 
 
 def _write(context: Context, what: str, check: Callable[[], dict[str, Any]], rows: Callable[..., None]) -> None:
