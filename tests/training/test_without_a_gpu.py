@@ -13,11 +13,12 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cond_pipelines import ClassLabelAdapter, TextAdapter, build_unet
+from cond_pipelines import ClassLabelAdapter, TextAdapter, TrainingConfig, build_unet
 from cond_pipelines.objectives import Objective
 from cond_pipelines.training.conditions import _padded
 from cond_pipelines.training.ema import WeightAverage, power_function
 from cond_pipelines.training.failures import clipped_step
+from cond_pipelines.training.loop import _suit
 
 SCHEDULERS = {
     "flow": FlowMatchEulerDiscreteScheduler(),
@@ -126,3 +127,15 @@ def test_fused_adamw_with_a_loss_scaler_is_adamw(max_grad_norm):
             expected.zero_grad()
         assert torch.allclose(ours.weight, plain.weight, atol=1e-6)
     accelerator.state._mixed_precision = before
+
+
+@pytest.mark.parametrize(
+    ("unet_size", "sharded", "expected"), [("xxs", False, True), ("xxs", True, False), ("l", False, False)]
+)
+def test_only_small_whole_networks_are_channels_last(unet_size, sharded, expected):
+    """FSDP2 refuses weights that are not contiguous, and large networks are slower with them (gpu_h100.md)."""
+    with torch.device("meta"):
+        pipe = SimpleNamespace(unet=build_unet(unet_size, sample_size=8))
+    _suit(pipe, TrainingConfig(), torch.device("cuda"), sharded)
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == expected
+    assert pipe.unet.conv_in.weight.is_contiguous() != expected

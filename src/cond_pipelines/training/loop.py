@@ -269,7 +269,9 @@ def _suit(pipe: ConditionalPipeline, config: TrainingConfig, device: torch.devic
         torch.set_flush_denormal(True)
         if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
             pipe.unet.set_default_attn_processor()
-    if device.type == "cuda" and not sharded:  # FSDP2 takes contiguous weights only
+    # Measured on an H100: a step of size s is 1.3 x as fast with it, of l 0.8 x, of xxl 0.94 x. FSDP2 refuses it.
+    small = sum(p.numel() for p in pipe.unet.parameters()) < 10e6
+    if device.type == "cuda" and small and not sharded:
         pipe.unet.to(memory_format=torch.channels_last)
     if config.compile:
         pipe.unet.compile()  # in place: the names of its weights stay
