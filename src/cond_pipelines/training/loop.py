@@ -21,6 +21,7 @@ from ..console import show_any_text
 from ..data.batches import make_loader
 from ..data.draws import draw
 from ..data.load import TrainingData, load_data
+from ..data.shard import Shard
 from ..data.workers import signals_held
 from ..locks import by_main_process
 from ..networks.denoiser import denoise
@@ -159,12 +160,8 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         data.dataset,
         data.train,
         conditions.preprocess,
-        batch_size=batch_size,
+        Shard(batch_size, config.seed, accelerator.process_index, world_size, progress.position),
         num_workers=config.dataloader_num_workers,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=world_size,
-        start=progress.position,
         pin_memory=accelerator.device.type == "cuda",
     )
     evaluator = Evaluator(config, data, accelerator) if config.evaluation_steps else None
