@@ -32,7 +32,7 @@ LAYERS = [
     ),
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "data", "settings", "sharing", "evaluation", "training"),
-    *("evaluate", "demo", "cli"),
+    *("evaluate", "demo", "inspection", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

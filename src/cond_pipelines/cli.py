@@ -10,6 +10,7 @@ from .processes import command_line
 _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
     "demo": "train on shapes",
+    "inspect": "show what a training would see of a folder, and what it would leave out",
     "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
     "compare": "two evaluations: A/report.json B/report.json",
     "ema": "a trained model with another length of its weights' moving average",
@@ -37,7 +38,9 @@ def main(args: list[str] | None = None) -> None:
         elif command == "evaluate":
             from .evaluate import main as run
         else:
-            run = {"demo": demo, "compare": compare, "ema": ema, "card": card, "push": push}[command]
+            run = {"demo": demo, "inspect": inspect, "compare": compare, "ema": ema, "card": card, "push": push}[
+                command
+            ]
         run(args[1:])
 
 
@@ -48,6 +51,16 @@ def demo(args: list[str] | None = None) -> None:
     from .demo import run_demo
 
     run_demo(**options)
+
+
+def inspect(args: list[str]) -> None:
+    """Show what a training would see of a data set."""
+    from .inspection import parse_config
+
+    config = parse_config(args)
+    from .inspection import inspect as lines_of
+
+    print(lines_of(config))
 
 
 def compare(args: list[str]) -> None:

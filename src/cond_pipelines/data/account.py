@@ -13,11 +13,13 @@ class Account:
         num_images: image files in all; None where they are not counted, as of parquet files.
         left_out: by reason, the names of image files that are not used.
         notes: lines on how the rest was read.
+        root: the folder that the names are relative to.
     """
 
     num_images: int | None = None
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    root: str = ""
 
     def leave_out(self, reason: str, *names: str) -> None:
         """Note image files that are not used."""

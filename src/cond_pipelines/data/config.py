@@ -102,6 +102,19 @@ class DataArguments(_OfTheRun):
         above=0,
         needs="class_data_dir",
     )
+    data_format: Literal["images", "arrays", "parquet", "arrow", "tar", "zip"] | None = flag(
+        None,
+        "Read these files of a folder with several kinds. Default: the kind that holds most images.",
+        resume="course",
+        by="loaded",
+        needs="train_data_dir",
+    )
+    folder_repeats: bool = flag(
+        False,
+        "Draw images of a folder named 10_cat ten times as often, as kohya's scripts do.",
+        resume="course",
+        needs=("train_data_dir", "!streaming"),
+    )
     dataset_config_name: str | None = flag(
         None,
         "Load this configuration of the Hub data set.",
@@ -167,10 +180,17 @@ class DataArguments(_OfTheRun):
     )
     validation_fraction: float = flag(
         0.03,
-        "Hold out this fraction of the images, at most 256, for the validation loss.",
+        "Hold out this fraction of the images, 10 to 256 and at most a quarter, for the validation loss.",
         resume="course",
         at_least=0,
         below=1,
+        needs="!streaming",
+    )
+    held_out_by: Literal["content", "row"] = flag(
+        "content",
+        "Hold out whole images with all their rows (content), or rows as before version 0.2 (row).",
+        resume="course",
+        by="loaded",
         needs="!streaming",
     )
     cache_images: bool | None = flag(

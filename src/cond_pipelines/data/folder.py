@@ -32,6 +32,7 @@ def read_folder(tree: Tree, kind: str, split: str, account: Account) -> datasets
         UserError: there is no such split, or the metadata cannot be read.
     """
     images = [name for name in tree.files if kind_of(name) == kind]
+    account.root = tree.root
     account.num_images = len(images) + sum(kind_of(n) == kind for names in tree.skipped.values() for n in names)
     for reason, names in tree.skipped.items():
         account.leave_out(reason, *(name for name in names if kind_of(name) == kind))

@@ -6,8 +6,41 @@ from pathlib import PurePath
 # What Pillow opens without running another program: not PostScript, for which it would start Ghostscript, whatever the
 # suffix says, nor formats of which it knows the header only.
 PILLOW_FORMATS = (
-    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "TGA", "ICO", "ICNS"),
-    *("DDS", "BLP", "FTEX", "PCX", "DCX", "PSD", "QOI", "SGI", "SUN", "XBM", "XPM", "IM", "MSP", "PIXAR", "FITS", "FLI"),
+    *(
+        "PNG",
+        "JPEG",
+        "MPO",
+        "WEBP",
+        "GIF",
+        "BMP",
+        "DIB",
+        "TIFF",
+        "AVIF",
+        "HEIF",
+        "JPEG2000",
+        "PPM",
+        "TGA",
+        "ICO",
+        "ICNS",
+    ),
+    *(
+        "DDS",
+        "BLP",
+        "FTEX",
+        "PCX",
+        "DCX",
+        "PSD",
+        "QOI",
+        "SGI",
+        "SUN",
+        "XBM",
+        "XPM",
+        "IM",
+        "MSP",
+        "PIXAR",
+        "FITS",
+        "FLI",
+    ),
     *("CUR", "GBR", "SPIDER"),
 )
 _IMAGES = (
@@ -15,15 +48,21 @@ _IMAGES = (
     "ppm pgm pbm pnm pfm tga icb vda vst ico icns cur dds blp ftc ftu pcx dcx psd qoi sgi bw rgb rgba ras xbm xpm im "
     "msp pxr fit fits fli flc gbr"
 )
-HEIF = frozenset(f".{suffix}" for suffix in "heic heics heif heifs hif".split())
 _KINDS = {f".{suffix}": "images" for suffix in _IMAGES.split()}
 _KINDS |= {".npy": "arrays", ".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", ".zip": "zip"}
 KINDS = ("images", "arrays", "parquet", "arrow", "tar", "zip")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTIONS = (".txt", ".caption")
 
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
-_SPLITS |= {name: "validation" for name in ("validation", "valid", "val", "dev")}
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 _MASK = re.compile(r"-(masklabel|condlabel)$")
 _REPEATS = re.compile(r"^([1-9]\d*)_.+")

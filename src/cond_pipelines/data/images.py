@@ -1,8 +1,10 @@
 """Image files to arrays with the channels and the size that a model takes: uint8, or float32 of a declared range."""
 
 import io
+import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,22 +15,26 @@ from ..errors import describe
 from .formats import PILLOW_FORMATS
 from .walk import open_path
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "F")
-_MOST_ELONGATED = 32  # of more, the middle is used: a spacer of 4,000 x 1 px at 256 px would take 2.9 GB
+# Of what is longer, and would be large, the middle is used: a spacer of 4,000 x 1 px at 256 px would take 2.9 GB.
+_MOST_ELONGATED, _MOST_ELONGATED_PIXELS = 16, 2**22
 MOST_PIXELS_VARIABLE = "COND_PIPELINES_MOST_PIXELS"  # of an image; more are taken for a decompression bomb
 
 
-def most_pixels() -> int:
-    """Pixels of the largest image that is opened: Pillow's limit, or what the environment allows."""
-    return int(os.environ.get(MOST_PIXELS_VARIABLE) or 2 * (Image.MAX_IMAGE_PIXELS or 2**31))
+if MOST_PIXELS_VARIABLE in os.environ:
+    Image.MAX_IMAGE_PIXELS = int(os.environ[MOST_PIXELS_VARIABLE])
 
 
-def open_image(value: Any) -> Image.Image | np.ndarray:
+def open_image(value: Any, deep: bool = False) -> Image.Image | np.ndarray:
     """What a `datasets` Image column holds, with or without decoding, to a fully read PIL image, of sRGB if of colour.
 
     The first frame of an animation. What PIL has no mode for (numpy's own files, TIFFs of several deep channels, ...)
     comes as an array. No other program is started, and nothing that a file holds is run.
+
+    Args:
+        deep: keep all bits of images of several channels of 16 bits, of which Pillow reads 8.
 
     Raises:
         OSError: missing, unreadable, truncated, or too large.
@@ -48,7 +54,7 @@ def open_image(value: Any) -> Image.Image | np.ndarray:
             value.load()
             return _to_srgb(ImageOps.exif_transpose(value))
         with _opened(value) as file:
-            return _read(file)
+            return _read(file, deep)
     except OSError as error:
         text = str(error) or type(error).__name__
         raise (error if str(error) and "BytesIO" not in text else OSError(text)) from error
@@ -68,61 +74,55 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-def _read(file: BinaryIO) -> Image.Image | np.ndarray:
+def _read(file: BinaryIO, deep: bool) -> Image.Image | np.ndarray:
     head = file.read(32)
     file.seek(0)
     if head[:6] == b"\x93NUMPY":
         return _as_pil(_read_numpy(file))
-    _register_heif(head)
     try:
-        with _within_limit(file) as image:
+        with _identified(file) as image:
+            if deep and ";16" in str(image.tile) and image.mode in ("RGB", "RGBA", "LA"):
+                if head[:4] in _TIFF:
+                    return _read_tiff(file)
+                raise OSError("it has several channels of 16 bits, of which Pillow reads 8: save it as TIFF or .npy")
             image.load()
             return _to_srgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            file.seek(0)
+        if head[:4] in _TIFF:
             return _read_tiff(file)
         raise OSError(_unknown(head)) from error
 
 
 def _unknown(head: bytes) -> str:
-    if head[4:8] == b"ftyp" and re.match(b"hei|hev|mif1|msf1", head[8:12]):
+    if _is_heif(head):
         return "it is HEIC or HEIF: pip install pillow-heif"
     if head[:4] in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
         return "it is PostScript, which is a program and not opened: save it as PNG"
     return "it is empty, or of no format that can be read"
 
 
-def _register_heif(head: bytes) -> None:
-    if head[4:8] == b"ftyp" and ".heic" not in Image.registered_extensions():
-        try:
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and re.match(b"hei|hev|mif1|msf1", head[8:12]) is not None
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    """An image whose pixels are not read yet. Raises OSError where it has none or too many."""
+    if _is_heif(file.read(12)):
+        with suppress(ImportError):
             import pillow_heif
-        except ImportError:
-            return
-        pillow_heif.register_heif_opener()
 
-
-def _within_limit(file: BinaryIO) -> Image.Image:
-    """An image whose pixels are not read yet. Raises OSError where it has too many."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's own check warns, and names no remedy
+            pillow_heif.register_heif_opener()
+    file.seek(0)
+    Image.init()
     try:
-        image = Image.open(file, formats=[name for name in PILLOW_FORMATS if name in _known_formats()])
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    width, height = image.size
-    if width * height > most_pixels():
-        raise OSError(
-            f"it says that it has {width:,} x {height:,} pixels, which exceeds the limit of {most_pixels():,}: "
-            f"{MOST_PIXELS_VARIABLE}={width * height} allows it"
-        )
-    if not width * height:
+        image = Image.open(file, formats=[name for name in PILLOW_FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))
+        allowed = f"; {MOST_PIXELS_VARIABLE}={pixels[0] if pixels else ''} allows it"
+        raise OSError(str(error).rstrip(".") + allowed) from error
+    if not image.width * image.height:
         raise OSError("it has no pixels")
     return image
-
-
-def _known_formats() -> dict[str, Any]:
-    Image.init()
-    return Image.OPEN
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -171,7 +171,7 @@ def _numpy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 def _read_numpy(file: BinaryIO) -> np.ndarray:
     shape, dtype = _numpy_header(file)
     start = file.tell()
-    needed, there = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize, file.seek(0, 2) - start
+    needed, there = math.prod(map(int, shape)) * dtype.itemsize, file.seek(0, 2) - start
     if needed > there and not dtype.hasobject:
         raise OSError(f"it is truncated: it says that it has {needed:,} bytes of numbers, and it has {there:,}")
     file.seek(0)
@@ -183,10 +183,11 @@ def _read_tiff(file: BinaryIO) -> np.ndarray:
         import tifffile
     except ImportError as error:
         raise OSError("a TIFF that Pillow cannot read: pip install tifffile") from error
+    file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        shape = tiff.series[0].shape
-        if int(np.prod([int(n) for n in shape], dtype=object)) > 4 * most_pixels():
-            raise OSError(f"it says that its shape is {shape}, more than {MOST_PIXELS_VARIABLE} allows")
+        shape, limit = tiff.series[0].shape, 16 * 2 * (Image.MAX_IMAGE_PIXELS or 2**40)
+        if math.prod(map(int, shape)) > limit:
+            raise OSError(f"it says that its shape is {shape}, more numbers than {MOST_PIXELS_VARIABLE} allows")
         return _as_pil(tiff.asarray())
 
 
@@ -194,7 +195,12 @@ def num_channels(image: Image.Image | np.ndarray) -> int:
     """How many are needed to lose nothing but transparency."""
     if isinstance(image, np.ndarray):
         return 1 if image.ndim == 2 else min(image.shape[0], image.shape[-1])
-    return 1 if image.mode in ("1", "L", *_DEEP_MODES) else 3
+    return 1 if is_gray(image.mode) else 3
+
+
+def is_gray(mode: str) -> bool:
+    """Whether one of Pillow's modes has one channel."""
+    return mode in ("1", "L", *_DEEP_MODES)
 
 
 def shorter_side_px(image: Image.Image | np.ndarray) -> int:
@@ -227,9 +233,10 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def resize(image: Image.Image, size: int | tuple[int, int], interpolation: str = "lanczos") -> Image.Image:
     """To the smallest that covers `size` pixels, a side or (height, width), keeping the aspect ratio."""
-    image = _middle(image)
     least = _sides(size)[::-1]  # (width, height)
     scale = max(a / b for a, b in zip(least, image.size, strict=True))
+    if scale**2 * image.width * image.height > _MOST_ELONGATED_PIXELS:
+        image = _middle(image)
     sides = tuple(max(a, round(b * scale)) for a, b in zip(least, image.size, strict=True))
     return image if sides == image.size else image.resize(sides, Image.Resampling[interpolation.upper()])
 
@@ -286,14 +293,11 @@ def read_header(value: Any) -> Header | None:
     if not isinstance(value, str | bytes):
         return None
     try:
-        with _opened(value) as file:
-            _register_heif(file.read(12))
-            file.seek(0)
-            with _within_limit(file) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
-                height, width = image.size if turned else image.size[::-1]
-                frames = num_frames(image) if getattr(image, "is_animated", False) else 1
-                return Header(height, width, image.mode, frames, "icc_profile" in image.info)
+        with _opened(value) as file, _identified(file) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
+            height, width = image.size if turned else image.size[::-1]
+            frames = num_frames(image) if getattr(image, "is_animated", False) else 1
+            return Header(height, width, image.mode, frames, "icc_profile" in image.info)
     except UnidentifiedImageError:
         return None
     except OSError:
@@ -330,10 +334,7 @@ def to_array(
 def _scaled(
     image: Image.Image | np.ndarray, channels: int, size: Any, interpolation: str, low: float, high: float
 ) -> np.ndarray:
-    if high > 255 and getattr(image, "mode", "") in ("RGB", "RGBA", "LA") and image.info.get("bits") == 16:
-        raise OSError("it has 16 bits and several channels, of which Pillow reads 8 bits: save it as TIFF or .npy")
-    array = np.asarray(image.convert("RGB") if getattr(image, "mode", "") == "P" else image)
-    array = _middle_of(array).astype(np.float32)
+    array = np.asarray(image.convert("RGB") if getattr(image, "mode", "") == "P" else image).astype(np.float32)
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim == 3 and array.shape[-1] != channels and array.shape[0] == channels:
         array = np.moveaxis(array, 0, -1)  # (C, H, W), as satellite images often are

@@ -121,7 +121,7 @@ def _json_columns(text: str, path: str) -> dict[str, Sequence[Any]]:
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is no object in braces, such as {{\"file_name\": \"a.png\"}}")
+            raise UserError(f'{path}: line {number} is no object in braces, such as {{"file_name": "a.png"}}')
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}

@@ -197,7 +197,7 @@ def _say_other_files(tree: Tree, kind: str, account: Account) -> None:
         account.notes.append(f"files of other kinds, not read: {shown}{', ...' if len(others) > 5 else ''}")
 
 
-def say_what_cannot_be_loaded(root: str, error: Exception) -> UserError:
+def what_cannot_be_loaded(root: str, error: Exception) -> UserError:
     """The one line for a source that cannot be read, by whatever library reads it."""
     cause = error.__cause__ or error
     plain = isinstance(cause, OSError | datasets.exceptions.DatasetsError | ValueError)

@@ -151,23 +151,48 @@ def open_path(path: str) -> BinaryIO:
     """
     try:
         return open(path, "rb")
-    except (NotADirectoryError, FileNotFoundError):
-        archive = next((str(p) for p in Path(path).parents if p.suffix.lower() == ".zip" and p.is_file()), None)
-        if archive is None:
-            raise
-    return io.BytesIO(_read_member(archive, path[len(archive) + 1 :]))
+    except NotADirectoryError:
+        return io.BytesIO(_read_member(*_archive_of(path)))
+
+
+def size_and_time(path: str) -> tuple[int, int] | None:
+    """Bytes and time of change of a file; of a member of a .zip its bytes and checksum; None where it is not there."""
+    try:
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    except OSError:
+        pass
+    try:
+        archive, member = _archive_of(path)
+        info = _archive(archive).getinfo(member)
+        return info.file_size, info.CRC
+    except Exception:  # as `_read_member` says when it is read
+        return None
+
+
+def _archive_of(path: str) -> tuple[str, str]:
+    archive = next((str(p) for p in Path(path).parents if p.suffix.lower() == ".zip" and p.is_file()), None)
+    if archive is None:
+        raise FileNotFoundError(2, "No such file or directory", path)
+    return archive, path[len(archive) + 1 :]
+
+
+def _archive(path: str) -> zipfile.ZipFile:
+    # An open archive belongs to one process and thread: forked processes would move each other's place in the file.
+    key = (os.getpid(), path)
+    if getattr(_local, "key", None) != key:
+        _local.key, _local.file = key, zipfile.ZipFile(path)
+    file: zipfile.ZipFile = _local.file
+    return file
 
 
 def _read_member(archive: str, member: str) -> bytes:
-    # An open archive belongs to one process and thread: forked processes would move each other's place in the file.
-    key = (os.getpid(), archive)
-    if getattr(_local, "key", None) != key:
-        _local.key, _local.file = key, zipfile.ZipFile(archive)
     try:
-        info = _local.file.getinfo(member)
+        file = _archive(archive)
+        info = file.getinfo(member)
         if info.file_size > _MOST_MEMBER_BYTES:
             raise OSError(f"it has {info.file_size:,} bytes unpacked: unpack the archive")
-        return bytes(_local.file.read(info))
+        return file.read(info)
     except KeyError as error:
         raise FileNotFoundError(2, "No such file in the archive", f"{archive}/{member}") from error
     except OSError:

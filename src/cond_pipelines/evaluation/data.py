@@ -7,6 +7,7 @@ from typing import Any
 
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
+from ..data.labels import all_of
 from ..data.load import TrainingData, load_data
 from ..errors import UserError, read_yaml
 from ..flags import check_values, flag, with_effect
@@ -70,10 +71,10 @@ def load_evaluated_data(
     Raises:
         ValueError: the data cannot be loaded, or a model of them cannot be evaluated.
     """
-    known = dict(recorded)
+    known = {"held_out_by": "row"} | dict(recorded) if recorded else {}  # runs of before held out rows
     given = {"train_data_dir": config.train_data_dir, "dataset_name": config.dataset_name}
     if any(given.values()):
-        known |= given
+        known |= given | {"held_out_by": "content"}
     if not (known.get("train_data_dir") or known.get("dataset_name")):
         raise ValueError("name the real images: --train_data_dir or --dataset_name")
     if known.get("aspect_buckets") or known.get("value_range"):
@@ -87,6 +88,10 @@ def load_evaluated_data(
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
         raise ValueError("models with several labels an image cannot be evaluated yet")
+    if data.id2label and (names := getattr(pipe.adapter, "id2label", None)):
+        used = set(all_of(data.dataset.conditions()))
+        data.id2label = {i: name for i, name in data.id2label.items() if i in used}
+        data.use_labels(pipe.adapter.label_id, f"the model ({', '.join(list(names.values())[:20])})")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data

@@ -1,5 +1,6 @@
 """Raw conditions to the adapter's features, encoding each caption once where the encoder is frozen."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ class ConditionEncoder:
     def preprocess(self, raw: list[Any]) -> dict[str, Tensor]:
         """Raw conditions of a batch to inputs, on the CPU."""
         return self.adapter.preprocess(raw, self.tokenizer)
+
+    def lost_words(self, captions: Iterable[Any]) -> list[str]:
+        """Lines on what of the captions of a data set the model does not see; see `adapters.text.lost_words`."""
+        if self.tokenizer is None or not hasattr(self.adapter, "lost_words"):
+            return []
+        return self.adapter.lost_words([c for c in captions if isinstance(c, str)], self.tokenizer)
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

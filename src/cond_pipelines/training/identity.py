@@ -22,6 +22,7 @@ from .schedule import LearningRate, RunLength
 _DECLARED = {setting.name: setting.metadata for setting in fields(TrainingConfig)}
 # What takes effect but is nothing to report: where a run writes, and what the line on the batch says already.
 _UNSAID = {setting.name for setting in fields(OutputArguments)} | {"train_batch_size", "gradient_accumulation_steps"}
+FILE_TIMES = "times of the files"
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
 
 
@@ -53,8 +54,10 @@ def loaded_identity(
         is_given = getattr(config, f"{name}_name_or_path") is not None
         weights[name] = fingerprint_of(pipe.components[part])[:12] if is_given else None
     found |= {f"{name}_name_or_path": of and f"with the weights {of}" for name, of in weights.items()}
-    found |= {"data set": data.dataset.fingerprint()}
-    if data.train is None:  # the content of a stream is not known
+    found |= {"data set": data.dataset.fingerprint(), "held_out_by": data.held_out_by}
+    if data.train is not None:
+        found |= {"content of the data": data.content, FILE_TIMES: data.dataset.times_of_files()}
+    else:  # the content of a stream is not known
         found["stream"] = [config.train_data_dir, config.dataset_name, config.dataset_config_name, config.dataset_split]
     return found
 
@@ -88,6 +91,7 @@ class RunIdentity:
         before = dict(before)
         if isinstance(before.get("train"), list):  # of a checkpoint of before, as is the next
             before |= dict(zip(("train", "rank", "lora_target_modules"), before["train"], strict=False))
+        before.setdefault("held_out_by", "row")
         if "value range" in before:
             before["value_range"] = before.pop("value range")
         for name in [*self.values, *(name for name in before if name not in self.values and name in _DECLARED)]:
@@ -101,6 +105,8 @@ class RunIdentity:
                     self.notes.append(f"{name} {was} -> {now}")
             elif name in _DECLARED:
                 raise ValueError(f"was made with {shown(name, was)}, now {shown(name, now)}")
+            elif name == FILE_TIMES:
+                self.notes.append("image files were written again since, with the same size or content")
             else:
                 raise ValueError(f"was made with another {name} ({_difference(was, now)})")
 

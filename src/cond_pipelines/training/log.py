@@ -83,12 +83,8 @@ class TrainingLog:
     def opening(self, data: TrainingData, trained: str, resumed: Progress, notes: list[str]) -> None:
         """Print what was found, chosen and is `trained`; where a resumed run goes on, and what changes (`notes`)."""
         config = self.config
-        if data.train is None:
-            found = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
-        else:
-            found = data.dataset.summary(data.id2label) + f"\nheld out for validation: {len(data.held_out):,}"
         self.print(
-            f"{found}\n"
+            f"{data.summary()}\n"
             f"model: {config.pretrained_model_name_or_path or 'UNet size ' + str(config.unet_size)}, "
             f"setting {config.conditioning!r}\n"
             f"trained parameters (--train {config.train}): {trained}\n"

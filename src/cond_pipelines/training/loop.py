@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..console import show_any_text
 from ..data.batches import make_loader
 from ..data.draws import draw
+from ..data.labels import all_of
 from ..data.load import TrainingData, load_data
 from ..data.shard import Shard
 from ..data.workers import signals_held
@@ -169,7 +170,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     folder.start(progress, resumed_run)
     log = TrainingLog(accelerator, config, output_dir, progress, length, folder.run)
     log.opening(data, counts, resumed, identity.notes)
-    log.print(chosen)
+    log.print("\n".join([chosen, *conditions.lost_words(all_of(data.dataset.conditions()))]))
     start = time.perf_counter() - progress.elapsed_sec
 
     def save() -> Path:
