@@ -213,7 +213,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
                         batch.positions,
                         x_0.shape[1:],
                         accelerator.device,
-                        pipe.adapter.num_coins,
+                        pipe.adapter.num_dropout_draws,
                         objective.num_uniforms,
                     )
                     keep = pipe.adapter.keep(draws.dropout, config.condition_dropout)
