@@ -35,10 +35,10 @@ class Account:
         """One line on the image files that are not used, if there are any, then the notes."""
         if not self.left_out:
             return self.notes
-        of_all = "" if self.num_images is None else f" of {self.num_images:,}"
+        of_all = " image(s)" if self.num_images is None else f" of {self.num_images:,} images"
         reasons = [f"{len(names):,} {reason} ({examples(names)})" for reason, names in self.left_out.items()]
-        is_are = "image is" if self.num_left_out == 1 and not of_all else "images are"
-        return [f"{self.num_left_out:,}{of_all} {is_are} left out: {'; '.join(reasons)}", *self.notes]
+        verb = "is" if self.num_left_out == 1 else "are"
+        return [f"{self.num_left_out:,}{of_all} {verb} left out: {'; '.join(reasons)}", *self.notes]
 
 
 def examples(names: list[str]) -> str:

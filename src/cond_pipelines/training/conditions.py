@@ -1,11 +1,12 @@
 """Raw conditions to the adapter's features, encoding each caption once where the encoder is frozen."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.labels import all_of
+from ..data.load import TrainingData
 from ..pipelines.conditional import ConditionalPipeline
 
 _REMEMBERED_BYTES = 2**30
@@ -31,11 +32,12 @@ class ConditionEncoder:
         """Raw conditions of a batch to inputs, on the CPU."""
         return self.adapter.preprocess(raw, self.tokenizer)
 
-    def lost_words(self, captions: Iterable[Any]) -> list[str]:
-        """Lines on what of the captions of a data set the model does not see; see `adapters.text.lost_words`."""
+    def lost_words(self, data: TrainingData) -> list[str]:
+        """Lines on what of the captions the model does not see; see `adapters.text.lost_words`."""
         if self.tokenizer is None or not hasattr(self.adapter, "lost_words"):
             return []
-        return self.adapter.lost_words([c for c in captions if isinstance(c, str)], self.tokenizer)
+        captions = [c for c in all_of(data.dataset.conditions()) if isinstance(c, str)]
+        return self.adapter.lost_words(captions, self.tokenizer)
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
