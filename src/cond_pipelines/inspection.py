@@ -74,7 +74,7 @@ def inspect(config: InspectionConfig) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     _sheet(data).save(folder / "inspect.png")
     lines.append(f"what the network sees: {folder / 'inspect.png'}")
-    left_out = _left_out_sheet(data.account.root, data.account.left_out)
+    left_out = _left_out_sheet(data.account.root, data.account.excluded)
     if left_out is not None:
         left_out.save(folder / "left_out.png")
         lines.append(f"what is left out: {folder / 'left_out.png'}")

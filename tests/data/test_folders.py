@@ -163,7 +163,7 @@ def test_captions_in_files_of_the_images_names(tmp_path, suffix):
     folder = write(tmp_path / "a", "1.png", "2.png", "3.png", "3-masklabel.png", "3.png.json", "b/4.png")
     for name, text in {"1": "\ufeffa cat\r\n", "2": "a dog", "b/4": "", "README": "x"}.items():
         (folder / f"{name}{suffix}").write_text(text)
-    paths, classes, captions, account = read(folder)
+    paths, _, captions, account = read(folder)
     assert paths == ["1.png", "2.png", "3.png", "b/4.png"] and captions == ["a cat", "a dog", None, ""]
     assert account.lines() == [
         "1 of 5 images is left out: 1 masks of other images (3-masklabel.png)",
@@ -289,7 +289,7 @@ def test_a_picture_beside_tables(tmp_path):
     account = Account()
     assert len(load_source(str(folder), cache_dir=str(tmp_path / "cache"), account=account)) == 5
     assert account.lines() == [
-        "1 image(s) is left out: 1 beside the parquet files that are read (logo.png)",
+        "1 image(s) is left out: 1 next to the parquet files that are read (logo.png)",
         "not read: 1 parquet files without images (scores.parquet)",
     ]
 

@@ -188,7 +188,7 @@ class DataArguments(_OfTheRun):
     )
     held_out_by: Literal["content", "row"] = flag(
         "content",
-        "Hold out whole images with all their rows (content), or rows as before version 0.2 (row).",
+        "Hold out whole images with all their rows (content), or single rows, as runs did without this flag (row).",
         resume="course",
         by="loaded",
         needs="!streaming",

@@ -35,9 +35,9 @@ def read_folder(tree: Tree, kind: str, split: str, account: Account) -> datasets
     account.root = tree.root
     account.num_images = len(images) + sum(kind_of(n) == kind for names in tree.skipped.values() for n in names)
     for reason, names in tree.skipped.items():
-        account.leave_out(reason, *(name for name in names if kind_of(name) == kind))
+        account.exclude(reason, *(name for name in names if kind_of(name) == kind))
     masks = {name for name in images if is_mask(name)}
-    account.leave_out("masks of other images", *sorted(masks))
+    account.exclude("masks of other images", *sorted(masks))
     images = [name for name in images if name not in masks]
     images = _of_split(images, split, account)
     tables = [name for name in tree.files if posixpath.basename(name) in METADATA]
@@ -91,7 +91,7 @@ def _of_split(images: list[str], split: str, account: Account) -> list[str]:
     counts = Counter(name.split("/", 1)[0] for name in images)
     shown = ", ".join(f"{top} {counts[top]:,}" for top in sorted(tops))
     account.notes.append(f"splits, by the folders' names: {shown}; used: {', '.join(sorted(chosen))}")
-    account.leave_out("in another split", *(name for name in images if name.split("/", 1)[0] not in chosen))
+    account.exclude("in another split", *(name for name in images if name.split("/", 1)[0] not in chosen))
     return [name for name in images if name.split("/", 1)[0] in chosen]
 
 
@@ -195,7 +195,7 @@ def _with_metadata(tree: Tree, images: list[str], tables: list[str], account: Ac
     if doubled := [folder for folder, count in by_folder.items() if count > 1]:
         both = [name for name in tables if posixpath.dirname(name) == doubled[0]]
         raise UserError(f"{tree.path(doubled[0])} has {' and '.join(map(posixpath.basename, both))}: keep one of them")
-    elsewhere = {name for names in account.left_out.values() for name in names}
+    elsewhere = {name for names in account.excluded.values() for name in names}
     paths: list[str] = []
     columns: dict[str, list[Any]] = {}
     for table in tables:
@@ -209,7 +209,7 @@ def _with_metadata(tree: Tree, images: list[str], tables: list[str], account: Ac
         for values in columns.values():
             values += [None] * (len(paths) - len(values))
     has_row, source = set(paths), posixpath.basename(tables[0])
-    account.leave_out(f"without a row in {source}", *(name for name in images if name not in has_row))
+    account.exclude(f"without a row in {source}", *(name for name in images if name not in has_row))
     if not paths:
         raise UserError(f"{tree.path(tables[0])} names no image that can be used")
     there = set(tree.files)

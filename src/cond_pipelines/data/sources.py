@@ -48,7 +48,7 @@ def read_source(
     is_archive = single == "zip"
     kind = _chosen(tree, kinds, data_format, account)
     if kind not in ("images", "arrays") and not is_archive:
-        account.leave_out(f"beside the {kind} files that are read", *kinds.get("images", []))
+        account.exclude(f"next to the {kind} files that are read", *kinds.get("images", []))
     _say_other_files(tree, kind, account)
     if kind in ("parquet", "arrow", "tar"):
         names = _with_images(tree, kinds[kind], account) if kind == "parquet" else kinds[kind]
@@ -138,7 +138,7 @@ def _members(path: str, kind: str) -> Iterable[str]:
 
 
 def _is_unpacked(tree: Tree, archives: list[str], files: list[str]) -> bool:
-    """Whether half of the images of these archives lie beside them as files of the same names."""
+    """Whether half of the images of these archives lie next to them as files of the same names."""
     there = {Path(name).name for name in files}
     try:
         members = [m for name in archives for m in _members(tree.path(name), kind_of(name) or "") if kind_of(m)]

@@ -64,7 +64,7 @@ def _labels(rows: list[int], classes: Sequence[Any] | None) -> set[Any]:
 
 
 def hold_out_rows(num_rows: int, fraction: float, seed: int, most: int = MOST_HELD_OUT) -> np.ndarray:
-    """Rows that runs of before version 0.2 held out, whatever their images are."""
+    """Rows that runs without --held_out_by held out, whatever their images are."""
     held_out = 0 if num_rows < 64 else min(most, round(num_rows * fraction))
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:held_out])
 
