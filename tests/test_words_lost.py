@@ -52,7 +52,7 @@ def test_what_is_lost(tmp_path):
             "words that no caption of the training had: 'star', 'square'"
         ]
         (cut,) = lost_words(["a red ring " * 40, "a ring"], known, 64)
-        assert cut.startswith("captions cut after 64 tokens: 1 of 2; the longest has 122 tokens, and ends for the ")
+        assert cut.startswith("captions cut after 64 tokens: 1 of 2; the longest has 123 tokens, and ends for the ")
 
 
 def test_a_call_says_it_once(pipe, caplog):

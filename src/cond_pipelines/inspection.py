@@ -46,7 +46,9 @@ def parse_config(args: list[str]) -> InspectionConfig:
         args = ["--train_data_dir", *args]
     values, unknown = parser.parse(args)
     parser.refuse_unknown(unknown)
-    return InspectionConfig(**{"on_bad_image": "skip"} | values)
+    config = InspectionConfig(**{"on_bad_image": "skip"} | values)
+    find_setting(config.conditioning)  # a typo is answered before anything is read
+    return config
 
 
 def inspect(config: InspectionConfig) -> str:

@@ -84,7 +84,7 @@ def test_rows_of_one_image_and_copies(tmp_path, cache_images):
 
 def test_near_duplicates_are_counted(tmp_path):
     """Saved again as JPEG of other quality."""
-    smooth = [np.asarray(Image.fromarray(noise(i, 4)).resize((32, 32), 3)) for i in range(60)]
+    smooth = [np.asarray(Image.fromarray(noise(i, 4)).resize((64, 64), 3)) for i in range(60)]
     some = [thumbnail(pixels) for pixels in smooth]
     again = []
     for pixels in smooth[:20]:

@@ -199,7 +199,7 @@ def _say_other_files(tree: Tree, kind: str, account: Account) -> None:
 
 def what_cannot_be_loaded(root: str, error: Exception) -> UserError:
     """The one line for a source that cannot be read, by whatever library reads it."""
-    cause = error.__cause__ or error
+    cause = error if isinstance(error, UserError) else error.__cause__ or error
     plain = isinstance(cause, OSError | datasets.exceptions.DatasetsError | ValueError)
     reason = " ".join(str(cause).split()) if plain and str(cause) else describe(cause)
     return UserError(f"cannot load {root}: {reason}")

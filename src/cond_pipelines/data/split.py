@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 LEAST_HELD_OUT, MOST_HELD_OUT = 10, 256
-_THUMBNAIL_PX, _NEAR_RMS = 8, 3.0  # of 255: what is left of a photo saved again, or scaled
+_THUMBNAIL_PX, _NEAR_RMS = 8, 3.0  # of 255: what is left between a photo and its copy that was saved again or scaled
 
 
 def number_to_hold_out(num_images: int, fraction: float, most: int = MOST_HELD_OUT) -> int:

@@ -4,7 +4,9 @@ Which is which is declared at each field (`flags.flag(resume=...)`). Networks an
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..data.load import TrainingData
@@ -12,7 +14,7 @@ from ..flags import shown
 from ..objectives.base import Objective, name_of
 from ..pipelines.conditional import ConditionalPipeline
 from .arguments import OutputArguments
-from .checkpoints import Progress, load_checkpoint
+from .checkpoints import Progress, all_checkpoints, load_checkpoint, read_manifest
 from .config import TrainingConfig
 from .fingerprint import fingerprint_of, plain_config
 from .objective import own_arguments
@@ -24,6 +26,18 @@ _DECLARED = {setting.name: setting.metadata for setting in fields(TrainingConfig
 _UNSAID = {setting.name for setting in fields(OutputArguments)} | {"train_batch_size", "gradient_accumulation_steps"}
 FILE_TIMES = "times of the files"
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
+
+
+def with_split_of_before(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """The configuration of a run that goes on: one whose checkpoints say nothing of it held out rows, not images."""
+    if not config.resume_from_checkpoint or config.streaming:
+        return config
+    before = []
+    for path in all_checkpoints(folder):
+        with suppress(ValueError):  # a damaged one, as the resume says
+            before.append(read_manifest(path).identity)
+    rows = before and not any("held_out_by" in values for values in before)
+    return replace(config, held_out_by="row") if rows else config
 
 
 def parent_fingerprint(parent: ConditionalPipeline | None) -> str | None:
