@@ -9,9 +9,9 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin
 
-from .flags import default_of, kinds_of
+from .flags import default_of, hints_of, kinds_of, settings_of
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -47,9 +47,9 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             formatter_class=_Help,
         )
-        hints = get_type_hints(config)
-        self.known = [setting.name for setting in fields(config)]
-        self.common = self.add_argument_group("the usual ones")
+        hints = hints_of(config)
+        self.known = [setting.name for setting in settings_of(config)]
+        self.common = self.add_argument_group("most used")
         declared = [(setting, group) for group in groups for setting in fields(group)]
         for setting in sorted((s for s, _ in declared if s.metadata["common"]), key=lambda s: s.metadata["common"]):
             _add(self.common, setting, hints[setting.name])

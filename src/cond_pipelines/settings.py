@@ -97,7 +97,7 @@ class CardText:
     """
 
     formula: str = "p(x|c)"
-    sentence: str = ", told a condition of its own kind."
+    sentence: str = ", under a condition of its own kind."
     task: str | None = None
     call: Callable[[Labels, list[Any]], str] = first_examples
 

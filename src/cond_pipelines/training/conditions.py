@@ -40,13 +40,13 @@ class ConditionEncoder:
         keys = self.keys(inputs)
         if all(key in self.stored for key in keys):
             return _on(device, _padded([self.stored[key] for key in keys]))
-        found = {key: self._remembered[key] for key in keys if key in self._remembered}
-        first = {key: row for row, key in enumerate(keys) if key not in found}
+        known = {key: self._remembered[key] for key in keys if key in self._remembered}
+        first = {key: row for row, key in enumerate(keys) if key not in known}
         if first:
             for key, features in zip(first, self.encode_each(inputs, list(first.values()), device), strict=True):
-                found[key] = features
+                known[key] = features
                 self._remember(key, features)
-        return _padded([found[key] for key in keys])
+        return _padded([known[key] for key in keys])
 
     def keys(self, inputs: dict[str, Tensor]) -> list[bytes]:
         """The token ids of each caption, without padding; of inputs on the CPU."""
@@ -55,7 +55,7 @@ class ConditionEncoder:
 
     @torch.no_grad()
     def encode_each(self, inputs: dict[str, Tensor], rows: list[int], device: torch.device) -> list[dict[str, Tensor]]:
-        """The features of some rows of a batch of captions, each without the padding of the batch."""
+        """The features of these rows of a batch of captions, each without the padding of the batch."""
         inputs = {name: x[rows] for name, x in inputs.items()}
         encoded = self.adapter.encode(_on(device, inputs), self.encoder)
         lengths = inputs["attention_mask"].sum(dim=1).clamp(min=1).tolist()

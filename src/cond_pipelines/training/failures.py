@@ -136,10 +136,10 @@ def writable_folder(path: str) -> Path:
 
 def how_to_go_on(output_dir: Path) -> str:
     """What is safe, and how to start from it."""
-    found = all_checkpoints(output_dir)
-    if not found:
+    checkpoints = all_checkpoints(output_dir)
+    if not checkpoints:
         return "nothing was saved yet (--checkpointing_steps saves now and then)"
-    return f"{found[-1]} is whole: go on with the same command and --resume_from_checkpoint latest"
+    return f"{checkpoints[-1]} is whole: go on with the same command and --resume_from_checkpoint latest"
 
 
 def _reason(error: BaseException) -> str | None:

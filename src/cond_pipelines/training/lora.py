@@ -1,4 +1,4 @@
-"""LoRA through PEFT (Hu et al. 2021, arXiv 2106.09685): small trained matrices beside the parent's frozen ones.
+"""LoRA through PEFT (Hu et al. 2021, arXiv 2106.09685): small trained matrices added to frozen ones.
 
 What the parent has gets a LoRA (its UNet, and its text encoder where that is trained); what it lacks is trained whole
 (the conditioning adapter, a new text encoder).
@@ -19,7 +19,7 @@ _TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "query", "key", "value", 
 
 
 def add_lora(module: nn.Module, config: TrainingConfig, target_modules: list[str] | None = None) -> None:
-    """Freeze a UNet or a text encoder, and put a LoRA that starts with no effect beside some of its matrices.
+    """Freeze a UNet or a text encoder, and add a LoRA that starts with no effect to the matrices of `target_modules`.
 
     Args:
         target_modules: ends of their names; default: the attention of a text encoder.

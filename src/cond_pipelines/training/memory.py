@@ -1,4 +1,4 @@
-"""How much memory a training step takes, found without taking it: the step is run on fake tensors.
+"""How much memory a training step takes, estimated without taking it: the step is run on fake tensors.
 
 A fake tensor has a shape, a dtype and a device, and no data. So the numbers below come from the network's own forward
 and backward pass, with autocast, attention and gradient checkpointing as they are, for Stable Diffusion in seconds.
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..networks.denoiser import socket
 from .config import TrainingConfig
 from .optimizers import trains_parameter
 
@@ -86,7 +87,6 @@ def step_memory(
     *,
     sample_size: int,
     on_cpu: bool,
-    precision: str,
     vae: nn.Module | None = None,
     text_encoder: nn.Module | None = None,
     train_text_encoder: bool = False,
@@ -97,13 +97,12 @@ def step_memory(
     Args:
         unet: makes the network; it is called on fake tensors.
         sample_size: of what it denoises, in pixels or latent pixels.
-        precision: "no", "bf16" or "fp16"; weights are float32 whatever it is.
         vae, text_encoder: the networks that will be there too.
 
     Example:
         >>> step_memory(lambda: build_unet("xxl", sample_size=64, channels=4), config, sample_size=64, ...).total(4)
     """
-    fakes = FakeTensorMode()
+    fakes, precision = FakeTensorMode(), config.mixed_precision or "no"  # weights are float32 whatever it is
     with fakes:
         net = unet().train()
         if gradient_checkpointing:
@@ -146,16 +145,16 @@ def _unet_bytes(net: nn.Module, batch_size: int, sample_size: int, precision: st
     """The peak of a forward and a backward pass, its gradients among it."""
     config = net.config
     x_t = torch.empty(batch_size, config.in_channels, sample_size, sample_size)  # (B, C, h, w)
-    told: dict[str, Tensor] = {}
-    if (token_dim := config.get("cross_attention_dim")) is not None:
+    token_dim, pooled_dim = socket(net)
+    inputs: dict[str, Tensor] = {}
+    if token_dim is not None:
         token_dim = token_dim[0] if isinstance(token_dim, list | tuple) else token_dim
-        told["encoder_hidden_states"] = torch.empty(batch_size, _NUM_TOKENS, token_dim, requires_grad=True)
-    if config.get("class_embed_type") is not None:
-        width = config.get("projection_class_embeddings_input_dim") or 4 * config.block_out_channels[0]
-        told["class_labels"] = torch.empty(batch_size, width, requires_grad=True)
+        inputs["encoder_hidden_states"] = torch.empty(batch_size, _NUM_TOKENS, token_dim, requires_grad=True)
+    if pooled_dim is not None and config.get("class_embed_type", "of its own") is not None:
+        inputs["class_labels"] = torch.empty(batch_size, pooled_dim, requires_grad=True)
     with LiveBytes() as live:
         with _autocast(precision):
-            prediction = net(x_t, torch.empty(batch_size), **told, return_dict=False)[0]
+            prediction = net(x_t, torch.empty(batch_size), **inputs, return_dict=False)[0]
         loss = prediction.float().square().mean()
         del prediction
         loss.backward()

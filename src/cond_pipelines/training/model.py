@@ -103,20 +103,19 @@ def build_pipeline(
     if parent is not None:
         unet = with_channels(parent.unet, dataset.channels if vae is None else vae.config.latent_channels)
         scheduler = build_scheduler(config, vae is not None) if config.scheduler else parent.scheduler
-        least = scale * 2 ** (len(unet.config.block_out_channels) - 1)
+        least = scale * 2 ** (len(unet.config.get("block_out_channels", (1,))) - 1)
         if dataset.resolution < least:
             raise ValueError(
                 f"--resolution {dataset.resolution} is too small for the pretrained UNet ({least} or more)"
-            )
-        if dataset.resolution % (multiple := scale * size_multiple(unet)):
-            raise ValueError(
-                f"--resolution {dataset.resolution} must be a multiple of {multiple} for the pretrained UNet"
             )
         unet.register_to_config(sample_size=sample_size)
     else:
         channels = dataset.channels if vae is None else vae.config.latent_channels
         unet = build_unet(config.unet_size, sample_size=sample_size, channels=channels)
         scheduler = build_scheduler(config, vae is not None)
+    if dataset.resolution % (multiple := scale * size_multiple(unet)):
+        whose = "pretrained UNet" if parent is not None else f"UNet size {config.unet_size}"
+        raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {multiple} for the {whose}")
     components = {"unet": unet, "scheduler": scheduler, "vae": vae}
 
     if setting.has_captions or config.text_encoder_name_or_path:
