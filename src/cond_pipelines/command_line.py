@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
-from typing import Any, NoReturn, get_args, get_origin
+from typing import NoReturn, get_args, get_origin
 
 from .flags import default_of, hints_of, kinds_of, settings_of
 
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
                 if not setting.metadata["common"]:
                     _add(section, setting, hints[setting.name])
 
-    def parse(self, args: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    def parse(self, args: Iterable[str]) -> tuple[dict[str, object], list[str]]:
         """(the values given, arguments that are not known); `--some-flag` is `--some_flag`."""
         values, unknown = self.parse_known_args([with_underscores(arg) for arg in args])
         return vars(values), unknown
@@ -87,7 +87,7 @@ def unknown_name(name: str, known: Sequence[str], what: str) -> str:
     return f"unknown {what}{name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _add(section: Any, setting: Field[Any], hint: Any) -> None:
+def _add(section: argparse._ArgumentGroup, setting: Field[object], hint: object) -> None:
     kinds, _ = kinds_of(hint)
     name, default = setting.name, default_of(setting)
     text = setting.metadata["help"].replace("%", "%%")

@@ -9,6 +9,7 @@ samples show is then read back from their pixels, so the report needs no judge b
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image, ImageDraw
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from .demo_arguments import parse_demo_args
 from .evaluation.features import extract, pixels
-from .evaluation.questions import distribution_rows
+from .evaluation.questions import Row, distribution_rows
 from .files import write_json
 from .pictures import image_grid
 from .pipelines.conditional import ConditionalPipeline
@@ -41,7 +42,7 @@ def demo_shapes() -> datasets.Dataset:
     return load_shapes(20_000, combinations="seen")
 
 
-def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str, Path]:
+def train_demo(output_dir: Path, speed: float = 1.0, **changes: object) -> dict[str, Path]:
     """Train the three models under `output_dir`.
 
     Args:
@@ -74,7 +75,9 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str
     return folders
 
 
-def sample(pipe: ConditionalPipeline, conditions: list[Any], seed: int = 0, **sampling: Any) -> list[Image.Image]:
+def sample(
+    pipe: ConditionalPipeline, conditions: Sequence[object], seed: int = 0, **sampling: object
+) -> list[Image.Image]:
     """One image for each raw condition, each from a seed of its own, in batches; `sampling`: of the call."""
     images: list[Image.Image] = []
     for start in range(0, len(conditions), 128):
@@ -143,7 +146,7 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     return report
 
 
-def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 2000) -> dict[str, list[dict[str, Any]]]:
+def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 2000) -> dict[str, list[Row]]:
     """Alike, all of it, new: what `cond-pipelines evaluate` measures, of samples that are there already.
 
     In pixels, which is good enough for images this small; the held-out images are drawn from another seed.

@@ -10,8 +10,13 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Config = DataclassInstance | type[DataclassInstance]
+    Setting = Field[object]
 Resume = Literal["model", "course", "free"]
 
 
@@ -41,13 +46,13 @@ FRACTION = Bounds(at_least=0, below=1)
 
 
 def flag(
-    default: Any,
+    default: object,
     help: str,
     *,
     resume: Resume | None = None,
     by: Literal["value", "loaded"] = "value",
     needs: str | tuple[str, ...] = (),
-    like_default: Callable[[Any], Collection[Any]] = lambda config: (),
+    like_default: Callable[[Any], Collection[object]] = lambda config: (),
     bounds: Bounds = Bounds(),
     common: int = 0,
 ) -> Any:
@@ -63,7 +68,7 @@ def flag(
         bounds: of a number.
         common: its place in the first group of `--help`; 0: it stands in its own group.
     """
-    metadata: dict[str, Any] = {
+    metadata: dict[str, object] = {
         "help": help,
         "resume": resume,
         "by": by,
@@ -90,7 +95,7 @@ class Grouped:
         True
     """
 
-    def __init__(self, **values: Any):
+    def __init__(self, **values: object):
         owners = _owners(type(self))
         for name in values:
             if name not in owners and name not in owners.values():
@@ -111,56 +116,56 @@ class Grouped:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(group, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         group = _owners(type(self)).get(name)
         if group is None:
             object.__setattr__(self, name, value)
         else:
             setattr(vars(self)[group], name, value)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields of all groups by their own names; with them the same configuration is made again."""
         return {setting.name: copy(getattr(self, setting.name)) for setting in settings_of(self)}
 
 
-def _groups(config: Any) -> dict[str, Any]:
+def _groups(config: "Config") -> "dict[str, type[DataclassInstance]]":
     """The groups of a configuration or its class, by name; none where it is flat."""
     made = {setting.name: setting.default_factory for setting in fields(config)}
     return {name: group for name, group in made.items() if is_dataclass(group)}
 
 
 @cache
-def _owners(config_type: type) -> dict[str, str]:
+def _owners(config_type: "type[DataclassInstance]") -> dict[str, str]:
     """Name of a field -> name of its group."""
     return {setting.name: name for name, group in _groups(config_type).items() for setting in fields(group)}
 
 
-def settings_of(config: Any) -> list[Field[Any]]:
+def settings_of(config: "Config") -> "list[Setting]":
     """The fields of a configuration or its class: of all its groups, where it has groups."""
     return [setting for group in _groups(config).values() for setting in fields(group)] or list(fields(config))
 
 
-def hints_of(config_type: type) -> dict[str, Any]:
+def hints_of(config_type: "type[DataclassInstance]") -> dict[str, object]:
     """The types of `settings_of`, by name."""
     groups = _groups(config_type).values() or [config_type]
     return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
 
 
-def default_of(setting: Field[Any]) -> Any:
+def default_of(setting: "Setting") -> object:
     """The default of a field."""
     return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
-def kinds_of(hint: Any) -> tuple[list[Any], bool]:
+def kinds_of(hint: object) -> tuple[list[object], bool]:
     """(types, whether None is one of them) of a type hint, with the values of a Literal in place of it."""
-    kinds: list[Any] = []
+    kinds: list[object] = []
     for part in get_args(hint) if get_origin(hint) is not list and get_origin(hint) is not Literal else (hint,):
         kinds += get_args(part) if get_origin(part) is Literal else [part]
     kinds = kinds or [hint]
     return [kind for kind in kinds if kind is not type(None)], type(None) in kinds
 
 
-def shown(name: str, value: Any) -> str:
+def shown(name: str, value: object) -> str:
     """A setting as it stands on a command line; "no --name" where nothing is given."""
     if value is None or value == []:
         return f"no --{name}"
@@ -170,7 +175,7 @@ def shown(name: str, value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- types and ranges
-def check_values(config: Any) -> None:
+def check_values(config: "DataclassInstance") -> None:
     """Raise ValueError, in one line, for a value of a wrong type, outside of its choices or of its bounds."""
     hints = hints_of(type(config))
     for setting in settings_of(config):
@@ -192,7 +197,7 @@ def check_values(config: Any) -> None:
         setting.metadata["bounds"].check(name, value)
 
 
-def _is_a(value: Any, kind: Any) -> bool:
+def _is_a(value: object, kind: object) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_a(v, get_args(kind)[0]) for v in value)
     if isinstance(value, bool):
@@ -201,7 +206,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 # ------------------------------------------------------------------------------------------- what needs what
-def holds(config: Any, condition: str) -> bool:
+def holds(config: object, condition: str) -> bool:
     """Whether a condition on other settings holds.
 
     `a`: --a is given and on. `a=x,y`: it has one of these values. `!`: the opposite. ` | `: any of several.
@@ -219,7 +224,7 @@ def holds(config: Any, condition: str) -> bool:
     return False
 
 
-def check_needs(config: Any, given: Iterable[str] = ()) -> None:
+def check_needs(config: "DataclassInstance", given: Iterable[str] = ()) -> None:
     """Raise ValueError for a setting without effect: one that lacks what it needs.
 
     Args:
@@ -230,7 +235,7 @@ def check_needs(config: Any, given: Iterable[str] = ()) -> None:
         raise ValueError(_without_effect(config, name, condition))
 
 
-def with_effect(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
+def with_effect(config_type: "type[DataclassInstance]", values: dict[str, object]) -> dict[str, object]:
     """The values that have an effect together: saved and chosen ones may be more."""
     settings = settings_of(config_type)
     config = SimpleNamespace(**{setting.name: default_of(setting) for setting in settings} | values)
@@ -238,7 +243,7 @@ def with_effect(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in idle}
 
 
-def _unmet(config: Any, settings: Iterable[Field[Any]], given: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def _unmet(config: object, settings: "Iterable[Setting]", given: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
     """(name, the condition that does not hold) of each setting without effect."""
     for setting in settings:
         value = getattr(config, setting.name)
@@ -248,7 +253,7 @@ def _unmet(config: Any, settings: Iterable[Field[Any]], given: Iterable[str] = (
         yield from ((setting.name, need) for need in setting.metadata["needs"] if not holds(config, need))
 
 
-def _without_effect(config: Any, name: str, condition: str) -> str:
+def _without_effect(config: object, name: str, condition: str) -> str:
     flag_ = shown(name, getattr(config, name))
     wanted, unwanted = [], []
     for part in condition.split(" | "):

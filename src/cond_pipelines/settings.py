@@ -9,9 +9,9 @@ A setting of your own needs no change here. Put its row into your package: `--co
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -52,7 +52,7 @@ class AdapterInputs:
     source: str = "--conditioning"
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """`--adapter_config` as arguments. Raises UserError where it is no JSON object."""
         return arguments_of("--adapter_config", self.config)
 
@@ -70,17 +70,17 @@ def has_same_class(adapter: "ConditioningAdapter", inputs: AdapterInputs) -> boo
     return type(adapter) is inputs.adapter_class
 
 
-def as_yaml(text: str, id2label: Labels | None) -> Any:
+def as_yaml(text: str, id2label: Labels | None) -> object:
     """A number, a list, ... of `--validation_prompts`."""
     return yaml.safe_load(text)
 
 
-def first_examples(id2label: Labels, examples: list[Any]) -> str:
+def first_examples(id2label: Labels, examples: Sequence[object]) -> str:
     """The arguments of an example call: `condition=` and up to four conditions."""
     return f"condition={quoted(examples[:4])}"
 
 
-def quoted(value: Any) -> str:
+def quoted(value: object) -> str:
     """As Python source, in double quotes."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -99,7 +99,7 @@ class CardText:
     formula: str = "p(x|c)"
     sentence: str = ", under a condition of its own kind."
     task: str | None = None
-    call: Callable[[Labels, list[Any]], str] = first_examples
+    call: Callable[[Labels, Sequence[object]], str] = first_examples
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Setting:
     has_captions: bool = False
     new_adapter: "Callable[[AdapterInputs], ConditioningAdapter]" = build_adapter
     adapter_fits: "Callable[[ConditioningAdapter, AdapterInputs], bool]" = has_same_class
-    read_prompt: Callable[[str, Labels | None], Any] = as_yaml
+    read_prompt: Callable[[str, Labels | None], object] = as_yaml
     evaluation_arguments: tuple[str, ...] = ()
     card: CardText = CardText()
 
@@ -154,7 +154,7 @@ class Setting:
         """Whether the pipeline's class tells the setting: no other has it."""
         return self.pipeline != Setting.pipeline
 
-    def check_required(self, config: Any) -> None:
+    def check_required(self, config: object) -> None:
         """Raise ValueError where an argument in `required` is not given."""
         names = [text.split()[0].removeprefix("--") for text in self.required]
         if not all(getattr(config, name) for name in names):
@@ -183,13 +183,13 @@ _NONE = Setting(
 
 
 # ------------------------------------------------------------------------------------------- p(x|y)
-def _is_label(feature: Any) -> bool:
+def _is_label(feature: object) -> bool:
     import datasets
 
     return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)  # or a list of labels
 
 
-def _label_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[Labels, ParseValue]:
+def _label_parser(values: Callable[[], Iterable[object]], feature: object) -> tuple[Labels, ParseValue]:
     from .data.labels import label_parser
 
     return label_parser(values(), feature)
@@ -200,7 +200,7 @@ def _class_adapter(inputs: AdapterInputs) -> "ConditioningAdapter":
     return inputs.adapter_class.for_unet(inputs.unet, id2label=id2label)
 
 
-def _label_of(text: str, id2label: Labels | None) -> Any:
+def _label_of(text: str, id2label: Labels | None) -> object:
     """A class name, or its id."""
     ids = {name: i for i, name in (id2label or {}).items()}
     return ids.get(text, int(text) if text.isdigit() else text)
@@ -232,14 +232,14 @@ _CLASS = Setting(
 
 
 # ------------------------------------------------------------------------------------------- p(x|text)
-def _is_text(feature: Any) -> bool:
+def _is_text(feature: object) -> bool:
     import datasets
 
     feature = getattr(feature, "feature", feature)  # a list of captions
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
-def _caption_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[None, ParseValue]:
+def _caption_parser(values: Callable[[], Iterable[object]], feature: object) -> tuple[None, ParseValue]:
     from .data.labels import parse_caption
 
     return None, parse_caption
@@ -271,7 +271,7 @@ _TEXT = Setting(
 
 
 # ------------------------------------------------------------------------------------------- p(x|vector)
-def _vector_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[None, ParseValue]:
+def _vector_parser(values: Callable[[], Iterable[object]], feature: object) -> tuple[None, ParseValue]:
     from .data.labels import vector_parser
 
     return None, vector_parser()

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from ..command_line import Parser, unknown_name, with_underscores
 from ..errors import read_yaml
@@ -14,7 +13,7 @@ from .other_flags import answer, same_here
 _KNOWN = [setting.name for setting in settings_of(TrainingConfig)]
 
 
-def parse_args(args: list[str] | None = None, **defaults: Any) -> TrainingConfig:
+def parse_args(args: list[str] | None = None, **defaults: object) -> TrainingConfig:
     """The command line to a TrainingConfig; `--config recipe.yaml` is read first, and the command line wins.
 
     Args:
@@ -72,9 +71,9 @@ def _refuse(name: str, written: str, what: str) -> None:
     raise ValueError(f"{written}: {known}" if known else unknown_name(written, _KNOWN, what))
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(path: str | Path) -> dict[str, object]:
     """A YAML recipe as a dictionary. Raises ValueError for an unknown key, naming the nearest one."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, object] = {}
     for key, value in read_yaml(path).items():
         name = str(key)
         ours = same_here(name, _KNOWN)
@@ -96,7 +95,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def _as_numbers(recipe: dict[str, Any], parser: Parser) -> dict[str, Any]:
+def _as_numbers(recipe: dict[str, object], parser: Parser) -> dict[str, object]:
     """A recipe with text where a number or a boolean is wanted read as one: YAML 1.1 takes 1e-4 for text."""
     hints = hints_of(TrainingConfig)
     return {

@@ -1,6 +1,6 @@
 """Raw conditions to the adapter's features, encoding each caption once where the encoder is frozen."""
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,6 +8,14 @@ from torch import Tensor
 from ..pipelines.conditional import ConditionalPipeline
 
 _REMEMBERED_BYTES = 2**30
+
+
+class Stored(Protocol):
+    """Features of captions by their token ids, as a dictionary or on disk."""
+
+    def __contains__(self, key: bytes, /) -> bool: ...
+
+    def __getitem__(self, key: bytes, /) -> dict[str, Tensor]: ...
 
 
 class ConditionEncoder:
@@ -23,10 +31,10 @@ class ConditionEncoder:
         self.tokenizer = pipe.components.get("tokenizer")
         self.encoder = pipe.components.get("text_encoder")
         self._remembered: dict[bytes, dict[str, Tensor]] = {}
-        self.stored: Any = {}  # by `keys`; see caching.py
+        self.stored: Stored = {}  # by `keys`; see caching.py
         self._bytes = 0
 
-    def preprocess(self, raw: list[Any]) -> dict[str, Tensor]:
+    def preprocess(self, raw: list[object]) -> dict[str, Tensor]:
         """Raw conditions of a batch to inputs, on the CPU."""
         return self.adapter.preprocess(raw, self.tokenizer)
 

@@ -3,7 +3,7 @@
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     class _Flat(OutputArguments, OptimizationArguments, DataArguments, ModelArguments):
         """What an editor and mypy see: every argument is an attribute, with its type."""
 
-        def to_dict(self) -> dict[str, Any]: ...
+        def to_dict(self) -> dict[str, object]: ...
 
 else:
     _Flat = Grouped

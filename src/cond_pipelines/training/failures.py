@@ -3,11 +3,10 @@
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from ..errors import UserError, describe, of_a_limit
 from ..user_code import raised_by_user_code
 from .checkpoints import Progress, all_checkpoints
 
+Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
 
@@ -57,7 +57,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.before: dict[signal.Signals, Any] = {}
+        self.before: dict[signal.Signals, Handler] = {}
         self.at_once, self.accelerator = True, None
 
     def __enter__(self) -> "StopSignal":
@@ -86,7 +86,7 @@ class StopSignal:
         """Whether to skip what follows the last step; several processes always go through to its end."""
         return self.signal is not None and self.accelerator.num_processes == 1  # else the others would wait for one
 
-    def check(self, *_: object) -> dict[str, Any]:
+    def check(self, *_: object) -> dict[str, object]:
         """A pipeline's `callback_on_step_end`. Raises StoppedAtOnce between two steps of the sampler."""
         if self.now:
             raise StoppedAtOnce("", self.signal)

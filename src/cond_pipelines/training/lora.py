@@ -6,7 +6,6 @@ What the parent has gets a LoRA (its UNet, and its text encoder where that is tr
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
@@ -63,7 +62,7 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
         return pipe.save_pretrained(folder)
     from peft import get_peft_model_state_dict
 
-    layers: dict[str, Any] = {}
+    layers: dict[str, object] = {}
     for part in ("unet", "text_encoder"):
         if has_lora(module := pipe.components.get(part)):
             state = get_peft_model_state_dict(module)
@@ -90,6 +89,6 @@ def how_to_load(pipe: ConditionalPipeline, folder: str | Path) -> str:
     return f"ConditionalPipeline.from_pretrained({str(folder)!r}, unet=parent.unet, ...), pipe.load_lora_weights(...)"
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _plain(config: dict[str, object]) -> dict[str, object]:
     """As JSON takes it."""
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}

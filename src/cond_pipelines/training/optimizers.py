@@ -3,7 +3,6 @@
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from .lora import add_lora
 from .trackers import check_tracker
 
 # module:Class, its package on PyPI, and the arguments that are not its defaults.
-OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[str, str, dict[str, object]]] = {
     "adamw": ("torch.optim:AdamW", "torch", {"fused": True}),
     "adamw8bit": ("bitsandbytes.optim:AdamW8bit", "bitsandbytes", {}),
     "prodigy": ("prodigyopt:Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
@@ -94,7 +93,7 @@ def count_trained(pipe: ConditionalPipeline) -> str:
     return ", ".join(counts)
 
 
-def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[dict[str, Any]]:
+def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[dict[str, object]]:
     """The trained parameters of each part, each with the peak rate of its own: UNet, adapter, text encoder.
 
     A new text encoder breaks at the rate that suits a small UNet: it learned the commonest word and no other.
@@ -127,7 +126,7 @@ def check_packages(config: TrainingConfig) -> None:
         )
 
 
-def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
     """The optimizer of --optimizer, by name or as module:Class; it gets the --adam_* arguments that it knows.
 
     Raises:
@@ -171,7 +170,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        groups: list[dict[str, Any]],
+        groups: list[dict[str, object]],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
@@ -188,7 +187,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         }
         super().__init__(groups, shared)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, object]) -> None:
         for matrices, optimizer in self._of_matrices.items():
             if selected := [p for p in param_group["params"] if (p.ndim == 2) == matrices]:
                 super().add_param_group(optimizer.defaults | param_group | {"params": selected, "matrices": matrices})
@@ -205,10 +204,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
             optimizer.step()
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
 
-    def _joined(self, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def _joined(self, parts: dict[str, dict[str, object]]) -> dict[str, object]:
         """The state of a checkpoint of before, which has one for each of the two optimizers."""
         groups, state = self.state_dict()["param_groups"], {}
         for name, matrices in (("muon", True), ("adamw", False)):

@@ -34,7 +34,7 @@ class RunAccelerator(Accelerator):
         ValueError: fp16 with DeepSpeed.
     """
 
-    def __init__(self, precision: str, **kwargs: Any):
+    def __init__(self, precision: str, **kwargs: object):
         self.precision = precision
         if _is_configured("DEEPSPEED") and precision == "fp16":
             raise ValueError("--mixed_precision fp16 does not go with DeepSpeed here: bf16 or no")
@@ -54,7 +54,7 @@ class RunAccelerator(Accelerator):
                     file=sys.stderr,
                 )
 
-    def autocast(self, *args: Any, **kwargs: Any) -> Any:
+    def autocast(self, *args: Any, **kwargs: object) -> Any:
         if self.autocast_dtype is not None:
             return torch.autocast(self.device.type, self.autocast_dtype)
         return super().autocast(*args, **kwargs)
@@ -83,7 +83,7 @@ def _is_configured(kind: str) -> bool:
 
 def prepare(
     accelerator: RunAccelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, AcceleratedOptimizer]:
     """As `accelerator.prepare`; DeepSpeed gets the batch size and the clipping from `config`, not from its file.
 
     Raises:
@@ -115,7 +115,7 @@ def _may_be_unused(model: nn.Module) -> bool:
     return bool(parts - {"cond_pipelines", "diffusers", "peft", "torch"})
 
 
-def how_sharded(accelerator: Accelerator) -> dict[str, Any]:
+def how_sharded(accelerator: Accelerator) -> dict[str, object]:
     """What must not change when a run is resumed: a checkpoint of one kind is not read by another."""
     kind = accelerator.distributed_type
     parts = {"number of DeepSpeed's processes": accelerator.num_processes} if kind == DistributedType.DEEPSPEED else {}

@@ -3,10 +3,9 @@
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +28,7 @@ from .run import Run
 from .schedule import crossed
 from .state import TrainState
 
-Preprocess = Callable[[list[Any]], dict[str, Tensor]]  # an adapter's: raw conditions to inputs
+Preprocess = Callable[[list[object]], dict[str, Tensor]]  # an adapter's: raw conditions to inputs
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
 _EARLY_STEPS = (0, 50, 200)
 _EARLY_SHARE = 0.05  # of the run, for the grids at these steps together
@@ -151,7 +150,7 @@ def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t:
         return denoise(unet, x_t, t, cond)  # (B, C, h, w)
 
 
-def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, preprocess: Preprocess) -> list[Any]:
+def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, preprocess: Preprocess) -> list[object]:
     """Conditions of a sample grid: the validation prompts, else every class in turn, else conditions of the data.
 
     Args:
@@ -171,7 +170,7 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, prep
     return [usable[i % len(usable)] for i in range(count)]
 
 
-def _is_taken(condition: Any, preprocess: Preprocess) -> bool:
+def _is_taken(condition: object, preprocess: Preprocess) -> bool:
     try:
         preprocess([condition])
     except Exception:  # an adapter may raise anything
@@ -182,13 +181,13 @@ def _is_taken(condition: Any, preprocess: Preprocess) -> bool:
 @torch.no_grad()
 def sample_images(
     pipe: ConditionalPipeline,
-    conditions: list[Any],
+    conditions: Sequence[object],
     accelerator: Accelerator,
     num_inference_steps: int | None = _NUM_STEPS,
     seed: int = 0,
     desc: str = "Sampling",
     batch_size: int = 64,
-    on_step: Callable[..., dict[str, Any]] | None = None,
+    on_step: Callable[..., dict[str, object]] | None = None,
 ) -> list[Image.Image]:
     """One sample for each condition, from noise that never changes, made by all processes together.
 
@@ -225,7 +224,7 @@ def sample_images(
     return [image for _, image in sorted(gather_object(made), key=lambda pair: pair[0])]
 
 
-def _bar(accelerator: Accelerator, desc: str, unit: str) -> dict[str, Any]:
+def _bar(accelerator: Accelerator, desc: str, unit: str) -> dict[str, object]:
     """Arguments of a tqdm that says what is going on where it takes a while, and goes away."""
     silent = not accelerator.is_local_main_process
     return {"desc": desc, "unit": unit, "delay": _SILENCE_SEC, "leave": False, "disable": silent, "dynamic_ncols": True}
@@ -252,7 +251,7 @@ def write_animation(folder: Path) -> None:
 
 
 def labelled_grid(
-    images: list[Image.Image | None], conditions: list[Any], id2label: dict[int, str] | None = None
+    images: list[Image.Image | None], conditions: Sequence[object], id2label: dict[int, str] | None = None
 ) -> Image.Image:
     """The images, each with the name of its condition."""
     names = [condition_name(c, id2label) for c in conditions]
