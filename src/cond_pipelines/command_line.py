@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
-from typing import NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from .flags import default_of, hints_of, kinds_of, settings_of
 
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
                 if not setting.metadata["common"]:
                     _add(section, setting, hints[setting.name])
 
-    def parse(self, args: Iterable[str]) -> tuple[dict[str, object], list[str]]:
+    def parse(self, args: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
         """(the values given, arguments that are not known); `--some-flag` is `--some_flag`."""
         values, unknown = self.parse_known_args([with_underscores(arg) for arg in args])
         return vars(values), unknown
@@ -92,17 +92,19 @@ def _add(section: argparse._ArgumentGroup, setting: Field[object], hint: object)
     name, default = setting.name, default_of(setting)
     text = setting.metadata["help"].replace("%", "%%")
     if kinds == [bool]:
-        section.add_argument(f"--{name}", nargs="?", const=True, type=_truth, help=text).default_on = default
-        off = {"dest": name, "action": "store_const", "const": False, "default": argparse.SUPPRESS}
+        action: Any = section.add_argument(f"--{name}", nargs="?", const=True, type=_truth, help=text)
+        action.default_on = default
+        off: dict[str, Any] = {"dest": name, "action": "store_const", "const": False, "default": argparse.SUPPRESS}
         section.add_argument(f"--no_{name}", help=argparse.SUPPRESS, **off)
         return
     if default not in (None, "", []) and "Default:" not in text and "default" not in text:
         text += f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
-    kind, more = kinds[0], {}
-    if get_origin(kind) is list:
-        kind, more = get_args(kind)[0], {"nargs": "+"}
+    kind, is_list = kinds[0], get_origin(kinds[0]) is list
+    if is_list:
+        kind = get_args(kind)[0]
     if not isinstance(kind, type):  # values of a Literal
         kind = type(kind)
+    more: dict[str, Any] = {"nargs": "+"} if is_list else {}
     section.add_argument(f"--{name}", type=kind, metavar=_METAVARS[kind], help=text, **more)
 
 

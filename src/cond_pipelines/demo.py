@@ -53,7 +53,7 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: object) -> dict[
     for name, conditioning in _SETTINGS.items():
         print(f"\n=== {name}", flush=True)
         parent = folders.get("unconditional")
-        settings = {
+        settings: dict[str, Any] = {
             "conditioning": conditioning,
             "dataset_name": "cond_pipelines.demo:demo_shapes",
             "caption_column": "caption" if find_setting(conditioning).has_captions else None,

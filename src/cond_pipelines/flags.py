@@ -7,7 +7,6 @@ and a typo are answered at once.
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    Config = DataclassInstance | type[DataclassInstance]
     Setting = Field[object]
 Resume = Literal["model", "course", "free"]
 
@@ -100,18 +98,17 @@ class Grouped:
         for name in values:
             if name not in owners and name not in owners.values():
                 raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
-        for group in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
-            own = {name: value for name, value in values.items() if owners.get(name) == group.name}
-            known = values.get(group.name, {})  # the group itself, or a dictionary, as `asdict` makes of it
-            make = group.default_factory
-            vars(self)[group.name] = make(**known | own) if isinstance(known, dict) else replace(known, **own)
+        for group, make in _groups(type(self)).items():
+            own = {name: value for name, value in values.items() if owners.get(name) == group}
+            known: Any = values.get(group, {})  # the group itself, or a dictionary, as `asdict` makes of it
+            vars(self)[group] = make(**known | own) if isinstance(known, dict) else replace(known, **own)
         self.__post_init__()
 
     def __post_init__(self) -> None:
         """Check what concerns several groups."""
 
     def __getattr__(self, name: str) -> Any:
-        group = vars(self).get(_owners(type(self)).get(name))
+        group = vars(self).get(_owners(type(self)).get(name, name))
         if group is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(group, name)
@@ -125,27 +122,31 @@ class Grouped:
 
     def to_dict(self) -> dict[str, object]:
         """All fields of all groups by their own names; with them the same configuration is made again."""
-        return {setting.name: copy(getattr(self, setting.name)) for setting in settings_of(self)}
+        return {setting.name: copy(getattr(self, setting.name)) for setting in settings_of(type(self))}
 
 
-def _groups(config: "Config") -> "dict[str, type[DataclassInstance]]":
+def _groups(config: Any) -> dict[str, type[Any]]:
     """The groups of a configuration or its class, by name; none where it is flat."""
     made = {setting.name: setting.default_factory for setting in fields(config)}
-    return {name: group for name, group in made.items() if is_dataclass(group)}
+    return {name: group for name, group in made.items() if isinstance(group, type) and is_dataclass(group)}
 
 
-@cache
-def _owners(config_type: "type[DataclassInstance]") -> dict[str, str]:
-    """Name of a field -> name of its group."""
-    return {setting.name: name for name, group in _groups(config_type).items() for setting in fields(group)}
+_OWNERS: dict[type, dict[str, str]] = {}  # class of a configuration: name of a field: name of its group
 
 
-def settings_of(config: "Config") -> "list[Setting]":
+def _owners(config_type: type) -> dict[str, str]:
+    if config_type not in _OWNERS:
+        groups = _groups(config_type).items()
+        _OWNERS[config_type] = {setting.name: name for name, group in groups for setting in fields(group)}
+    return _OWNERS[config_type]
+
+
+def settings_of(config: Any) -> "list[Setting]":
     """The fields of a configuration or its class: of all its groups, where it has groups."""
     return [setting for group in _groups(config).values() for setting in fields(group)] or list(fields(config))
 
 
-def hints_of(config_type: "type[DataclassInstance]") -> dict[str, object]:
+def hints_of(config_type: type) -> dict[str, object]:
     """The types of `settings_of`, by name."""
     groups = _groups(config_type).values() or [config_type]
     return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
@@ -202,7 +203,7 @@ def _is_a(value: object, kind: object) -> bool:
         return isinstance(value, list) and all(_is_a(v, get_args(kind)[0]) for v in value)
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, kind) or (kind is float and isinstance(value, int))
+    return isinstance(kind, type) and (isinstance(value, kind) or (kind is float and isinstance(value, int)))
 
 
 # ------------------------------------------------------------------------------------------- what needs what

@@ -11,7 +11,7 @@ A setting of your own needs no change here. Put its row into your package: `--co
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -140,14 +140,18 @@ class Setting:
     @property
     def pipeline_class(self) -> "type[ConditionalPipeline]":
         """The class that `pipeline` names."""
-        return load_object(self.pipeline)
+        cls: type[ConditionalPipeline] = load_object(self.pipeline)
+        return cls
 
     @property
     def adapter_class(self) -> "type[ConditioningAdapter]":
         """The class of `adapter`. Raises ValueError where it is no adapter."""
         from .adapters.base import ConditioningAdapter
 
-        return load_object(self.adapter, ConditioningAdapter) if isinstance(self.adapter, str) else self.adapter
+        if self.adapter is None:
+            raise ValueError(f"--conditioning {self.name} needs --adapter module:Class")
+        cls = load_object(self.adapter, ConditioningAdapter) if isinstance(self.adapter, str) else self.adapter
+        return cast("type[ConditioningAdapter]", cls)
 
     @property
     def is_known_by_pipeline(self) -> bool:
@@ -196,7 +200,7 @@ def _label_parser(values: Callable[[], Iterable[object]], feature: object) -> tu
 
 
 def _class_adapter(inputs: AdapterInputs) -> "ConditioningAdapter":
-    id2label = {str(i): name for i, name in inputs.data.id2label.items()}
+    id2label = {str(i): name for i, name in (inputs.data.id2label or {}).items()}
     return inputs.adapter_class.for_unet(inputs.unet, id2label=id2label)
 
 
@@ -279,7 +283,7 @@ def _vector_parser(values: Callable[[], Iterable[object]], feature: object) -> t
 
 def _embedding_dim(data: "TrainingData") -> int | None:
     """Of the first vector; None for a streaming set, and where there is none."""
-    rows = [] if data.train is None else (data.conditions([i])[0] for i in data.train)
+    rows = [] if data.train is None else (data.conditions(data.train[i : i + 1])[0] for i in range(len(data.train)))
     return next((len(vector) for vector in rows if vector is not None), None)
 
 
@@ -327,7 +331,8 @@ def find_setting(name: str) -> Setting:
         return SETTINGS[name]
     if ":" not in name:
         raise ValueError(f"--conditioning {name!r} is not one of {', '.join(SETTINGS)}, nor module:SETTING")
-    return load_object(name, instance_of=Setting)
+    setting: Setting = load_object(name, instance_of=Setting)
+    return setting
 
 
 def setting_of(pipeline_class: str) -> Setting:

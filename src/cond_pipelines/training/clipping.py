@@ -47,7 +47,7 @@ def _fused_step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
     skipped = 1 - norm.isfinite().float()
     divisor = (norm / max_norm).clamp(min=1.0) if max_norm else None
     if norm.device.type == "cpu":  # reading a number is free there, the two tensors are not
-        optimizer.grad_scale, optimizer.found_inf = divisor if max_norm and divisor > 1 else None, None
+        optimizer.grad_scale, optimizer.found_inf = None if divisor is None or divisor <= 1 else divisor, None
         if skipped:
             return skipped
     else:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..command_line import Parser, unknown_name, with_underscores
 from ..errors import read_yaml
@@ -71,9 +72,9 @@ def _refuse(name: str, written: str, what: str) -> None:
     raise ValueError(f"{written}: {known}" if known else unknown_name(written, _KNOWN, what))
 
 
-def read_recipe(path: str | Path) -> dict[str, object]:
+def read_recipe(path: str | Path) -> dict[str, Any]:
     """A YAML recipe as a dictionary. Raises ValueError for an unknown key, naming the nearest one."""
-    recipe: dict[str, object] = {}
+    recipe: dict[str, Any] = {}
     for key, value in read_yaml(path).items():
         name = str(key)
         ours = same_here(name, _KNOWN)
@@ -95,7 +96,7 @@ def read_recipe(path: str | Path) -> dict[str, object]:
     return recipe
 
 
-def _as_numbers(recipe: dict[str, object], parser: Parser) -> dict[str, object]:
+def _as_numbers(recipe: dict[str, Any], parser: Parser) -> dict[str, Any]:
     """A recipe with text where a number or a boolean is wanted read as one: YAML 1.1 takes 1e-4 for text."""
     hints = hints_of(TrainingConfig)
     return {

@@ -36,7 +36,8 @@ class ConditionEncoder:
 
     def preprocess(self, raw: list[object]) -> dict[str, Tensor]:
         """Raw conditions of a batch to inputs, on the CPU."""
-        return self.adapter.preprocess(raw, self.tokenizer)
+        inputs: dict[str, Tensor] = self.adapter.preprocess(raw, self.tokenizer)
+        return inputs
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -44,7 +45,8 @@ class ConditionEncoder:
         if self.trainable:
             return _on(device, inputs)
         if self.encoder is None or "attention_mask" not in inputs:
-            return self.adapter.encode(_on(device, inputs), self.encoder)
+            encoded: dict[str, Tensor] = self.adapter.encode(_on(device, inputs), self.encoder)
+            return encoded
         keys = self.keys(inputs)
         if all(key in self.stored for key in keys):
             return _on(device, _padded([self.stored[key] for key in keys]))

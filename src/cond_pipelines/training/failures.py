@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..data.dataset import BadRow
+from ..data.rows import BadRow
 from ..data.workers import STOPPING
 from ..errors import UserError, describe, of_a_limit
 from ..user_code import raised_by_user_code
@@ -58,7 +58,8 @@ class StopSignal:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.before: dict[signal.Signals, Handler] = {}
-        self.at_once, self.accelerator = True, None
+        self.at_once = True
+        self.accelerator: Accelerator  # from `hold` on
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python's own rule for signal handlers
@@ -84,11 +85,12 @@ class StopSignal:
     @property
     def now(self) -> bool:
         """Whether to skip what follows the last step; several processes always go through to its end."""
-        return self.signal is not None and self.accelerator.num_processes == 1  # else the others would wait for one
+        is_alone: bool = self.accelerator.num_processes == 1  # several would wait for the one that leaves
+        return self.signal is not None and is_alone
 
     def check(self, *_: object) -> dict[str, object]:
         """A pipeline's `callback_on_step_end`. Raises StoppedAtOnce between two steps of the sampler."""
-        if self.now:
+        if self.now and self.signal is not None:
             raise StoppedAtOnce("", self.signal)
         return {}
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -55,7 +56,7 @@ def save_finished(
         if reason is None:
             return None
         for place in others:
-            if _problem_of(lambda place=place: _write_there(place, write)) is None:
+            if _problem_of(partial(_write_there, place, write)) is None:
                 return (
                     f"training is finished, but {folder.path} cannot be written to ({reason}); the trained model is "
                     f"saved in {place}"

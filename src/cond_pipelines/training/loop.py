@@ -69,13 +69,13 @@ def _train(run: Run, stop: StopSignal) -> Path:
         run.data.train,
         conditions.preprocess,
         Shard(
-            config.train_batch_size,
+            run.batch_size,
             seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start=state.progress.position,
         ),
-        num_workers=config.dataloader_num_workers,
+        num_workers=config.dataloader_num_workers or 0,
         pin_memory=device.type == "cuda",
     )
     evaluator = Evaluator(run) if config.evaluation_steps else None

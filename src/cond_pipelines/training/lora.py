@@ -6,6 +6,7 @@ What the parent has gets a LoRA (its UNet, and its text encoder where that is tr
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
@@ -72,10 +73,11 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
             layers[f"{part}_lora_layers"] = state if any(".lora_A." in name for name in named) else named
             layers[f"{part}_lora_adapter_metadata"] = _plain(module.peft_config["default"].to_dict())
     type(pipe).save_lora_weights(folder, **layers)
-    theirs = [m for k, m in parent.components.items() if isinstance(m, nn.Module) and k != "adapter"]
+    of_parent = {} if parent is None else parent.components
+    theirs = [m for k, m in of_parent.items() if isinstance(m, nn.Module) and k != "adapter"]
     components = {k: None if any(c is m for m in theirs) else c for k, c in pipe.components.items()}
     accepted = inspect.signature(type(pipe).__init__).parameters
-    settings = {k: pipe.config[k] for k in accepted if k in pipe.config and k not in components}
+    settings: dict[str, Any] = {k: pipe.config[k] for k in accepted if k in pipe.config and k not in components}
     rest = type(pipe)(**components, **settings)
     rest._optional_components = list(components)  # or diffusers warns of those that are left out
     rest.save_pretrained(folder)

@@ -57,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._live: dict[int, weakref.ref] = {}
+        self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._live:
             return
 
-        def gone(_: weakref.ref) -> None:
+        def gone(_: weakref.ref[torch.UntypedStorage]) -> None:
             self.now -= size
             del self._live[key]
 
@@ -160,7 +160,7 @@ def _unet_bytes(net: nn.Module, batch_size: int, sample_size: int, precision: st
         loss.backward()
     for parameter in net.parameters():
         parameter.grad = None
-    return live.peak
+    return int(live.peak)
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def _vae_bytes(vae: nn.Module, sample_size: int, precision: str, cached: bool) -
             images = vae.decode(latents, return_dict=False)[0]
         if not cached:
             vae.encode(images.float())
-    return live.peak
+    return int(live.peak)
 
 
 def _text_encoder_bytes(encoder: nn.Module, precision: str) -> int:
@@ -186,11 +186,12 @@ def _text_encoder_bytes(encoder: nn.Module, precision: str) -> int:
 def _num_lora_parameters(net: nn.Module, rank: int) -> int:
     """Two matrices, (rank, in) and (out, rank), for each weight that gets a LoRA."""
     weights = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-    return sum(rank * (w.shape[0] + w[0].numel()) for w in weights)
+    return int(sum(rank * (w.shape[0] + w[0].numel()) for w in weights))
 
 
 def free_bytes(device: torch.device) -> int:
     """What a run may take of the device's memory, or of the machine's where it computes on a CPU."""
-    if device.type != "cpu" and hasattr(module := getattr(torch, device.type, None), "mem_get_info"):
-        return int(_USABLE * module.mem_get_info(device)[0])
+    memory_of = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+    if device.type != "cpu" and memory_of is not None:
+        return int(_USABLE * memory_of(device)[0])
     return int(_USABLE * psutil.virtual_memory().available)

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,11 @@ def make_trainable(
             module.requires_grad_(False)
     if config.train == "lora":
         add_lora(pipe.unet, config, config.lora_target_modules)
-        if pipe.adapter is not unfrozen[-1] and unfrozen[-1] is parent.components.get("text_encoder"):
+        if (
+            pipe.adapter is not unfrozen[-1]
+            and parent is not None
+            and unfrozen[-1] is parent.components.get("text_encoder")
+        ):
             add_lora(pipe.text_encoder, config)
     if config.train == "cross_attention":
         for name, parameter in pipe.unet.named_parameters():
@@ -187,7 +192,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         }
         super().__init__(groups, shared)
 
-    def add_param_group(self, param_group: dict[str, object]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         for matrices, optimizer in self._of_matrices.items():
             if selected := [p for p in param_group["params"] if (p.ndim == 2) == matrices]:
                 super().add_param_group(optimizer.defaults | param_group | {"params": selected, "matrices": matrices})
@@ -204,12 +209,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
             optimizer.step()
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
 
-    def _joined(self, parts: dict[str, dict[str, object]]) -> dict[str, object]:
+    def _joined(self, parts: dict[str, Any]) -> dict[str, object]:
         """The state of a checkpoint of before, which has one for each of the two optimizers."""
-        groups, state = self.state_dict()["param_groups"], {}
+        groups = self.state_dict()["param_groups"]
+        state: dict[int, object] = {}
         for name, matrices in (("muon", True), ("adamw", False)):
             numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
             state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}

@@ -71,7 +71,7 @@ class HubPush:
         command += [] if private is None else ["--private" if private else "--no-private"]
         return f"the model is safe in {self.config.output_dir}; push it later: {shlex.join(command)}"
 
-    def _push(self, folder: str, message: str, temporary: tempfile.TemporaryDirectory | None = None) -> None:
+    def _push(self, folder: str, message: str, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
         try:
             push_folder(
                 folder,

@@ -78,7 +78,9 @@ class RunFolder:
         if config.overwrite_output_dir:
             for name in _INPUTS:
                 value = getattr(config, name)
-                if value and (self._would_delete(value) or (value == resume and self._resumes_here(resume))):
+                if value and (
+                    self._would_delete(value) or (resume is not None and value == resume and self._resumes_here(resume))
+                ):
                     raise ValueError(
                         f"--overwrite_output_dir deletes what --{name} {value} reads: leave one of them out"
                     )
@@ -93,8 +95,8 @@ class RunFolder:
         doomed = [made.resolve() for made in self._made()] if lies_here else []
         return any(d == path or d in path.parents or path in d.parents for d in doomed)
 
-    def _resumes_here(self, resume: str) -> bool:
-        return resume == "latest" or (self.path / resume).is_dir()
+    def _resumes_here(self, resume: str | None) -> bool:
+        return resume is not None and (resume == "latest" or (self.path / resume).is_dir())
 
     def _holds(self) -> str | None:
         """What would be lost, or mixed with something new."""

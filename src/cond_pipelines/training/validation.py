@@ -50,6 +50,7 @@ class Validation:
 
     def __init__(self, run: Run, preprocess: Preprocess, step: int):
         self.config, self.data, self.objective, self.accelerator = run.config, run.data, run.objective, run.accelerator
+        self.batch_size, self.images_per_step = run.batch_size, run.images_per_step
         self.conditions = grid_conditions(run.config, run.data, run.config.num_validation_images, preprocess)
         preprocess(self.conditions)  # a bad one of --validation_prompts is an error before the first step
         self._num_early_images: int | None = None  # of an early grid, once it is known
@@ -82,10 +83,10 @@ class Validation:
             return None, None
         loss = None
         if regular:
-            loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, config.train_batch_size)
+            loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, self.batch_size)
         desc = f"Sampling {count} images after step {state.progress.step:,}"
         shown = self.conditions[:count]
-        images = sample_images(pipe, shown, self.accelerator, desc=desc, batch_size=config.train_batch_size)
+        images = sample_images(pipe, shown, self.accelerator, desc=desc, batch_size=self.batch_size)
         empty = [None] * (len(self.conditions) - count)  # so that all grids of a run are laid out alike
         return loss, labelled_grid(images + empty, self.conditions, self.data.id2label)
 
@@ -100,7 +101,7 @@ class Validation:
         if config.max_train_steps:
             # Counted in forward passes of an image, so that a resumed run has the same pictures. A training step takes
             # three of each: the backward pass costs two.
-            images = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+            images = self.images_per_step
             grids = sum(step < config.max_train_steps for step in _EARLY_STEPS)
             guided = pipe.config.default_guidance_scale != 1 and any(c is not None for c in self.conditions)
             passes = _NUM_STEPS * (2 if guided else 1)  # of one sample
@@ -118,7 +119,7 @@ class Validation:
         start = time.perf_counter()
         sample_images(pipe, self.conditions[:1], self.accelerator, num_inference_steps=1)
         sec = torch.tensor([time.perf_counter() - start], device=self.accelerator.device)
-        return self.accelerator.gather(sec).max().item()
+        return float(self.accelerator.gather(sec).max().item())
 
 
 @torch.no_grad()
@@ -142,7 +143,7 @@ def held_out_loss(
             cond, _ = pipe.encode_condition([row.condition for row in rows])
         losses.append(objective.loss(partial(_denoise, accelerator, pipe.unet, cond), x_0, draws))
         start += len(indices)
-    return torch.cat(losses).mean().item()
+    return float(torch.cat(losses).mean().item())
 
 
 def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t: Tensor, t: Tensor) -> Tensor:
