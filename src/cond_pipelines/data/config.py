@@ -78,7 +78,7 @@ class DataArguments(_OfTheRun):
     )
     with_prior_preservation: bool = flag(
         False,
-        "Train on the images of --class_data_dir too, so that the model keeps what it knows (DreamBooth).",
+        "Train on the images of --class_data_dir too, to keep what the model knows (DreamBooth).",
         resume="course",
         needs=("class_data_dir", "conditioning=none,class,text", "!streaming"),
     )
@@ -196,7 +196,7 @@ class DataArguments(_OfTheRun):
     )
     dataloader_num_workers: int | None = flag(
         None,
-        "Load images in N processes. Default: none for decoded images on a CPU, two on a GPU; none off Linux.",
+        "Load images in N processes. Default: none for decoded images on a CPU, two on a GPU.",
         resume="free",
         bounds=NOT_NEGATIVE,
     )

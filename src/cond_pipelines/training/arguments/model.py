@@ -13,7 +13,7 @@ class ModelArguments:
 
     conditioning: str = flag(
         "none",
-        "Choose what images are conditioned on: none, class, text, embedding (vectors), custom or module:SETTING.",
+        "Choose the condition: none, class, text, embedding (a vector), custom or module:SETTING.",
         resume="model",
         common=3,
     )
@@ -32,7 +32,7 @@ class ModelArguments:
     )
     unet_size: str | None = flag(
         None,
-        f"Build a UNet of this size: {', '.join(UNET_SIZES)} or module:SIZE. Default: fits the resolution.",
+        f"Build a UNet of this size: {', '.join(UNET_SIZES)} or module:SIZE. Default: by resolution.",
         resume="model",
         needs="!pretrained_model_name_or_path",
         common=7,
@@ -58,7 +58,7 @@ class ModelArguments:
     )
     text_encoder_name_or_path: str | None = flag(
         None,
-        "Read captions with this transformers text encoder. Default: a small one, trained on your captions.",
+        "Read captions with this transformers text encoder. Default: a small one, trained here.",
         resume="model",
         by="loaded",
         needs="conditioning=text,custom",
@@ -112,14 +112,14 @@ class ModelArguments:
     )
     snr_gamma: float | None = flag(
         None,
-        "Weight a DDPM-family loss by min-SNR with this gamma, usually 5. Default: the pretrained model's, or none.",
+        "Weight a DDPM-family loss by min-SNR, usually 5. Default: the pretrained model's, or none.",
         resume="course",
         bounds=POSITIVE,
         needs="scheduler | pretrained_model_name_or_path",
     )
     gradient_checkpointing: bool = flag(
         False,
-        "Recompute activations in the backward pass: less memory, a third slower. Default: where memory is short.",
+        "Recompute activations: less memory, a third slower. Default: where memory is short.",
         resume="free",
     )
     compile: bool = flag(

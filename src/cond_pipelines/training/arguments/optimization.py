@@ -26,7 +26,7 @@ class OptimizationArguments:
     use_lora: bool = flag(False, "Train a LoRA on a pretrained model: the same as --train lora.", resume="model")
     rank: int = flag(
         4,
-        "Set the rank of the LoRA's matrices; a higher one learns more and takes more memory.",
+        "Set the rank of the LoRA's matrices; a higher one learns more, in more memory.",
         resume="model",
         bounds=POSITIVE,
         needs="use_lora",
@@ -46,7 +46,7 @@ class OptimizationArguments:
     )
     max_train_steps: int | None = flag(
         None,
-        "Stop after this many optimizer steps. Default: 100 epochs, at least 3,000 steps, at most 100,000.",
+        "Stop after this many optimizer steps. Default: 100 epochs, within 3,000 to 100,000 steps.",
         resume="free",
         bounds=POSITIVE,
         common=8,
@@ -68,7 +68,7 @@ class OptimizationArguments:
     )
     train_batch_size: int | None = flag(
         None,
-        "Set the images of a batch, for each process. Default: fits the network, resolution and free memory.",
+        "Set the images of a batch of each process. Default: fits network, resolution and free memory.",
         resume="free",
         bounds=POSITIVE,
         common=11,
@@ -82,7 +82,7 @@ class OptimizationArguments:
     )
     gradient_accumulation_steps: int = flag(
         1,
-        "Average the gradients of N batches before an optimizer step. Default: 1, more where memory is short.",
+        "Average the gradients of N batches in a step. Default: 1, more where memory is short.",
         resume="free",
         bounds=POSITIVE,
     )
@@ -109,13 +109,13 @@ class OptimizationArguments:
     )
     lr_warmup_steps: int | None = flag(
         None,
-        "Raise the learning rate from 0 over N optimizer steps. Default: 100, at most a tenth of the run.",
+        "Raise the learning rate from 0 over N steps. Default: 100, at most a tenth of the run.",
         resume="free",
         bounds=NOT_NEGATIVE,
     )
     lr_decay_fraction: float = flag(
         0.7,
-        "Lower the learning rate to 0 over this last fraction of the run, with warmup_stable_decay.",
+        "Lower the rate to 0 over this last fraction of the run, with warmup_stable_decay.",
         resume="free",
         bounds=FRACTION,
         needs="lr_scheduler=None,warmup_stable_decay",
@@ -148,13 +148,13 @@ class OptimizationArguments:
     )
     max_skipped_steps: int = flag(
         20,
-        "Stop with an error after N skipped steps in a row. A step is skipped if its gradient is not finite.",
+        "Stop after N skipped steps in a row: steps whose gradient is not finite.",
         resume="free",
         bounds=POSITIVE,
     )
     condition_dropout: float = flag(
         0.1,
-        "Drop this fraction of the conditions in training, so that the model learns p(x) too. Guidance needs it.",
+        "Drop this fraction of the conditions, to learn p(x) too, which guidance needs.",
         resume="course",
         bounds=FRACTION,
         needs="!conditioning=none",
@@ -171,7 +171,7 @@ class OptimizationArguments:
     )
     ema_max_decay: float | None = flag(
         None,
-        "Average the weights as diffusers does, with a decay that grows up to this. Default: EDM2's average.",
+        "Average weights as diffusers does, with a decay that grows to this. Default: EDM2's average.",
         resume="course",
         needs=("!optimizer=schedulefree", "use_ema"),
     )
@@ -190,7 +190,7 @@ class OptimizationArguments:
     )
     ema_lengths: list[float] = flag(
         [],
-        "Keep EDM2's averages of these lengths (such as 0.05 0.10), of which `cond-pipelines ema` makes any other.",
+        "Keep EDM2's averages of these lengths, such as 0.05 0.10, for `cond-pipelines ema`.",
         resume="course",
         needs="!optimizer=schedulefree",
     )

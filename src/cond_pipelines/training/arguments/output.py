@@ -31,7 +31,7 @@ class OutputArguments:
     )
     report_to: str | None = flag(
         None,
-        "Log to this tracker: tensorboard, wandb, ... or none. Default: tensorboard where it is installed.",
+        "Log to this tracker: tensorboard, wandb, ... or none. Default: tensorboard if installed.",
         resume="free",
     )
     logging_dir: str = flag(
@@ -46,7 +46,7 @@ class OutputArguments:
     logging_steps: int = flag(50, "Write a line of the log every N optimizer steps.", resume="free", bounds=POSITIVE)
     validation_steps: int | None = flag(
         None,
-        "Measure the held-out loss and draw samples every N steps; 0: never. Default: four times in the run.",
+        "Measure held-out loss and draw samples every N steps; 0: never. Default: four times in the run.",
         resume="free",
         bounds=NOT_NEGATIVE,
     )
@@ -71,7 +71,7 @@ class OutputArguments:
     )
     feature_extractor: str = flag(
         "pixels",
-        "Compare images in pixels, or in features of a transformers vision model or of module:callable.",
+        "Compare in pixels, or in features of a transformers model or module:callable.",
         resume="free",
         needs="evaluation_steps",
     )
