@@ -25,15 +25,8 @@ def folder_of(folder, images, suffix=".png"):
 
 
 def loaded(folder, tmp_path, conditioning="none", **options):
-    return load_data(
-        TrainingConfig(
-            conditioning=conditioning,
-            train_data_dir=str(folder),
-            cache_dir=str(tmp_path / "cache"),
-            output_dir=str(tmp_path / "out"),
-            **options,
-        )
-    )
+    places = {"train_data_dir": str(folder), "cache_dir": str(tmp_path / "cache"), "output_dir": str(tmp_path / "out")}
+    return load_data(TrainingConfig(**{"conditioning": conditioning} | places | options))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +176,9 @@ def test_streams_and_folders_agree(tmp_path):
     rows.to_parquet(tmp_path / "parquet" / "a.parquet")
     rows.save_to_disk(str(tmp_path / "disk"))
     found = {}
-    for kind in ("folder", "zip", "tar", "parquet", "disk"):
-        data = loaded(tmp_path / kind, tmp_path, "text")
+    for kind in ("folder", "zip", "tar", "parquet", "disk", "by name"):
+        of_name = {"train_data_dir": None, "dataset_name": str(tmp_path / "folder")} if kind == "by name" else {}
+        data = loaded(tmp_path / kind, tmp_path, "text", **of_name)
 
         def lengths(captions):
             import torch

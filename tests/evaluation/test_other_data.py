@@ -6,8 +6,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, build_unet
+from cond_pipelines.data.load import load_data
 from cond_pipelines.evaluation.config import EvaluationConfig
-from cond_pipelines.evaluation.data import load_evaluated_data
+from cond_pipelines.evaluation.data import EvaluatedData, load_evaluated_data
+from cond_pipelines.settings import SETTINGS, AdapterInputs
 from cond_pipelines.training.identity import FILE_TIMES, RunIdentity
 
 
@@ -37,6 +39,18 @@ def test_labels_go_by_name(pipe, tmp_path):
         expected = 2 if "/red/" in data.dataset.name(row) else 0
         assert data.dataset.read_condition(row) == data.conditions([index])[0] == expected
         assert data.dataset[0, index].condition == expected
+
+
+def test_fine_tuning_keeps_the_classes_of_the_pretrained_model(pipe, tmp_path):
+    """On two of its three classes; on another class it gets an adapter of its own."""
+    fits = SETTINGS["class"].adapter_fits
+    for name, expected in (("red", True), ("violet", False)):
+        folder = folder_of(tmp_path / name, "blue", name)
+        data = load_data(EvaluatedData(conditioning="class", train_data_dir=folder, cache_dir=str(tmp_path / "cache")))
+        assert fits(pipe.adapter, AdapterInputs(ClassLabelAdapter, pipe.unet, data)) == expected
+    data = load_data(EvaluatedData(conditioning="class", train_data_dir=str(tmp_path / "red"), cache_dir=str(tmp_path)))
+    data.use_labels(pipe.adapter.label_id, "the model")
+    assert set(data.dataset.conditions()) == {0, 2} and data.id2label == {0: "blue", 2: "red"}
 
 
 def test_a_class_that_the_model_does_not_know_is_refused(pipe, tmp_path):

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from .fingerprints import content_of, short_hash
-from .walk import size_and_time
+from .fingerprints import short_hash
+from .walk import open_path, size_and_time
 
-Undecoded = Callable[[list[int]], list[Any]]
-_PART = 256
+Stored = pa.Buffer | str | None  # an image file: what it holds, its path, or nothing
+_PART, _WHOLE_BYTES, _BLOCK_BYTES = 1000, 2**16, 2**12
 
 
 def of_decoded(arrays: Iterable[np.ndarray]) -> list[bytes]:
@@ -19,17 +22,21 @@ def of_decoded(arrays: Iterable[np.ndarray]) -> list[bytes]:
     return [short_hash(repr(a.shape).encode() + np.ascontiguousarray(a).tobytes()) for a in arrays]
 
 
-def of_files(rows: Sequence[int], undecoded: Undecoded) -> list[bytes]:
-    """A checksum of each image file; of files of one size only, because others cannot be copies of one another.
+def of_files(files: Callable[[], Iterator[Stored]]) -> list[bytes]:
+    """A checksum of each image file: of its size, and, where others have the same size, of what it holds.
+
+    Of a file of more than 64 KiB, its beginning, middle and end count: all of it would take minutes of 100,000 photos.
 
     Args:
-        undecoded: rows -> their undecoded images, {"bytes", "path"}.
+        files: begins to give them again at each call.
     """
-    sizes = [_size(value) for value in _values(rows, undecoded)]
+    sizes = [_size(file) for file in files()]
     counts = Counter(sizes)
-    shared = [row for row, size in zip(rows, sizes, strict=True) if counts[size] > 1]
-    hashes = dict(zip(shared, map(_hash, _values(shared, undecoded)), strict=True))
-    return [hashes.get(row, size.to_bytes(8, "little", signed=True)) for row, size in zip(rows, sizes, strict=True)]
+    keys = []
+    for file, size in zip(files(), sizes, strict=True):
+        key = size.to_bytes(8, "little", signed=True)
+        keys.append(key + short_hash(_part_of(file, size)) if counts[size] > 1 else key)
+    return keys
 
 
 def fingerprint(keys: Iterable[bytes], conditions: Iterable[Any]) -> str:
@@ -42,29 +49,53 @@ def fingerprint(keys: Iterable[bytes], conditions: Iterable[Any]) -> str:
     return digest.hexdigest()[:12]
 
 
-def times_of_files(rows: Sequence[int], undecoded: Undecoded) -> str:
+def times_of_files(files: Iterable[Stored]) -> str:
     """Of the times of change of all image files; the same for images that lie in tables."""
     digest = hashlib.sha256()
-    for value in _values(rows, undecoded):
-        if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-            digest.update(repr(size_and_time(value["path"])).encode())
+    for file in files:
+        if isinstance(file, str):
+            digest.update(repr(size_and_time(file)).encode())
     return digest.hexdigest()[:12]
 
 
-def _values(rows: Sequence[int], undecoded: Undecoded) -> Iterator[Any]:
+def stored_files(rows: datasets.Dataset, column: str, which: np.ndarray) -> Iterator[Stored]:
+    """Some images as they are stored, without a copy: bytes that lie in a table, or paths.
+
+    Args:
+        column: holds {"bytes", "path"}. which: (N,) sorted rows.
+    """
+    tables, wanted = rows.select_columns([column]).with_format("arrow"), np.zeros(len(rows), dtype=bool)
+    wanted[which] = True
     for start in range(0, len(rows), _PART):
-        yield from undecoded([int(row) for row in rows[start : start + _PART]])
+        of_part = wanted[start : start + _PART]
+        if not of_part.any():
+            continue
+        images = tables[start : start + _PART].column(0)
+        contents, paths = (pc.struct_field(images, name) for name in ("bytes", "path"))
+        for content, path, is_wanted in zip(contents, paths, of_part, strict=True):
+            if is_wanted:
+                yield content.as_buffer() if content.is_valid else path.as_py()
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, dict) and value.get("bytes") is not None:
-        return len(value["bytes"])
-    found = size_and_time(value["path"]) if isinstance(value, dict) and value.get("path") else None
+def _size(file: Stored) -> int:
+    if not isinstance(file, str):
+        return -1 if file is None else int(file.size)
+    found = size_and_time(file)
     return -1 if found is None else found[0]
 
 
-def _hash(value: Any) -> bytes:
+def _part_of(file: Stored, size: int) -> bytes:
+    """All of a small file, three blocks of a large one; the path of one that cannot be read, as its row will say."""
+    starts = (0,) if size <= _WHOLE_BYTES else (0, size // 2, size - _BLOCK_BYTES)
+    length = size if size <= _WHOLE_BYTES else _BLOCK_BYTES
+    if not isinstance(file, str):
+        return b"" if file is None else b"".join(bytes(memoryview(file)[start : start + length]) for start in starts)
     try:
-        return short_hash(content_of(value))
-    except (OSError, TypeError, KeyError):  # the row's own error says so when it is read
-        return short_hash(repr(value).encode(errors="replace"))
+        with open_path(file) as opened:
+            parts = []
+            for start in starts:
+                opened.seek(start)
+                parts.append(opened.read(length))
+            return b"".join(parts)
+    except OSError:
+        return file.encode(errors="replace")

@@ -14,7 +14,7 @@ from ..data import images as im
 from ..errors import describe
 from .array_file import MOST_MAPPED_BYTES, ArrayFile
 from .buckets import nearest_size
-from .contents import fingerprint, of_decoded, of_files, times_of_files
+from .contents import Stored, fingerprint, of_decoded, of_files, stored_files, times_of_files
 from .decoded import DecodedImages
 from .fingerprints import data_fingerprint, images_fingerprint
 from .labels import Captions, draw
@@ -292,10 +292,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def content_keys(self) -> list[bytes]:
         """A short checksum of each usable image: of its pixels where they are kept decoded, of its file otherwise."""
-        rows = self.usable.tolist()
         if self.decoded:
-            return of_decoded(self.kept[row] for row in rows)
-        return of_files(rows, self._images)
+            return of_decoded(self.kept[row] for row in self.usable.tolist())
+        return of_files(self._stored_files)
+
+    def _stored_files(self) -> Iterator[Stored]:
+        return stored_files(self.rows, self.columns.image, self.usable)
 
     def content_fingerprint(self, keys: list[bytes]) -> str:
         """Of all images and conditions; `keys`: `content_keys`."""
@@ -303,7 +305,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def times_of_files(self) -> str:
         """Of the times at which the images' files were changed."""
-        return times_of_files(self.usable.tolist(), self._images)
+        return times_of_files(self._stored_files())
 
     def use_split(self, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(training, held-out) indices; what stands in for a bad image comes from the same of the two."""
