@@ -106,8 +106,6 @@ def _sizes(dataset: Any) -> list[str]:
     ]
     modes = Counter(h.mode for h in headers)
     lines.append("modes: " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()))
-    if animated := sum(h.num_frames > 1 for h in headers):
-        lines.append(f"animations, of which the first frame is used: {animated:,}")
     if profiles := sum(h.has_profile for h in headers):
         lines.append(f"with a colour profile, converted to sRGB: {profiles:,}")
     return lines

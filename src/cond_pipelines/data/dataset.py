@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 from ..data import images as im
 from ..errors import describe
@@ -66,7 +67,7 @@ class ImageDataset(torch.utils.data.Dataset):
     skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._read_bytes = 0
+        self._read_bytes, self.animated = 0, set[str]()
         used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
         self.rows = as_files(self.rows.select_columns(used), self.columns.image)
         self.splits: list[np.ndarray] = []
@@ -192,6 +193,8 @@ class ImageDataset(torch.utils.data.Dataset):
     def _to_array(self, value: Any, name: Callable[[], str]) -> np.ndarray:
         try:
             image, size = im.open_image(value, deep=self.value_range is not None), self.resolution
+            if isinstance(image, Image.Image) and image.info.get(im.ANIMATED):
+                self.animated.add(name())
             if self.buckets is not None:
                 size = nearest_size(*im.size_px(image), self.buckets)
             return im.to_array(image, self.channels, size, self.interpolation, self.value_range)
@@ -326,6 +329,8 @@ class ImageDataset(torch.utils.data.Dataset):
         """How many images and conditions there are, for a person."""
         counts = f"{len(self):,} usable of {len(self.rows):,}"
         lines = [f"images: {counts}, {self.resolution} px, {self.channels} channel(s)"]
+        if self.animated:
+            lines.append(f"animations, of which the first frame is used: {len(self.animated):,}")
         return "\n".join(
             [*lines, *summary_of_conditions(self.conditions(), condition_names), *summary_of_skipped(self.skipped)]
         )

@@ -20,6 +20,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "F")
 # Of what is longer, and would be large, the middle is used: a spacer of 4,000 x 1 px at 256 px would take 2.9 GB.
 _MOST_ELONGATED, _MOST_ELONGATED_PIXELS = 16, 2**22
+ANIMATED = "is_animated"  # in the `info` of an image of which this is the first frame
 MOST_PIXELS_VARIABLE = "COND_PIPELINES_MOST_PIXELS"  # of an image; more are taken for a decompression bomb
 
 
@@ -85,8 +86,11 @@ def _read(file: BinaryIO, deep: bool) -> Image.Image | np.ndarray:
                 if head[:4] in _TIFF:
                     return _read_tiff(file)
                 raise OSError("it has several channels of 16 bits, of which Pillow reads 8: save it as TIFF or .npy")
+            is_animated = bool(getattr(image, "is_animated", False))
             image.load()
-            return _to_srgb(ImageOps.exif_transpose(image))
+            still = _to_srgb(ImageOps.exif_transpose(image))
+            still.info[ANIMATED] = is_animated
+            return still
     except UnidentifiedImageError as error:
         if head[:4] in _TIFF:
             return _read_tiff(file)
@@ -139,11 +143,6 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # a profile that is damaged or of another mode
         return image
     return converted or image
-
-
-def num_frames(image: Image.Image | np.ndarray) -> int:
-    """Of an animation; 1 for any other image."""
-    return int(getattr(image, "n_frames", 1))
 
 
 def _as_pil(array: np.ndarray) -> Image.Image | np.ndarray:
@@ -296,7 +295,7 @@ def read_header(value: Any) -> Header | None:
         with _opened(value) as file, _identified(file) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
             height, width = image.size if turned else image.size[::-1]
-            frames = num_frames(image) if getattr(image, "is_animated", False) else 1
+            frames = image.n_frames if getattr(image, "is_animated", False) else 1
             return Header(height, width, image.mode, frames, "icc_profile" in image.info)
     except UnidentifiedImageError:
         return None
