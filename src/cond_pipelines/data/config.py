@@ -180,14 +180,14 @@ class DataArguments(_OfTheRun):
     )
     validation_fraction: float = flag(
         0.03,
-        "Hold out this fraction of the images, but 10 to 256 and at most a quarter, for validation.",
+        "Hold out this fraction of the images for validation, 10 to 256, at most a quarter.",
         resume="course",
         bounds=FRACTION,
         needs="!streaming",
     )
     held_out_by: Literal["content", "row"] = flag(
         "content",
-        "Hold out images with all their rows (content), or single rows, as earlier versions did (row).",
+        "Hold out images with all their rows (content), or rows, as earlier versions did (row).",
         resume="course",
         by="loaded",
         needs="!streaming",
