@@ -12,7 +12,7 @@ from PIL import Image
 
 from .command_line import Parser
 from .data.config import ConditionColumn, DataArguments
-from .flags import check_values, flag
+from .flags import flag
 from .settings import find_setting
 
 _NUM_SHOWN, _NUM_LOOKED_AT, _LEFT_OUT_SIDE_PX = 64, 2000, 96
@@ -27,10 +27,6 @@ class InspectionConfig(DataArguments):
     )
     seed: int = flag(0, "Hold out the images that a run with this seed holds out.")
     output_dir: str = flag(".", "Write inspect.png and left_out.png into this folder.", common=5)
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        self.check_images()
 
     @property
     def column(self) -> ConditionColumn | None:  # type: ignore[override]
@@ -91,8 +87,8 @@ def _sizes(dataset: Any) -> list[str]:
     headers = []
     for row in rows:
         with suppress(OSError):
-            headers.append(read_header(dataset.undecoded(row)))
-    headers = [header for header in headers if header is not None]
+            if (header := read_header(dataset.undecoded(row))) is not None:
+                headers.append(header)
     if not headers:
         return []
     heights, widths = (np.array([getattr(h, side) for h in headers]) for side in ("height", "width"))

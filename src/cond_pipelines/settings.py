@@ -223,7 +223,7 @@ _CLASS = Setting(
     ),
     has_classes=True,
     new_adapter=_class_adapter,
-    adapter_fits=lambda adapter, inputs: set(inputs.data.id2label.values()) <= set(adapter.id2label.values()),
+    adapter_fits=lambda adapter, inputs: set((inputs.data.id2label or {}).values()) <= set(adapter.id2label.values()),
     read_prompt=_label_of,
     evaluation_arguments=("classifier", "classify"),
     card=CardText(

@@ -3,6 +3,7 @@
 This file travels with a checkpoint. It needs adapters/base.py only.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def lost_words(texts: list[str | None], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
+def lost_words(texts: Sequence[object], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
     """Lines on what of some captions a model does not see.
 
     Args:
@@ -29,7 +30,7 @@ def lost_words(texts: list[str | None], tokenizer: "PreTrainedTokenizerBase", ma
         ["words that no caption of the training had: 'star'"]
     """
     lines = []
-    known = [text for text in texts if text and text.strip()]
+    known = [text for text in texts if isinstance(text, str) and text.strip()]
     ids = tokenizer(known, verbose=False)["input_ids"] if known else []
     cut = [(text, len(row)) for text, row in zip(known, ids, strict=True) if len(row) > max_length]
     if cut:
@@ -104,7 +105,7 @@ class TextAdapter(ConditioningAdapter):
             "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids]),  # (B, L)
         }
 
-    def lost_words(self, texts: list[str | None], processor: "PreTrainedTokenizerBase") -> list[str]:
+    def lost_words(self, texts: Sequence[object], processor: "PreTrainedTokenizerBase") -> list[str]:
         """Lines on what of some captions the model does not see: tokens that are cut, words that were never trained."""
         return lost_words(texts, processor, min(self.config.max_length, processor.model_max_length))
 
@@ -210,6 +211,10 @@ class PromptAdapter(ConditioningAdapter):
             "attention_mask": present.expand_as(inputs.input_ids).long(),  # (B, L): padding counts
             "tokenizer_mask": inputs.attention_mask,  # (B, L): without padding, for the few encoders that take it
         }
+
+    def lost_words(self, texts: Sequence[object], processor: "PreTrainedTokenizerBase") -> list[str]:
+        """Lines on captions that are cut; see `lost_words`."""
+        return lost_words(texts, processor, min(self.config.max_length, processor.model_max_length))
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
         if encoder is None:

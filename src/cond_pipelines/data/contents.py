@@ -3,17 +3,18 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from .fingerprints import short_hash
 from .walk import open_path, size_and_time
 
-Stored = pa.Buffer | str | None  # an image file: what it holds, its path, or nothing
+Stored: TypeAlias = (
+    Any  # pa.Buffer | str | None, which has no types: an image file: what it holds, its path, or nothing
+)
 _PART, _WHOLE_BYTES, _BLOCK_BYTES = 1000, 2**16, 2**12
 
 
@@ -98,4 +99,4 @@ def _part_of(file: Stored, size: int) -> bytes:
                 parts.append(opened.read(length))
             return b"".join(parts)
     except OSError:
-        return file.encode(errors="replace")
+        return str(file).encode(errors="replace")

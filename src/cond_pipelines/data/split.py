@@ -57,7 +57,9 @@ def hold_out(
 
 def _labels(rows: list[int], classes: Sequence[Any] | None) -> set[Any]:
     labels: set[Any] = set()
-    for row in rows if classes is not None else ():
+    if classes is None:
+        return labels
+    for row in rows:
         label = classes[row]
         labels |= set(label) if isinstance(label, tuple) else {label}
     return labels - {None}

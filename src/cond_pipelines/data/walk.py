@@ -87,7 +87,7 @@ def _list_folder(tree: Tree, name: str, seen: set[tuple[int, int]], links: list[
             raise UserError(f"cannot read {tree.root}: {describe(error)}") from error
         tree.skip("folder that cannot be read", name)
         return []
-    folders = []
+    folders: list[str] = []
     for entry in found:
         path = f"{name}/{entry.name}" if name else entry.name
         try:

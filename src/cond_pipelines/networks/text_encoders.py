@@ -59,8 +59,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    one_space = [normalizers.Replace(Regex("^ "), ""), normalizers.Prepend(" ")]  # before the first word too
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *one_space])
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     by_character = pre_tokenizers.Split(Regex(_WITHOUT_SPACES), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_character, bytes_of_words])
     tokenizer.decoder = decoders.ByteLevel()

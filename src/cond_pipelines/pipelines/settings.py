@@ -136,7 +136,7 @@ class TextToImagePipeline(ConditionalPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
-    def _warn_of_lost_words(self, prompts: list[str | None]) -> None:
+    def _warn_of_lost_words(self, prompts: list[object]) -> None:
         """Say, once a call, what of the prompts the model does not see."""
         if self.tokenizer is not None and hasattr(self.adapter, "lost_words"):
             for line in self.adapter.lost_words(prompts, self.tokenizer):

@@ -46,7 +46,8 @@ class ConditionEncoder:
         if self.tokenizer is None or not hasattr(self.adapter, "lost_words"):
             return []
         captions = [c for c in all_of(data.dataset.conditions()) if isinstance(c, str)]
-        return self.adapter.lost_words(captions, self.tokenizer)
+        lines: list[str] = self.adapter.lost_words(captions, self.tokenizer)
+        return lines
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -105,7 +105,8 @@ class RunIdentity:
         before = dict(before)
         if isinstance(before.get("train"), list):  # of a checkpoint of before, as is the next
             before |= dict(zip(("train", "rank", "lora_target_modules"), before["train"], strict=False))
-        before.setdefault("held_out_by", "row")
+        if "held_out_by" in self.values:
+            before.setdefault("held_out_by", "row")
         if "value range" in before:
             before["value_range"] = before.pop("value range")
         for name in [*self.values, *(name for name in before if name not in self.values and name in _DECLARED)]:
