@@ -137,12 +137,11 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
         ema = WeightAverage(parameters, decay_of(config.ema_max_decay, config.ema_inv_gamma, config.ema_power))
     of_length = {length: WeightAverage(parameters, power_function(length)) for length in config.ema_lengths}
     averages = [*([ema] if ema else []), *of_length.values()]
-    accelerator.register_for_checkpointing(*averages)
     learning_rate = LearningRate(config, optimizer)
     progress, resumed_run = Progress(), None
     identity = RunIdentity.of(config, loaded | how_sharded(accelerator), whole)
     if config.resume_from_checkpoint:
-        progress, resumed_run = resume(folder, config.resume_from_checkpoint, identity, learning_rate, length)
+        progress, resumed_run = resume(folder, config.resume_from_checkpoint, identity, learning_rate, length, averages)
 
     world_size, batch_size = accelerator.num_processes, config.train_batch_size
     resumed = replace(progress)
@@ -178,7 +177,7 @@ def _train(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolde
     def save() -> Path:
         progress.losses, progress.skipped = log.unwritten(), log.skipped()
         return save_checkpoint(
-            accelerator, output_dir, progress, config.checkpoints_total_limit, identity.values, folder.run
+            accelerator, output_dir, progress, averages, config.checkpoints_total_limit, identity.values, folder.run
         )
 
     def look(before: float, done: float) -> None:
