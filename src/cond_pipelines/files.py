@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .errors import read_json
@@ -33,6 +33,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.unfinished")  # a suffix that nobody looks for
+    unfinished.unlink(missing_ok=True)  # it may be a link to a file elsewhere
     try:
         yield unfinished
         sync_file(unfinished)
@@ -174,6 +175,35 @@ def load_array(path: Path) -> "np.ndarray":
     if digest and digest != hashlib.sha256(data[: content.tell()]).digest():  # none: of an earlier version
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     return array
+
+
+def without_path(value: Any) -> Any:
+    """Only the last part of what is a path of this machine, also within lists, mappings and JSON in text.
+
+    Example:
+        >>> without_path({"model": "/home/ann/flowers", "from": "org/name"})
+        {'model': 'flowers', 'from': 'org/name'}
+    """
+    if isinstance(value, dict):
+        return {key: without_path(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_path(inner) for inner in value]
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    if value.startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            return json.dumps(without_path(json.loads(value)), ensure_ascii=False)
+    local = os.path.isabs(value) or PureWindowsPath(value).is_absolute() or value.startswith(("~", "./", ".."))
+    if local or (os.sep in value and _exists(value)):
+        return PureWindowsPath(value).name if "\\" in value else Path(value).name
+    return value
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except (OSError, ValueError):
+        return False
 
 
 def sha256_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
 from .config import EvaluationConfig
-from .evaluate import evaluate
+from .evaluate import evaluate, output_folder
 
 _SWEPT = {"guidance_scale": float, "num_inference_steps": int}
 
@@ -39,7 +39,7 @@ def sweep(config: EvaluationConfig) -> list[dict[str, Any]]:
     grid, model = parse_grid(config.sweep), Path(config.model)
     if config.write_best and not model.is_dir():
         raise ValueError(f"--write_best needs a folder, and {config.model} is none")
-    folder = Path(config.output_dir or (model / "evaluation" if model.is_dir() else "evaluation"))
+    folder = output_folder(config)
     reports = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
