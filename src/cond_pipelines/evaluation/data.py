@@ -70,8 +70,8 @@ def setting_name(config: EvaluationConfig, adapter: ConditioningAdapter, recorde
 def _unfollowed(model: str, flag: str, value: object) -> str:
     """The line on a path or a module that only the folder names."""
     return (
-        f"{model}: its training_config.yaml names --{flag} {value}, which is not followed on its own word: if you trust "
-        f"it, add to the command: {shlex.join([f'--{flag}', str(value)])}"
+        f"{model}: its training_config.yaml names --{flag} {value}, which is not followed on its own word; "
+        f"if you trust it, add to the command: {shlex.join([f'--{flag}', str(value)])}"
     )
 
 
