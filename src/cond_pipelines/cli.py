@@ -112,6 +112,14 @@ def push(args: list[str]) -> None:
     parser.add_argument("--commit_message")
     parser.add_argument("--revision", help="the branch to commit to; made where it does not exist")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave what is not of this model; default: the same commit deletes it"
+    )
+    parser.add_argument(
+        "--include_training_images",
+        action="store_true",
+        help="upload evaluation/nearest.png too, which shows images of the training data",
+    )
     options = vars(parser.parse_args(args))
     from .sharing.push import push_folder
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import UserError, reading
-from ..files import load_array, save_array
+from ..files import load_array, own_seal, save_array
 from ..networks.readable import SAFE, readable_folder
 from ..user_code import load_object
 
@@ -202,11 +202,11 @@ def cached(folder: Path, key: dict, make: Callable[[], np.ndarray]) -> np.ndarra
     path = folder / f"features-{name}.npy"
     if path.is_file():
         try:
-            return load_array(path)
+            return load_array(path, own_seal(key))
         except ValueError as error:
             tqdm.write(f"warning: {error}: it is made again", file=sys.stderr)
     features = make()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # several evaluations may share the folder
-        save_array(path, features)
+        save_array(path, features, own_seal(key))
     return features

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
+from ..sharing.escaping import table_cell
 from .config import EvaluationConfig
 from .evaluate import evaluate, output_folder
 
@@ -78,7 +79,10 @@ def table(reports: list[dict[str, Any]]) -> str:
     if not reports[0]:
         return ""
     names, measures = list(_SWEPT), [row["name"] for row in reports[0]["measures"]]
-    lines = ["| " + " | ".join([*names, *measures]) + " |", "|---" * (len(names) + len(measures)) + "|"]
+    lines = [
+        "| " + " | ".join(map(table_cell, [*names, *measures])) + " |",
+        "|---" * (len(names) + len(measures)) + "|",
+    ]
     for report in reports:
         values = [f"{report[name]:g}" for name in names] + [str(row["value"]) for row in report["measures"]]
         lines.append("| " + " | ".join(values) + " |")

@@ -79,7 +79,7 @@ def _escaped(value: object) -> object:
     return value if isinstance(value, Raw) else markdown_text(value)
 
 
-_TEMPLATES = Environment(finalize=_escaped, keep_trailing_newline=True)
+_TEMPLATES = Environment(finalize=_escaped)
 _TEMPLATES.globals |= {"raw": Raw, "cell": table_cell, "code": code_line, "shell": shell_word}
 
 

@@ -29,7 +29,7 @@ def markdown_text(text: object) -> Raw:
     """
     line = one_line(text)
     line = re.sub(r"[\\`*\[\]<>&~!$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
-    line = re.sub(r"^([#+=-]|\d+(?=[.)]))", lambda m: _escaped_start(m.group()), line)
+    line = re.sub(r"^(#|[+-](?=\s|$)|[=-]{2,}|\d+(?=[.)](\s|$)))", lambda m: _escaped_start(m.group()), line)
     return Raw(re.sub(r"(?i)(:)(?=//)|(?<=www)(\.)", r"\\\g<0>", line))  # an address becomes no link
 
 
