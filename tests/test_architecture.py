@@ -32,7 +32,8 @@ LAYERS = [
         "demo_arguments",
     ),
     "pictures",
-    *("adapters", "objectives", "pipelines", "networks", "data", "settings", "sharing", "evaluation", "training"),
+    *("adapters", "objectives", "pipelines", "networks", "grids", "sample"),
+    *("data", "settings", "sharing", "evaluation", "training"),
     *("evaluate", "demo", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
