@@ -366,6 +366,7 @@ def commands(folder: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
     yield "evaluate", evaluation(folder)
     yield "evaluate as recorded", ["evaluate", str(folder), "--num_samples", "8", "--feature_extractor", "pixels"]
     parent = ["--pretrained_model_name_or_path", str(folder), "--conditioning", "class"]
+    yield "sample", ["sample", str(folder), "--num_inference_steps", "1", "--out", str(out / "a.png")]
     yield "train", ["train", *training, *parent, "--output_dir", str(out / "run")]
     encoder = ["--conditioning", "text", "--text_encoder_name_or_path", str(folder), "--unet_size", "xxs"]
     yield "text encoder", ["train", *training, *encoder, "--output_dir", str(out / "text")]
