@@ -132,7 +132,9 @@ def _check_config(path: Path) -> None:
         elif bound < abs(value) < float("inf"):
             raise UserError(f"{path}: {name} {value:g} is more than any network has ({bound:,.0f})")
     blocks = max((len(v) for k, v in config.items() if k.startswith(_BLOCKS) and isinstance(v, list)), default=1)
-    if blocks * math.prod(layers.values()) > _MAX_LAYERS:
+    per_block = [count for name, count in layers.items() if name.endswith("_per_block")]
+    others = [count for name, count in layers.items() if not name.endswith("_per_block")]
+    if blocks * math.prod(per_block) + sum(others) > _MAX_LAYERS:
         names = ", ".join(f"{name} {value:g}" for name, value in layers.items())
         raise UserError(f"{path}: {blocks} block(s) of {names} are more than any network has ({_MAX_LAYERS:,})")
 

@@ -63,7 +63,7 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         repo_id=code_line(repo_id),
         quoted_repo_id=python_source(quoted(repo_id)),
         setting=facts.card,
-        call=python_source(facts.row.card.call(facts.id2label, facts.examples)),
+        call=python_source(facts.row.card.call(dict(enumerate(facts.id2label.values())), facts.examples)),
         images=[p for p in facts.pictures if p.startswith("images/")],
         examples=facts.examples[:40] if facts.row.has_classes else facts.examples,
         dataset=dataset,

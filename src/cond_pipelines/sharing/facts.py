@@ -132,7 +132,7 @@ class _VAE:
     @property
     def scale_factor(self) -> int:
         """Pixels per latent along a side: each block but the last halves them."""
-        return 2 ** max(0, len(self.block_out_channels or self.encoder_block_out_channels) - 1)
+        return 1 << max(0, len(self.block_out_channels or self.encoder_block_out_channels) - 1)
 
 
 @dataclass
@@ -213,7 +213,7 @@ class CardFacts:
             raise ValueError(f"{folder} is no model of cond_pipelines: its model_index.json names no adapter")
         index = checked(_Index, found, folder / "model_index.json", only_known=False)
         unet, adapter = _facts(_UNet, folder / "unet/config.json"), _facts(_Adapter, folder / "adapter/config.json")
-        class_name = index._class_name if isinstance(index._class_name, str) else index._class_name[1]
+        class_name = str(index._class_name if isinstance(index._class_name, str) else index._class_name[1])
         vae = _facts(_VAE, folder / "vae/config.json") if index.vae[1] else None
         factor = 1 if vae is None else vae.scale_factor
         height, width = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size or 0] * 2
@@ -239,7 +239,7 @@ class CardFacts:
             id2label=adapter.id2label or {},
             num_inference_steps=index.default_num_inference_steps,
             guidance_scale=index.default_guidance_scale,
-            scheduler=index.scheduler[1],
+            scheduler=str(index.scheduler[1]),
             pictures=[p for p in pictures if (folder / p).is_file() and belongs(folder / p, run)],
             user=_user_facts(folder / "card.yaml"),
             training=training,

@@ -188,9 +188,9 @@ class _Repository:
                 raise
             # It is there already, unless an earlier try, whose answer was lost, made it.
             self.state = unsure if self.failed_before else "Nothing was changed there"
-            return self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+            return str(self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id)
         self.state = f"The repository {found.repo_id} is new and still empty: push again, or delete it on {found}"
-        return found.repo_id
+        return str(found.repo_id)
 
 
 # ------------------------------------------------------------------------------------------------------ failures

@@ -12,11 +12,10 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..errors import UserError, checked
+from ..errors import UserError, checked, read_json, reading
 from ..files import (
     finish_folder,
     read_checked_json,
-    read_json,
     remove_folder,
     sha256_of,
     unfinished_folder,
@@ -165,12 +164,15 @@ def broken(path: Path) -> str | None:
     """What is wrong with a checkpoint, by its checksums; None where nothing is."""
     try:
         files = read_manifest(path).files
+        for file in path.rglob("*"):
+            if file.is_symlink():
+                return f"{file.relative_to(path)} is a link, which is not followed"
+            if KNOWN_FILE.fullmatch(name := file.relative_to(path).as_posix()) and name not in files:
+                return f"{name} is not listed in {_MANIFEST}"
         is_old = any(OLD_FILE.fullmatch(name) for name in files)
         for name, checksum in files.items():
             if not (KNOWN_FILE.fullmatch(name) or (is_old and _OLD.fullmatch(name))):
                 return f"{name!r} is no file of a checkpoint"
-            if (path / name).resolve() != path.resolve() / name:
-                return f"{name} is a link, which is not followed"
             if not (path / name).is_file():
                 return f"{name} is missing"
             if sha256_of(path / name) != checksum:
@@ -224,13 +226,14 @@ def load_checkpoint(
             f"--resume_from_checkpoint {which}: {path} {error}: give what it had, or start with "
             "--pretrained_model_name_or_path in another --output_dir"
         ) from error
-    try:
-        read_state(accelerator, Path(path), averages)
-    except RuntimeError as error:  # of a checkpoint that does not name its network, as those of before
-        if "loading state_dict" not in str(error):
-            raise
-        why = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"--resume_from_checkpoint {which}: {path} holds another network: {why}") from error
+    with reading(f"--resume_from_checkpoint {which}: {path}"):
+        try:
+            read_state(accelerator, Path(path), averages)
+        except RuntimeError as error:  # of a checkpoint that does not name its network, as those of before
+            if "loading state_dict" not in str(error):
+                raise
+            why = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"--resume_from_checkpoint {which}: {path} holds another network: {why}") from error
     file = Path(path) / "progress.json"
     return checked(Progress, read_json(file), file), manifest.run
 

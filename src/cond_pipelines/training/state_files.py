@@ -182,7 +182,7 @@ def read_averages(folder: Path) -> list[dict[str, Any]]:
 
 # ---------------------------------------------------------------------------------------------- random numbers
 def _random_state(accelerator: Accelerator) -> dict[str, Any]:
-    device = torch.get_device_module(accelerator.device) if accelerator.device.type != "cpu" else None
+    device = _device_module(accelerator)
     of_devices = device.get_rng_state_all() if hasattr(device, "get_rng_state_all") else []
     return {
         "step": accelerator.step,
@@ -191,6 +191,11 @@ def _random_state(accelerator: Accelerator) -> dict[str, Any]:
         "random_state": random.getstate(),
         "numpy_random_seed": np.random.get_state(),
     }
+
+
+def _device_module(accelerator: Accelerator) -> Any:
+    """torch.cuda or its like; None for a CPU, whose numbers are torch's own."""
+    return None if accelerator.device.type == "cpu" else torch.get_device_module(accelerator.device)
 
 
 def write_random_state(folder: Path, rank: int, state: dict[str, Any]) -> None:
@@ -216,7 +221,7 @@ def _restore_random_state(accelerator: Accelerator, path: Path) -> None:
         name, position, has_gauss, cached = rest["numpy"]
         np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
         of_devices = [tensors[f"device.{i}"] for i in range(sum(name.startswith("device.") for name in tensors))]
-        device = torch.get_device_module(accelerator.device) if accelerator.device.type != "cpu" else None
+        device = _device_module(accelerator)
         if hasattr(device, "set_rng_state_all") and len(of_devices) == device.device_count():
             device.set_rng_state_all(of_devices)
 
@@ -251,10 +256,10 @@ def convert_state(old: Path, new: Path) -> None:
             write_averages(new, [read_tensors(path) for path in averages])
         if (old / "scaler.pt").is_file():
             write_json(new / _STATE, {"loss_scale": read_tensors(old / "scaler.pt")})
-        numbers = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np._core.multiarray._reconstruct]
+        numbers = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.empty(0).__reduce__()[0]]
         for path in old.glob("random_states_*.pkl"):
             with torch.serialization.safe_globals(numbers):
                 state = read_tensors(path)
-            devices = next((v for k, v in state.items() if re.fullmatch(r"torch_\w+_manual_seed", k)), [])
+            devices: list[Tensor] = next((v for k, v in state.items() if re.fullmatch(r"torch_\w+_manual_seed", k)), [])
             rank = int(path.stem.rpartition("_")[2])
             write_random_state(new, rank, {"step": 0, "devices": devices} | state)
