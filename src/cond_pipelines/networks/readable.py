@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 
 from ..folders import check_model_folder
 
@@ -31,10 +32,12 @@ def readable_folder(
         >>> AutoModel.from_pretrained(readable_folder("facebook/dinov2-base"), **SAFE)
     """
     if Path(name_or_path).is_dir():
-        folder = Path(name_or_path)
-    else:
-        never = [*_NEVER, *([] if any("/" in name for name in files) else ["*/*"])]
+        name = str(name_or_path)
+        never = [*_NEVER, *([] if any("/" in pattern for pattern in files) else ["*/*"])]
         never += [] if variant else ["*.fp16.*"]
-        folder = Path(snapshot_download(str(name_or_path), allow_patterns=list(files), ignore_patterns=never, **hub))
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=never, **hub))
+        except HFValidationError as error:
+            raise OSError(f"{name} is no folder, and no name of a repository") from error
     check_model_folder(folder)
     return folder

@@ -84,7 +84,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             >>> pipe.push_to_hub("me/flowers", private=True)
         """
         if _INSTALLED:
-            return str(self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs))
+            commit: str = self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs)
+            return commit  # with attributes of its own, such as pr_url
         kwargs.pop("revision", None)  # diffusers' own has no such argument
         return str(super().push_to_hub(repo_id, **kwargs))
 

@@ -198,7 +198,8 @@ def _user() -> str | None:
 
 def refuse_secrets(stage: Path, secrets: list[Secret]) -> None:
     """Search every byte below `stage`. Raises UserError with the name of a file that tells of this machine."""
-    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
+    files = [path for path in stage.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: (path.name == "README.md", path)):  # the card repeats what others say
         for secret in secrets:
             if secret.in_text_only and path.suffix not in _TEXT:
                 continue
