@@ -144,6 +144,21 @@ def test_a_module_and_a_function_can_be_taken_in_at_once(name):
     assert long == {}
 
 
+# Constructors with diffusers' components and defaults.
+MANY_PARAMETERS = {"pipelines.conditional.__init__", "pipelines.settings.__init__"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_function_has_at_most_eight_parameters(name):
+    """More than eight belong together in a value object. A call of a pipeline has the names of diffusers'."""
+    many = {}
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.FunctionDef) and f"{name}.{node.name}" not in MANY_PARAMETERS:
+            parameters = [p.arg for p in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            many[node.name] = [p for p in parameters if p not in ("self", "cls")]
+    assert {function: parameters for function, parameters in many.items() if len(parameters) > 8} == {}
+
+
 def test_the_training_loop_can_be_taken_in_at_once():
     (loop,) = [node for node in ast.walk(MODULES["training.loop"]) if isinstance(node, ast.While)]
     assert loop.end_lineno - loop.lineno + 1 <= 60

@@ -32,6 +32,8 @@ def readable_folder(
         >>> AutoModel.from_pretrained(readable_folder("facebook/dinov2-base"), **SAFE)
     """
     if Path(name_or_path).is_dir():
+        folder = Path(name_or_path)
+    else:
         name = str(name_or_path)
         never = [*_NEVER, *([] if any("/" in pattern for pattern in files) else ["*/*"])]
         never += [] if variant else ["*.fp16.*"]
