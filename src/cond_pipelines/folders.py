@@ -21,8 +21,10 @@ _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000
 # Fields that say how many of something are made one after the other; those of normalization are none.
 _IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|depths?|.*num_inference_steps")
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_block", "decoder_block")
-_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json")
-_CONFIGS += ("generation_config.json", "preprocessor_config.json")
+_CONFIGS = (
+    *("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "generation_config.json"),
+    "preprocessor_config.json",
+)
 # Files of transformers in which a large number is no size.
 _NO_SIZES = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
 
