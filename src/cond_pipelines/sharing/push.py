@@ -50,7 +50,16 @@ def push_pipeline(
 
 @dataclass
 class Push:
-    """How to push; see `push_folder`."""
+    """How to push.
+
+    Args:
+        private: visibility of a new repository; None leaves it to the Hub (an organisation may have a default).
+        token: default: the one you are logged in with.
+        create_pr: open a pull request instead of committing to the branch.
+        revision: the branch to commit to; made where it does not exist.
+        keep: leave files of another model that are in the repository, instead of deleting them in the same commit.
+        include_training_images: upload evaluation/nearest.png too, which shows images of the training data.
+    """
 
     private: bool | None = None
     token: str | None = None
@@ -61,18 +70,7 @@ class Push:
     include_training_images: bool = False
 
 
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    revision: str | None = None,
-    keep: bool = False,
-    include_training_images: bool = False,
-) -> CommitInfo:
+def push_folder(folder: str | Path, repo_id: str, **how: Any) -> CommitInfo:
     """Push a saved model: its components, code, card and pictures, in one commit.
 
     Only files that a list names go up: no checkpoint, log, pickled weights or file of yours. Every byte of them is
@@ -81,11 +79,7 @@ def push_folder(
     Args:
         folder: what `save_pretrained` or a training run wrote.
         repo_id: "name" or "user/name"; made where it does not exist.
-        private: visibility of a new repository; None leaves it to the Hub (an organisation may have a default).
-        revision: the branch to commit to; made where it does not exist.
-        create_pr: open a pull request instead of committing to the branch.
-        keep: leave files of another model that are in the repository, instead of deleting them in the same commit.
-        include_training_images: upload evaluation/nearest.png too, which shows images of the training data.
+        how: fields of `Push`: private, token, commit_message, create_pr, revision, keep, include_training_images.
 
     Returns:
         The commit, which is also a string: its address.
@@ -98,8 +92,7 @@ def push_folder(
     Example:
         >>> push_folder("flowers", "me/flowers", private=True)
     """
-    how = Push(private, token, commit_message, create_pr, revision, keep, include_training_images)
-    return _push(Path(folder), Path(folder), repo_id, how)
+    return _push(Path(folder), Path(folder), repo_id, Push(**how))
 
 
 def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
