@@ -64,7 +64,7 @@ def test_a_model_of_before_is_evaluated_on_the_rows_that_it_held_out(pipe, tmp_p
         tmp_path / "a", "blue", "red", "green", "blue 2", "red 2", "green 2", "a", "b", "c", "d", "e", "f"
     )
     known = {"train_data_dir": folder, "cache_dir": str(tmp_path / "cache"), "conditioning": "none"}
-    config = EvaluationConfig(model="m")
+    config = EvaluationConfig(model="m", train_data_dir=folder)
     by_row = load_evaluated_data(config, pipe, "none", known | {"validation_fraction": 0.2})
     assert by_row.held_out_by == "row" and len(by_row.held_out) == 72
     by_content = load_evaluated_data(
