@@ -23,6 +23,7 @@ LAYERS = [
         "user_code",
         "errors",
         "files",
+        "folders",
         "locks",
         "processes",
         "flags",

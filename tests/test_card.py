@@ -48,7 +48,8 @@ def test_metadata(folder):
     setting, path = folder
     data = ModelCard.load(path / "README.md").data
     assert data.library_name == "diffusers"
-    assert data.pipeline_tag == ("text-to-image" if setting == "text" else "unconditional-image-generation")
+    tasks = {"none": "unconditional-image-generation", "class": None, "text": "text-to-image"}
+    assert data.pipeline_tag == tasks[setting]
     assert "cond-pipelines" in data.tags
     assert data.eval_results is None and data.license is None
     for entry in data.widget:

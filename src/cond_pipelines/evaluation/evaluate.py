@@ -15,6 +15,8 @@ from ..data.labels import Choices
 from ..data.load import TrainingData
 from ..errors import read_text
 from ..evaluation import measures as m
+from ..files import without_path
+from ..folders import check_model_folder, inside
 from ..locks import locked_folder
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
@@ -40,18 +42,28 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """
     show_any_text()
     accelerator = Accelerator()
-    folder = Path(
-        config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
-    )
-    weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
+    if config.conditioning is not None:
+        find_setting(config.conditioning)  # imports the package that the model's adapter is of
+    folder = output_folder(config)
     pipe = load_pipeline(config.model).to(accelerator.device)
+    weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
     recorded = recorded_config(config.model)
-    conditioning = setting_name(pipe.adapter, recorded)
+    conditioning = setting_name(config, pipe.adapter, recorded)
     setting = find_setting(conditioning)
     check_setting(config, setting)
     data = load_evaluated_data(config, pipe, conditioning, recorded)
     with locked_folder(folder, accelerator.is_main_process):
         return _evaluate(config, accelerator, folder, pipe, setting, data, weights)
+
+
+def output_folder(config: EvaluationConfig) -> Path:
+    """Where an evaluation writes. Raises UserError for a model's folder whose links would lead elsewhere."""
+    if config.output_dir:
+        return Path(config.output_dir)
+    if not Path(config.model).is_dir():
+        return Path("evaluation")
+    check_model_folder(config.model)
+    return inside(config.model, "evaluation")
 
 
 def _evaluate(
@@ -89,14 +101,14 @@ def _evaluate(
     rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
     more, classes = _condition_rows(config, folder, pipe, setting, data, sets)
     report = {
-        "model": config.model,
+        "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "weights": weights,
         "setting": pipe.adapter.conditioning,
         "num_samples": config.num_samples,
         "num_train": len(train),
         "num_held_out": len(data.held_out),
-        "feature_extractor": config.feature_extractor,
-        "clip_model": config.clip_model,
+        "feature_extractor": without_path(config.feature_extractor),
+        "clip_model": without_path(config.clip_model),
         "unseen_captions": _fingerprint(asked.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
         **_sampler(config, pipe, is_guided=any(condition is not None for condition in asked[""])),

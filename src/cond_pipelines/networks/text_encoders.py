@@ -1,7 +1,6 @@
 """Text encoders: pretrained ones from transformers, or a small new one for one's own captions."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -16,6 +15,8 @@ from transformers import (
     T5EncoderModel,
     UMT5EncoderModel,
 )
+
+from .readable import SAFE, readable_folder
 
 _TEXT_HALF = {"clip": CLIPTextModel, "t5": T5EncoderModel, "umt5": UMT5EncoderModel}
 
@@ -35,12 +36,13 @@ def load_text_encoder(
     Example:
         >>> text_encoder, tokenizer = load_text_encoder("openai/clip-vit-base-patch32")
     """
-    pipeline = (Path(name_or_path) / "text_encoder").is_dir()
+    folder = readable_folder(name_or_path, revision=revision)
+    pipeline = (folder / "text_encoder").is_dir()
     of_model, of_tokenizer = ({"subfolder": n} if pipeline else {} for n in ("text_encoder", "tokenizer"))
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **of_model)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **of_model)
     model_class = _TEXT_HALF.get(config.model_type, AutoModel)
-    model = model_class.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, **of_model)
-    return model, AutoTokenizer.from_pretrained(name_or_path, revision=revision, **of_tokenizer)
+    model = model_class.from_pretrained(folder, dtype=torch.float32, **SAFE, **of_model)
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **of_tokenizer)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length: int = 64) -> PreTrainedTokenizerFast:

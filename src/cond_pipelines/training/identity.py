@@ -4,6 +4,7 @@ Which is which is declared at each field (`flags.flag(resume=...)`). Networks an
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..pipelines.conditional import ConditionalPipeline
 from .arguments import OutputArguments
 from .checkpoints import Progress, load_checkpoint
 from .config import TrainingConfig
+from .ema import WeightAverage
 from .fingerprint import fingerprint_of, plain_config
 from .objective import own_arguments
 from .run_folder import RunFolder
@@ -113,7 +115,12 @@ def _difference(was: Any, now: Any) -> str:
 
 
 def resume(
-    folder: RunFolder, which: str, identity: RunIdentity, learning_rate: LearningRate, length: RunLength
+    folder: RunFolder,
+    which: str,
+    identity: RunIdentity,
+    learning_rate: LearningRate,
+    length: RunLength,
+    averages: Sequence[WeightAverage],
 ) -> tuple[Progress, str | None]:
     """Restore the checkpoint `which`; the settings given now take effect in the optimizer.
 
@@ -125,7 +132,7 @@ def resume(
     """
     groups = learning_rate.optimizer.param_groups
     wanted = [{name: group[name] for name in _OPTIMIZER_SETTINGS if name in group} for group in groups]
-    progress, run = load_checkpoint(folder.accelerator, folder.path, which, identity.accept, folder.run)
+    progress, run = load_checkpoint(folder.accelerator, folder.path, which, averages, identity.accept, folder.run)
     if not progress.step:
         return progress, run
     groups = learning_rate.optimizer.param_groups

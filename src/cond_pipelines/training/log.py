@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..console import for_terminal
 from ..files import sync_file, write_text
 from ..pictures import loss_plot
 from ..processes import cores_in_words
@@ -108,7 +109,7 @@ class TrainingLog:
     def print(self, text: str) -> None:
         """On the main process, above the progress bar."""
         if self.accelerator.is_main_process:
-            self.bar.write(text)
+            self.bar.write("\n".join(map(for_terminal, text.splitlines())))  # labels are text of others
 
     def step(self, state: TrainState, loss: Tensor, skipped: Tensor, lr: float) -> None:
         """Note one optimizer step; write a line when it is time.

@@ -16,6 +16,7 @@ from ..data.load import TrainingData
 from ..errors import arguments_of, reading
 from ..networks.denoiser import size_multiple
 from ..networks.pretrained import load_pipeline
+from ..networks.readable import VAE_FILES, readable_folder
 from ..networks.surgery import with_channels
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
 from ..networks.unet_sizes import build_unet
@@ -52,15 +53,18 @@ def load_vae(config: TrainingConfig, parent: ConditionalPipeline | None = None) 
     name_or_path = config.pretrained_vae_model_name_or_path
     if parent is not None or not name_or_path:
         return None if parent is None else parent.components.get("vae")
+    with reading(f"--pretrained_vae_model_name_or_path {name_or_path}"):
+        folder = readable_folder(name_or_path, VAE_FILES)
     for subfolder in ("", "vae"):
         try:
-            kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
+            kind = AutoencoderKL.load_config(folder, subfolder=subfolder)["_class_name"]
         except (OSError, KeyError, ValueError):
             continue
         for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel):
             if cls.__name__ == kind:
                 with reading(f"--pretrained_vae_model_name_or_path {name_or_path}"):
-                    return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
+                    vae = cls.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
+                    return vae.requires_grad_(False)
     raise ValueError(f"no AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel in {name_or_path}")
 
 

@@ -52,6 +52,7 @@ def write_summary(
         num_images=None if data.train is None else len(data.train),
         num_held_out=len(data.held_out),
         resolution_px=data.dataset.resolution,
+        num_channels=data.dataset.channels,
         example_conditions=[_plain(conditions[i], data.id2label) for i in shown[:_NUM_PICTURES] if first],
         dataset=_hub_id(config.dataset_name),
         base_model=_hub_id(config.pretrained_model_name_or_path),
