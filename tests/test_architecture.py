@@ -34,7 +34,7 @@ LAYERS = [
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "grids", "sample"),
     *("data", "settings", "sharing", "evaluation", "training"),
-    *("evaluate", "demo", "cli"),
+    *("evaluate", "demo", "inspection", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

@@ -38,7 +38,9 @@ def test_old_models_draw_what_they_drew(kind):
     sampling = {"num_inference_steps": 3, "guidance_scale": 2.0, "generator": generators(2), "output_type": "np"}
     images = pipe(**CALLS[kind], **sampling).images
     # Processors round differently, by about 1e-6; a weight in the wrong place shows in the second digit.
-    assert np.abs(images - np.load(OLD / "images.npz")[kind]).max() < 1e-4
+    then = np.load(OLD / "images.npz")[kind]
+    same = slice(0, 1) if kind == "text" else slice(None)  # an empty prompt is no prompt since
+    assert np.abs(images - then)[same].max() < 1e-4
 
 
 def test_an_old_run_goes_on(tmp_path):

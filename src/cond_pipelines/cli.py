@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
     "sample": "draw samples of a model: a row for each condition, a column for each setting",
     "demo": "train on shapes",
+    "inspect": "show what a training would see of a folder, and what it would leave out",
     "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
     "compare": "two evaluations: A/report.json B/report.json",
     "convert": "a checkpoint of an earlier version, to be resumed",
@@ -41,9 +42,15 @@ def main(args: list[str] | None = None) -> None:
         elif command == "sample":
             from .sample import main as run
         else:
-            run = {"demo": demo, "compare": compare, "convert": convert, "ema": ema, "card": card, "push": push}[
-                command
-            ]
+            run = {
+                "demo": demo,
+                "inspect": inspect,
+                "compare": compare,
+                "convert": convert,
+                "ema": ema,
+                "card": card,
+                "push": push,
+            }[command]
         run(args[1:])
 
 
@@ -54,6 +61,16 @@ def demo(args: list[str] | None = None) -> None:
     from .demo import run_demo
 
     run_demo(**options)
+
+
+def inspect(args: list[str]) -> None:
+    """Show what a training would see of a data set."""
+    from .inspection import parse_config
+
+    config = parse_config(args)
+    from .inspection import inspect as lines_of
+
+    print(lines_of(config))
 
 
 def compare(args: list[str]) -> None:

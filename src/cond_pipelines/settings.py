@@ -224,7 +224,7 @@ _CLASS = Setting(
     ),
     has_classes=True,
     new_adapter=_class_adapter,
-    adapter_fits=lambda adapter, inputs: adapter.id2label == inputs.data.id2label,
+    adapter_fits=lambda adapter, inputs: set((inputs.data.id2label or {}).values()) <= set(adapter.id2label.values()),
     read_prompt=_label_of,
     evaluation_arguments=("classifier", "classify"),
     card=CardText(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
+from ..data.labels import all_of
 from ..data.load import TrainingData, load_data
 from ..errors import UserError, read_yaml
 from ..flags import flag, with_effect
@@ -104,6 +105,7 @@ def load_evaluated_data(
     if not config.class_data_dir:
         known |= {"with_prior_preservation": False, "class_prompt": None, "prior_loss_weight": 1.0}
     known |= given
+    known["held_out_by"] = recorded.get("held_out_by", "row") if same and recorded else "content"  # formerly rows
     if known.get("aspect_buckets") or known.get("value_range"):
         raise ValueError("models with --aspect_buckets or --value_range cannot be evaluated yet")
     size = pipe.unet.config.sample_size
@@ -115,6 +117,10 @@ def load_evaluated_data(
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
         raise ValueError("models with several labels an image cannot be evaluated yet")
+    if data.id2label and (names := getattr(pipe.adapter, "id2label", None)):
+        used = set(all_of(data.dataset.conditions()))
+        data.id2label = {i: name for i, name in data.id2label.items() if i in used}
+        data.use_labels(pipe.adapter.label_id, f"the model ({', '.join(list(names.values())[:20])})")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ..console import show_any_text
-from ..data.labels import Choices
+from ..data.labels import all_of
 from ..data.load import TrainingData
 from ..errors import read_text
 from ..evaluation import measures as m
@@ -219,8 +219,7 @@ def _unseen_captions(
     """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
     seen = set()
     for i in data.train:
-        captions = data.dataset.read_condition(int(data.dataset.usable[i]))
-        seen.update(captions if isinstance(captions, Choices) else [captions])
+        seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
     found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
     if config.unseen_captions:
         lines = read_text(config.unseen_captions).splitlines()
@@ -258,8 +257,9 @@ def _classified(
     """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
     known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
     images = [real_image(data, data.held_out[i]) for i in known]
-    found = pipe.classify(images, list(data.id2label), seed=config.seed)
-    right = np.array([int(best) == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
+    classes = list(data.id2label)
+    found = pipe.classify(images, classes, seed=config.seed)
+    right = np.array([classes[best] == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
     sure = found.probabilities.max(dim=1).values.numpy()
     return [
         mean_row("obeys y?", "held-out images classified right", right),
@@ -274,5 +274,4 @@ def _classified(
 def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:
     if data.dataset.columns.condition is None:
         return [None] * len(rows)
-    found = [data.dataset.read_condition(int(data.dataset.usable[i])) for i in rows]
-    return [c[0] if isinstance(c, Choices) else c for c in found]
+    return data.conditions(rows)

@@ -18,6 +18,8 @@ from transformers import (
 
 from .readable import SAFE, readable_folder
 
+# One letter with its marks.
+_WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*"
 _TEXT_HALF = {"clip": CLIPTextModel, "t5": T5EncoderModel, "umt5": UMT5EncoderModel}
 
 
@@ -48,16 +50,22 @@ def load_text_encoder(
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length: int = 64) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of one's own captions, lower case.
 
+    Scripts without spaces, such as Chinese, Japanese and Thai, are split into characters: a whole caption would become
+    one token, and no other caption would share it. `trained_ids` are the tokens that the captions consist of.
+
     Args:
         captions: what to learn from; any text can be encoded afterwards.
         vocab_size: at most so many tokens.
         max_length: saved as `model_max_length`.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    one_space = [normalizers.Replace(Regex("^ "), ""), normalizers.Prepend(" ")]  # before the first word too
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *one_space])
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_character = pre_tokenizers.Split(Regex(_WITHOUT_SPACES), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_character, bytes_of_words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -65,15 +73,18 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    captions = list(captions)
     tokenizer.train_from_iterator(captions, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
+    trained = {i for encoded in tokenizer.encode_batch_fast(list(dict.fromkeys(captions))) for i in encoded.ids}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<start>",
         eos_token="<end>",
         model_max_length=max_length,
+        trained_ids=sorted(trained),
     )
 
 

@@ -68,13 +68,10 @@ class TrainingLog:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    def opening(self, resumed: Progress) -> None:
+    def opening(self, resumed: Progress, lost_words: list[str]) -> None:
         """Print the data, the model, what is trained and what was chosen; where a resumed run goes on, what changed."""
         config, data, length = self.config, self.run.data, self.run.length
-        if data.train is None:
-            images = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
-        else:
-            images = data.dataset.summary(data.id2label) + f"\nheld out for validation: {len(data.held_out):,}"
+        images = "\n".join([data.summary(), *lost_words])
         self.print(
             f"{images}\n"
             f"model: {config.pretrained_model_name_or_path or 'UNet size ' + str(config.unet_size)}, "

@@ -11,7 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from torch import nn
 
 from ..adapters.base import ConditioningAdapter
-from ..data.labels import Choices
+from ..data.labels import all_of
 from ..data.load import TrainingData
 from ..errors import arguments_of, reading
 from ..networks.denoiser import size_multiple
@@ -148,7 +148,7 @@ def _text_encoder(
     if data.train is None:
         raise ValueError("a text encoder cannot be made from a streaming set: give --text_encoder_name_or_path")
     captions = (data.dataset.read_condition(int(data.dataset.usable[i])) for i in data.train)
-    return new_text_encoder(t for c in captions for t in (c if isinstance(c, Choices) else [c]))
+    return new_text_encoder(all_of(captions))
 
 
 def _adapter(
@@ -176,6 +176,8 @@ def _adapter(
     same_setting = parent is not None and parent.adapter.conditioning == setting.name
     if not (same_setting and setting.adapter_fits(parent.adapter, inputs)):
         return setting.new_adapter(inputs)
+    if setting.has_classes:
+        data.use_labels(parent.adapter.label_id, "the pretrained model")
     return _with_its_own_config(config, parent.adapter)
 
 

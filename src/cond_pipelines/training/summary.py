@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..data.labels import Choices, condition_name
+from ..data.labels import all_of, condition_name
 from ..data.load import TrainingData
 from ..files import write_json
 from ..pipelines.conditional import ConditionalPipeline
@@ -97,7 +97,7 @@ def _counts(data: TrainingData) -> dict:
     if data.id2label:
         counts = Counter(i for c in conditions for i in (c if isinstance(c, tuple) else [c]))
         return {"class_counts": {name: counts[i] for i, name in data.id2label.items()}}
-    texts = [t for c in conditions for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
+    texts = [text for text in all_of(conditions) if isinstance(text, str)]
     return {"num_captions": len(texts), "num_different_captions": len(set(texts))}
 
 
