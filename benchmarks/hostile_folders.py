@@ -4,8 +4,8 @@
 
 Each folder is a model that works, with one to four faults: names, links, indices of weights, YAML, JSON, safetensors
 headers, text of terminals and web pages, pickles, pipes. An audit hook of the interpreter is the judge: what is opened,
-executed, started or unpickled. Prints one JSON object, and a line on stderr every 50 folders. A whole sweep takes about an
-hour on one core; `benchmarks/results/hostile_folders.json` holds what was run so far.
+executed, started or unpickled. Prints one JSON object, and a line on stderr every 50 folders. 500 folders take about an
+hour on one core; `benchmarks/results/hostile_folders.json` holds 40 of them through the commands that load networks.
 """
 
 import argparse
