@@ -134,4 +134,4 @@ def predicts_variance(scheduler: SchedulerMixin) -> bool:
     """Whether its step reads a variance behind the prediction (Nichol and Dhariwal 2021, arXiv 2102.09672, Eq. 15)."""
     # An attribute of those that do. Others keep the option in their configuration, unread, where they were made from
     # such a scheduler's; and the DPM-Solver family cuts to three channels, whatever the number.
-    return getattr(scheduler, "variance_type", None) in ("learned", "learned_range")
+    return vars(scheduler).get("variance_type") in ("learned", "learned_range")

@@ -3,7 +3,6 @@
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ class TrainingLog:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [line for line in self._lines() if line["step"] <= progress.step] if progress.step else []
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        values = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str) and k != "hub_token"}
+        values = {k: v for k, v in config.to_dict().items() if isinstance(v, int | float | str) and k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=values)
         self.bar = tqdm(
             total=run.length.num_steps(progress),
