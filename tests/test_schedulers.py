@@ -158,7 +158,7 @@ def test_a_parent_with_learned_variance(kind):
         if name == "EulerDiscreteScheduler":  # the mean alone decides, as of a UNet without a variance
             images = pipe(**call | {"generator": generators(1)}).images
             pipe.unet = with_channels(pipe.unet, 3)
-            assert np.allclose(images, pipe(**call | {"generator": generators(1)}).images, atol=1e-6)
+            assert np.allclose(images, pipe(**call | {"generator": generators(1)}).images, atol=1e-4)
             pipe.unet = with_channels(pipe.unet, 3, 6)
         assert np.isfinite(pipe(**call | {"generator": generators(1)}).images).all(), name
     pipe.unet, pipe.scheduler = with_channels(pipe.unet, 3), without_variance(parent.scheduler)  # as training does
