@@ -6,8 +6,8 @@ and an EDM model, in 4, 8 and 24 evaluations of the network. Each row is swapped
 the failure that the last line of a table counts.
 
 The network is the exact one: it knows 1,500 drawn shapes of 16 px and gives the prediction that minimises the
-objective's loss on them, so a wrong image is the scheduler's doing. A sample is right if the shape that was asked for is
-read from its pixels, and it lies within a twentieth of a pixel's range of a drawn image (root mean square).
+objective's loss on them, so a wrong image is the scheduler's doing. A sample is right if the shape that was asked for
+is read from its pixels, and it lies within a twentieth of a pixel's range of a drawn image (root mean square).
 """
 
 import argparse
