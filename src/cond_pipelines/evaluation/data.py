@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
@@ -32,13 +31,13 @@ class EvaluatedData(DataArguments):
         return find_setting(self.conditioning).column
 
 
-def recorded_config(model: str) -> dict[str, Any]:
+def recorded_config(model: str) -> dict[str, object]:
     """What a model's training_config.yaml holds; nothing where there is none, as of a model on the Hub."""
     path = Path(model) / "training_config.yaml"
     return read_yaml(path) if path.is_file() else {}
 
 
-def setting_name(adapter: ConditioningAdapter, recorded: Mapping[str, Any]) -> str:
+def setting_name(adapter: ConditioningAdapter, recorded: Mapping[str, object]) -> str:
     """The `--conditioning` that a model was trained with: a third party's row is known by its import path only."""
     if adapter.conditioning in SETTINGS:
         return adapter.conditioning
@@ -55,7 +54,7 @@ def check_setting(config: EvaluationConfig, setting: Setting) -> None:
 
 
 def load_evaluated_data(
-    config: EvaluationConfig, pipe: ConditionalPipeline, conditioning: str, recorded: Mapping[str, Any]
+    config: EvaluationConfig, pipe: ConditionalPipeline, conditioning: str, recorded: Mapping[str, object]
 ) -> TrainingData:
     """The data set of the training run, or another one given.
 
@@ -88,7 +87,7 @@ def load_evaluated_data(
     return data
 
 
-def _checked(known: Mapping[str, Any], model: str) -> EvaluatedData:
+def _checked(known: Mapping[str, object], model: str) -> EvaluatedData:
     try:
         return EvaluatedData(**known)
     except (ValueError, TypeError) as error:  # a TypeError: a value that cannot be compared
