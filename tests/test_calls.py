@@ -11,9 +11,16 @@ from diffusers.hooks import LayerSkipConfig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pipelines_common import UNetCalls, generators, make_components, quiet, tiny_vae
+from pipelines_common import UNetCalls, generators, make_components, quiet, tiny_text, tiny_unet, tiny_vae
 
-from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
+from cond_pipelines import (
+    ClassConditionalPipeline,
+    ConditionalPipeline,
+    TextAdapter,
+    TextToImagePipeline,
+    UnconditionalPipeline,
+)
+from cond_pipelines.adapters.text import PromptAdapter
 from cond_pipelines.pipelines.vae import vae_decode
 
 
@@ -184,6 +191,19 @@ def test_random_calls_are_right_or_one_line(pipe, wrong):
 
 
 # ------------------------------------------------------------------------------------------- diffusers' conventions
+@pytest.mark.parametrize("cls", [TextAdapter, PromptAdapter])
+def test_a_word_of_several_vectors_expands(cls):
+    """Textual inversion, as in StableDiffusionPipeline: "<cat>" stands for "<cat> <cat>_1 <cat>_2"."""
+    parts = tiny_text()
+    tokenizer, unet = parts["tokenizer"], tiny_unet(cross_attention_dim=32)
+    adapter = cls.for_unet(unet, text_encoder=parts["text_encoder"])
+    before = adapter.preprocess(["a cat"], tokenizer)["input_ids"]
+    tokenizer.add_tokens(["<cat>", "<cat>_1", "<cat>_2"])
+    assert torch.equal(adapter.preprocess(["a cat"], tokenizer)["input_ids"], before)
+    ids, spelled = (adapter.preprocess([t], tokenizer)["input_ids"] for t in ("a <cat>", "a <cat> <cat>_1 <cat>_2"))
+    assert torch.equal(ids, spelled) and tokenizer.convert_tokens_to_ids("<cat>_2") in ids[0]
+
+
 MIDDLE = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
 GUIDERS = {
     "AdaptiveProjectedGuidance": {},

@@ -28,8 +28,6 @@ from .questions import (
     COMBINATIONS,
     UNSEEN,
     Part,
-    Report,
-    Row,
     Sets,
     caption_rows,
     distribution_rows,
