@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw
 
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from .demo_arguments import parse_demo_args
+from .evaluation.config import Row
 from .evaluation.features import extract, pixels
-from .evaluation.questions import Row, distribution_rows
+from .evaluation.questions import distribution_rows
 from .files import write_json
 from .pictures import image_grid
 from .pipelines.conditional import ConditionalPipeline

@@ -60,7 +60,7 @@ def generators(generator: object) -> "torch.Generator | list[torch.Generator] | 
 def _generator(value: object, name: str) -> torch.Generator:
     if isinstance(value, torch.Generator):
         return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < 2**63:
         raise ValueError(f"{name} {shown(value)} is neither a torch.Generator nor a seed (a whole number, 0 or more)")
     return torch.Generator().manual_seed(int(value))
 
@@ -98,7 +98,9 @@ def mask_input(mask: PipelineImageInput | None) -> PipelineImageInput | None:
             scale = 255.0 if mask.max() > 1 else 1.0
             return mask.float() / scale if isinstance(mask, Tensor) else mask.astype(np.float32) / scale
     mask = image_input(mask)
-    return mask.convert("RGB") if getattr(mask, "mode", "") in ("RGBA", "LA", "P", "PA") else mask
+    if mask is not None and getattr(mask, "mode", "") in ("RGBA", "LA", "P", "PA"):
+        return mask.convert("RGB")
+    return mask
 
 
 def shown(value: object) -> str:
