@@ -104,7 +104,7 @@ def test_a_guidance_scale_for_each_image(pipe):
         ({"guidance_scale": float("nan")}, "guidance_scale nan"),
         ({"guidance_scale": [1.0, 2.0, 4.0]}, "guidance_scale has 3 entries for 2 images"),
         ({"guidance_interval": 3}, "guidance_interval 3"),
-        ({"strength": 2}, "strength 2 is not a number between 0 and 1"),
+        ({"strength": 2}, "strength 2 must be between 0 and 1"),
         ({"latents": 3}, "latents 3 is not a tensor"),
         ({"image": "cat.png"}, "image 'cat.png' is no PIL image, array or tensor"),
         ({"callback_on_step_end": 3}, "callback_on_step_end 3 is not a function"),

@@ -65,7 +65,7 @@ def write_pictures(
         classes: as `questions.label_rows` gives it.
     """
     images = list(itertools.islice(read_samples(samples), 512))
-    id2label: dict[object, str] = dict(data.id2label or {})
+    id2label: dict[object, str] = {**(data.id2label or {})}
     names = [str(id2label.get(c, c)) for c in conditions]
     save_picture(samples_sheet(images, names if conditions[0] is not None else None), folder / "samples.png")
     nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])

@@ -28,11 +28,11 @@ def number(value: object, name: str, low: float = -math.inf, high: float = math.
     """A finite number from `low` to `high`. Raises ValueError, also for a bool."""
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= float(value) <= high:  # type: ignore[arg-type]  # is_number
-        limits = "" if (low, high) == (-math.inf, math.inf) else f" between {low:g} and {high:g}"
-        raise ValueError(f"{name} {shown(value)} is not a number{limits}")
-    return float(value)  # type: ignore[arg-type]  # is_number
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} {shown(value)} is not a number")
+    if not low <= float(value) <= high:
+        raise ValueError(f"{name} {shown(value)} must be between {low:g} and {high:g}")
+    return float(value)
 
 
 def numbers_of(values: object, name: str) -> list[float] | None:
