@@ -49,10 +49,10 @@ def draw_samples(
     pipe.set_progress_bar_config(disable=True)
     for part in tqdm(mine, desc=f"Sampling, {_PART} images each", disable=not accelerator.is_local_main_process):
         first = part * _PART
-        part = conditions[first : first + _PART]
-        generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(part))]
+        batch = conditions[first : first + _PART]
+        generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(batch))]
         with torch.no_grad():
-            images = pipe.sample(part, generator=generators, output_type="np", **settings).images
+            images = pipe.sample(batch, generator=generators, output_type="np", **settings).images
         # (64, H, W, C) in [0, 1]
         save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8))
     accelerator.wait_for_everyone()
