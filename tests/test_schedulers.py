@@ -68,6 +68,12 @@ def test_other_betas_do_not_fit():
     )
 
 
+def test_options_that_make_a_scheduler_unstable_do_not_fit():
+    objective = Objective.from_scheduler(BASE["epsilon"])
+    assert "unstable" in misfit(objective, swapped("epsilon", "SASolver", use_beta_sigmas=True))
+    assert misfit(objective, swapped("epsilon", "SASolver", use_karras_sigmas=True)) is None
+
+
 def test_the_check_leaves_the_scheduler_and_the_random_state_alone():
     scheduler, objective = diffusers.EulerAncestralDiscreteScheduler(**SD), DDPM(noise_schedule=SD)
     scheduler.set_timesteps(3)

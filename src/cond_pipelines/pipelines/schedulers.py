@@ -118,9 +118,10 @@ def set_timesteps(
         kwargs = {k: list(v) for k, v in given.items()}
         scheduler.set_timesteps(**kwargs, device=device)
     elif is_flow and "sigmas" in accepted and "num_inference_steps" in accepted:
-        scheduler.set_timesteps(sigmas=even, device=device)
-        if float(scheduler.sigmas[-1]) != 0:  # one that wants the last 0 to be given too
-            scheduler.set_timesteps(sigmas=[*even, 0.0], device=device)
+        try:
+            scheduler.set_timesteps(sigmas=even, device=device)
+        except TypeError:  # one that takes a list, and wants the last 0 to be given too
+            scheduler.set_timesteps(sigmas=[*even.tolist(), 0.0], device=device)
     elif is_flow and isinstance(getattr(scheduler, "sigma_min", None), float):
         scheduler.sigma_min = float(even[-1])  # FlowMatchHeun makes its steps from these two numbers
         scheduler.set_timesteps(num_inference_steps, device=device)
