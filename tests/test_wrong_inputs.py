@@ -22,6 +22,7 @@ from cond_pipelines.cli import main
 Damage = Callable[[Path], None]
 TRAINING = ["train", *flags(max_train_steps=1)]
 SMALL = ["--num_samples", "8", "--num_real", "8", "--feature_extractor", "training_common:few_pixels"]
+SMALL += ["--dataset_name", "training_common:shapes"]
 
 
 # ----------------------------------------------------------------------------------------------- what is right

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 from torch import Tensor
 
 from ..adapters.denoiser import Network
@@ -16,6 +17,8 @@ from .arguments import integer, listed
 from .conditional import ConditionalPipeline
 from .sampling import takes_sampling
 from .vae import VAE
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -139,6 +142,12 @@ class TextToImagePipeline(ConditionalPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
+    def _warn_of_lost_words(self, prompts: list[object]) -> None:
+        """Say, once a call, what of the prompts the model does not see."""
+        if self.tokenizer is not None and hasattr(self.adapter, "lost_words"):
+            for line in self.adapter.lost_words(prompts, self.tokenizer):
+                logger.warning("%s", line)
+
     def _hidden_states(self, prompts: list[object]) -> tuple[Tensor, Tensor]:
         """(B, L, D) and the mask (B, L) of prompts."""
         features = self._features(prompts)
@@ -163,7 +172,7 @@ class TextToImagePipeline(ConditionalPipeline):
     ) -> "ImagePipelineOutput | Images":
         """Sample an image for each prompt, or for each row of `prompt_embeds` (see `encode_prompt`).
 
-        None as a prompt in a list is no condition. See `Sampling` for the other arguments.
+        None or "" as a prompt is no condition. See `Sampling` for the other arguments.
         """
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds")
@@ -171,6 +180,7 @@ class TextToImagePipeline(ConditionalPipeline):
             raise ValueError("pass either negative_prompt or negative_prompt_embeds, not both")
         if prompt_embeds is None and negative_prompt_embeds is None:
             prompts = _as_list(prompt, name="prompt")
+            self._warn_of_lost_words(prompts)
             negative = _optional_list(negative_prompt, len(prompts), "negative_prompt")
             return self.sample(prompts, negative, **sampling)
         embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
