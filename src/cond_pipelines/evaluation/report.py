@@ -67,7 +67,7 @@ def write_pictures(
         classes: as `questions.label_rows` gives it.
     """
     images = list(itertools.islice(read_samples(samples), 512))
-    id2label: dict[object, str] = {**(data.id2label or {})}
+    id2label: dict[object, str] = {i: name for i, name in (data.id2label or {}).items()}  # noqa: C416 (types)
     names = [str(id2label.get(c, c)) for c in conditions]
     save_picture(samples_sheet(images, names if conditions[0] is not None else None), folder / "samples.png")
     nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])
