@@ -372,7 +372,7 @@ def test_a_third_party_adapter_in_one_file_travels(angle_model, diffusers_only, 
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected)
 
 
-def test_a_third_party_adapter_that_is_not_imported(angle_model, subprocess_env):
+def test_a_third_party_adapter_that_is_not_imported(angle_model, warm):
     folder = angle_model[2]
     code = (
         "from cond_pipelines import ConditionalPipeline\n"
@@ -381,9 +381,9 @@ def test_a_third_party_adapter_that_is_not_imported(angle_model, subprocess_env)
         "import angle_adapter\n"
         f"print(type(ConditionalPipeline.from_pretrained({str(folder)!r}).adapter).__module__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=subprocess_env, capture_output=True, text=True, timeout=240)
-    assert "AngleAdapter of the package 'angle_adapter', which is not imported: install it" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("angle_adapter"), done.stderr
+    out, err = warm.start(["-c", code]).communicate(timeout=240)
+    assert "AngleAdapter of the package 'angle_adapter', which is not imported: install it" in out
+    assert out.splitlines()[-1].startswith("angle_adapter"), err
 
 
 def test_a_third_party_adapter_of_several_files(diffusers_only, tmp_path, monkeypatch):

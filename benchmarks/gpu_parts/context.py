@@ -84,7 +84,9 @@ class Context:
             goal, met = f">= {at_least:g}", None if value is None else value >= at_least
         if at_most is not None:
             goal, met = f"<= {at_most:g}", None if value is None else value <= at_most
-        met = None if self.tiny or met is None else bool(met)  # the numbers of a try mean nothing; NumPy has its own bool
+        met = (
+            None if self.tiny or met is None else bool(met)
+        )  # the numbers of a try mean nothing; NumPy has its own bool
         row = Row(self.part, what, value, unit, goal, met, note)
         with (self.out / "rows.jsonl").open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps(asdict(row)))  # first the end of a line that a killed part left half written

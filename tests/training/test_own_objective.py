@@ -1,10 +1,6 @@
 """The objective of a run: the scheduler's, with arguments, or somebody's own; saved, and read from the model again."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import diffusers
@@ -80,19 +76,18 @@ def test_a_loss_that_calls_the_network_twice(tmp_path, monkeypatch):
     }
 
 
-def test_the_network_may_be_called_twice_by_each_of_two_processes(tmp_path, subprocess_env):
+def test_the_network_may_be_called_twice_by_each_of_two_processes(tmp_path, warm):
     """Gradients are synced once, and the run is that of one process."""
     own = {"objective": "consistency:Consistency", "conditioning": "class", "lr_scheduler": "constant"}
     alone = run(tmp_path / "alone", **own)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = flags(**own, train_batch_size=4, output_dir=tmp_path / "two")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
-    env = subprocess_env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "-m", "cond_pipelines.training", *arguments], env=env, check=True, timeout=300)
+    process = warm.start(["-m", "cond_pipelines.training", *arguments], num_processes=2)
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, told[-3000:]
     assert np.allclose(log_of(tmp_path / "two"), log_of(alone), rtol=ROUNDING_OF_LOSS)
 
 
-def test_an_objective_that_is_not_imported_is_never_imported(tmp_path, subprocess_env):
+def test_an_objective_that_is_not_imported_is_never_imported(tmp_path, warm):
     """A model's files decide nothing about what code runs; sampling needs no objective."""
     folder = run(tmp_path, conditioning="none", max_train_steps=1, objective="consistency:Consistency")
     code = (
@@ -101,11 +96,9 @@ def test_an_objective_that_is_not_imported_is_never_imported(tmp_path, subproces
         "assert 'consistency' not in sys.modules\n"
         "try:\n    Objective.from_pipeline(pipe)\nexcept ValueError as error:\n    print(error)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], env=subprocess_env, check=True, timeout=300, capture_output=True
-    )
+    found, told = warm.start(["-c", code, str(folder)]).communicate(timeout=240)
     message = "the objective 'consistency:Consistency', which is not imported: import its module first"
-    assert message in found.stdout.decode()
+    assert message in found, told[-2000:]
 
 
 # --------------------------------------------------------------------------------------------------- arguments

@@ -258,11 +258,9 @@ with locked_folder(Path(sys.argv[1]), True):
 """
 
 
-def test_one_run_at_a_time(tmp_path, subprocess_env):
+def test_one_run_at_a_time(tmp_path, warm):
     """Another process is named; one that was killed is in nobody's way, though a process that it forked lives on."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], env=subprocess_env, stdout=subprocess.PIPE, text=True
-    )
+    holder = warm.start(["-c", HOLDER, tmp_path])
     child = int(holder.stdout.readline())
     try:
         with pytest.raises(ValueError, match=f"is in use by process {holder.pid} on {os.uname().nodename}: wait"):

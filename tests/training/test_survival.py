@@ -36,17 +36,13 @@ def python_path(env):
     return env | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])}
 
 
-def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", at=None):
+def start(folder, warm, num_processes=1, settings=STEPS, conditioning="class", at=None, env=None):
     """A run in processes of its own, that resumes what is there; `at` an event a signal reaches it, see at_an_event."""
     settings = dict(settings)
     flip = ["--random_flip"] if settings.pop("random_flip", False) else []
     args = flags(output_dir=folder, conditioning=conditioning, resume_from_checkpoint="latest", **settings)
-    env = python_path(env) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
     module = ["at_an_event", at, "cond_pipelines.training"] if at else ["cond_pipelines.training"]
-    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), *module]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen([*command, *args, *flip], env=env, **pipes)
+    return warm.start(["-m", *module, *args, *flip], env, num_processes)
 
 
 def assert_same(a, b):
@@ -55,9 +51,9 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def whole(request, tmp_path_factory, subprocess_env):
+def whole(request, tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, subprocess_env, request.param, of_precision(request.param))
+    process = start(folder, warm, request.param, of_precision(request.param))
     output = "".join(process.communicate(timeout=300))
     assert process.returncode == 0, output[-2000:]
     assert f"x {request.param} process(es)" in output  # not two runs of one
@@ -70,7 +66,7 @@ def of_precision(num_processes):
 
 
 # ------------------------------------------------------------------------------------------------------- killed
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env):
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, warm):
     """SIGKILL of all processes; log, weights and EMA are the same bit by bit, and nothing is left lying about.
 
     One process after a step, two during a save; benchmarks/kill_test.py does both to both, twenty times.
@@ -79,13 +75,13 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
     # The log is opened to be made and synced, for step 2, to be synced by the checkpoint of step 3, for step 4, for 6.
     after_a_step, in_a_save = "open:log.jsonl:6:SIGKILL", "open:unfinished-checkpoint-6/progress.json:1:SIGKILL"
     at = after_a_step if num_processes == 1 else in_a_save
-    process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes), at=at)
+    process = start(tmp_path, warm, num_processes, of_precision(num_processes), at=at)
     process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-3"]
     assert log_of(tmp_path, "step") == ([2, 4] if at == after_a_step else [2, 4, 6])
     assert (tmp_path / "unfinished-checkpoint-6").is_dir() == (at == in_a_save)
-    process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes))
+    process = start(tmp_path, warm, num_processes, of_precision(num_processes))
     output = process.communicate(timeout=240)
     assert process.returncode == 0, output[1][-2000:]
     assert "resumed after step" in output[0] + output[1]
@@ -94,10 +90,10 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
 
 
 @pytest.mark.parametrize("which", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, warm, which):
     """It comes while the line of step 4 is written."""
     settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400}
-    process = start(tmp_path, subprocess_env, settings=settings, at=f"open:log.jsonl:4:{which}")
+    process = start(tmp_path, warm, settings=settings, at=f"open:log.jsonl:4:{which}")
     _, told = process.communicate(timeout=240)
     assert process.returncode == 0
     (saved,) = all_checkpoints(tmp_path)
@@ -106,7 +102,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
     assert "Traceback" not in told
     # Gone on with, to a few steps more: as if nothing had been.
     settings = settings | {"max_train_steps": 6, "lr_scheduler": "constant"}
-    process = start(tmp_path, subprocess_env, settings=settings)
+    process = start(tmp_path, warm, settings=settings)
     output = process.communicate(timeout=240)
     assert process.returncode == 0, output[1][-2000:]
     assert log_of(tmp_path, "step") == [2, 4, 6]
@@ -127,14 +123,13 @@ class Interrupts(AngleAdapter):  # Ctrl-C in its third forward pass, and again i
 """
 
 
-def test_a_second_interrupt_stops_at_once(tmp_path, subprocess_env):
+def test_a_second_interrupt_stops_at_once(tmp_path, warm):
     """In the middle of a step of 400 batches: the first one waits for its end, the second does not."""
     (tmp_path / "interrupts.py").write_text(INTERRUPTS)
-    env = subprocess_env | {"CALLS": str(tmp_path / "calls")}
-    env["PYTHONPATH"] += f":{tmp_path}"
+    env = warm.env | {"CALLS": str(tmp_path / "calls"), "PYTHONPATH": f"{warm.env['PYTHONPATH']}:{tmp_path}"}
     settings = {"gradient_accumulation_steps": 400, "checkpointing_steps": 400, "adapter": "interrupts:Interrupts"}
     settings |= {"dataset_name": "training_common:angles", "condition_column": "angle"}
-    process = start(tmp_path, env, settings=settings, conditioning="custom")
+    process = start(tmp_path, warm, settings=settings, conditioning="custom", env=env)
     process.communicate(timeout=240)
     assert process.returncode not in (0, None)
     assert (tmp_path / "calls").read_text() == "5"
@@ -204,11 +199,11 @@ def test_another_batch_size_goes_on_with_the_images_not_yet_seen(saved, tmp_path
     assert log_of(folder, "images")[-1] == 9 * 8 + 3 * 16
 
 
-def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_path, subprocess_env):
+def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_path, warm):
     """Half of the batch in each of two: the same images, noise and times, so the same losses."""
     shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
     shutil.copy(saved / "log.jsonl", tmp_path)
-    process = start(tmp_path, subprocess_env, 2, settings=STEPS | {"train_batch_size": 2})
+    process = start(tmp_path, warm, 2, settings=STEPS | {"train_batch_size": 2})
     output = "".join(process.communicate(timeout=240))
     assert process.returncode == 0, output[-2000:]
     assert "resumed after step 6, 48 images seen; changed: processes 1 -> 2" in output
