@@ -13,7 +13,7 @@ from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, Conditio
 from cond_pipelines.networks.denoiser import denoise, size_multiple, socket, unwrapped
 from cond_pipelines.networks.surgery import with_socket
 from cond_pipelines.networks.text_encoders import new_text_encoder
-from cond_pipelines.training.loop import _Told
+from cond_pipelines.training.state import ConditionalDenoiser
 
 NETWORKS = {"UNet2DConditionModel": tiny_unet, "UNet2DModel": lambda: with_socket(unet2d()), "TinyUViT": TinyUViT}
 
@@ -80,19 +80,19 @@ def test_another_backbone_samples_under_every_setting(uvit, tmp_path):
 def test_another_backbone_learns(uvit):
     """Through the module that training wraps: the loss falls, and every weight gets a gradient."""
     pipe = pipeline(uvit)
-    told = _Told(pipe, [pipe.unet, pipe.adapter]).train()
-    optimizer = torch.optim.Adam(told.parameters(), lr=1e-2)
+    denoiser = ConditionalDenoiser(pipe, [pipe.unet, pipe.adapter]).train()
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
     features = pipe.adapter.preprocess(["star", "circle", None, "square"])
     x_t, target = torch.randn(2, 4, 3, 8, 8, generator=generators(1)[0])
     losses = []
     for _ in range(20):
-        prediction = told(x_t, torch.full((4,), 500.0), features, torch.tensor([True, True, True, False]))
+        prediction = denoiser(x_t, torch.full((4,), 500.0), features, torch.tensor([True, True, True, False]))
         loss = (prediction - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert all(p.grad is not None for p in told.parameters()) and losses[-1] < 0.8 * losses[0]
+    assert all(p.grad is not None for p in denoiser.parameters()) and losses[-1] < 0.8 * losses[0]
 
 
 def test_another_backbone_is_saved_and_loaded(uvit, tmp_path):

@@ -1,9 +1,10 @@
-"""The README's code blocks run as they stand, in an order, in one folder."""
+"""The code blocks of the README and the guides run as they stand, in their order, in one folder."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ from cond_pipelines import (
     UnconditionalAdapter,
     UnconditionalPipeline,
     build_unet,
+    train,
 )
+from cond_pipelines.cli import main as cli_main
 from cond_pipelines.data.load import load_data
 from cond_pipelines.data.shapes import SHAPES, load_shapes
 from cond_pipelines.networks.text_encoders import new_text_encoder
@@ -32,11 +35,19 @@ from cond_pipelines.training.lora import add_lora, save_model
 from cond_pipelines.training.model import build_pipeline, image_channels, load_parent, load_vae
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-LAUNCH = [
-    code.strip().replace("\\\n", " ") for language, code in BLOCKS if language == "bash" and "accelerate launch" in code
+TEXTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]}
+BLOCKS = [
+    (f"{path.stem}-{number}", language, code)
+    for path, text in TEXTS.items()
+    for number, (language, code) in enumerate(re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
+]
+PYTHON = {name: code for name, language, code in BLOCKS if language == "python"}
+TRAIN = [code.strip() for _, language, code in BLOCKS if language == "bash" and "cond-pipelines train" in code]
+COMMANDS = [
+    line
+    for _, language, code in BLOCKS
+    for line in code.replace("\\\n", " ").splitlines()
+    if language in ("bash", "text") and line.startswith("cond-pipelines ")
 ]
 
 
@@ -74,29 +85,58 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python_block_runs(number, folder, monkeypatch, hub):
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_block_runs(name, folder, monkeypatch, hub):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    exec(compile(PYTHON[number], f"README.md, python block {number}", "exec"), {})
+    exec(compile(PYTHON[name], f"python block {name}", "exec"), {})
 
 
-@pytest.mark.parametrize("number", range(len(LAUNCH)))
-def test_launch_command_trains(number, folder):
-    if "--conditioning text" in LAUNCH[number]:
-        (folder / "captions.jsonl").replace(folder / "my_images/metadata.jsonl")
-    small = (
-        "--max_train_steps 2 --unet_size xxs --train_batch_size 2 --default_num_inference_steps 1 --validation_steps 0"
-    )
-    output_dir = folder / f"output{number}"
-    command = f"{LAUNCH[number]} {small} --output_dir {output_dir}"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(command)[2:]]
-    ended = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+@pytest.mark.parametrize(
+    ("number", "launcher"),
+    [(number, "cond-pipelines train") for number in range(len(TRAIN))]
+    + [(0, "accelerate launch -m cond_pipelines.training")],  # the three settings take the same way through it
+)
+def test_training_command_trains(number, launcher, folder, monkeypatch):
+    captions = folder / "my_images/metadata.jsonl"
+    if "--conditioning text" in TRAIN[number]:
+        shutil.copy(folder / "captions.jsonl", captions)
+    else:
+        captions.unlink(missing_ok=True)
+    output_dir = folder / f"output-{launcher.split()[0]}-{number}"
+    small = "--max_train_steps 2 --unet_size xxs --train_batch_size 2 --default_num_inference_steps 1"
+    arguments = f"{TRAIN[number]} {small} --validation_steps 0 --output_dir {output_dir}"
+    arguments = shlex.split(arguments.removeprefix("cond-pipelines train"))
+    if launcher.startswith("accelerate"):
+        command = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launcher)[2:], *arguments]
+        ended = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+    else:
+        monkeypatch.chdir(folder)
+        train(parse_args(arguments))
     assert (output_dir / "model_index.json").is_file()
 
 
-PARENTS = re.findall(r"`(--conditioning \w+ [^`]*--pretrained_model_name_or_path [^`]+)`", README)
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[1] != "train"])
+def test_a_command_of_the_documents_is_accepted_by_its_parser(command, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["cond-pipelines", command.split()[1], "--help"])
+    with pytest.raises(SystemExit):
+        cli_main()
+    help_text = capsys.readouterr().out
+    assert [flag for flag in re.findall(r"--\w+", command) if flag not in help_text] == []
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[1] == "train" and "..." not in line])
+def test_a_training_command_of_the_documents_parses(command, folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parse_args(shlex.split(command)[2:])
+
+
+PARENTS = re.findall(
+    r"`(--conditioning \w+ [^`]*--pretrained_model_name_or_path [^`]+)`",
+    (ROOT / "docs/guides/checkpoints.md").read_text(),
+)
 
 
 @pytest.mark.parametrize("arguments", PARENTS)
@@ -118,8 +158,12 @@ def test_the_table_of_parents_is_complete():
 
 
 def test_blocks_were_found():
-    assert len(PYTHON) >= 4
-    assert [re.search(r"--conditioning (\w+)", code)[1] for code in LAUNCH] == ["none", "class", "text"]
+    assert len(PYTHON) >= 10
+    assert [re.search(r"--conditioning (\w+)", code)[1] for code in TRAIN] == ["none", "class", "text"]
+
+
+def test_the_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def tree(text: str) -> list[str]:
@@ -144,7 +188,9 @@ def test_every_module_is_in_the_file_tree():
     assert [name for name in files if name not in there] == []
 
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/how_it_works.md", "training/README.md")
+DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in TEXTS] + [
+    *("CONTRIBUTING.md", "docs/how_it_works.md", "training/README.md", "studies/README.md")
+]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -11,6 +11,7 @@ from PIL import Image
 from cond_pipelines.data.batches import PositionSampler, make_loader
 from cond_pipelines.data.dataset import BadRow, ImageDataset
 from cond_pipelines.data.loading import Columns
+from cond_pipelines.data.shard import Shard
 
 NUM_IMAGES = 10
 
@@ -40,8 +41,10 @@ def make(source=None, **kwargs):
 
 def take(count, **options):
     """The first images: (position, number, pixels) of each."""
-    loader = make_loader(make(), np.arange(NUM_IMAGES), preprocess, **{"batch_size": 8, "seed": 5} | options)
-    return flat(itertools.islice(loader, count // loader.batch_sampler.batch_size))
+    num_workers = options.pop("num_workers", 0)
+    shard = Shard(**{"batch_size": 8, "seed": 5} | options)
+    loader = make_loader(make(), np.arange(NUM_IMAGES), preprocess, shard, num_workers=num_workers)
+    return flat(itertools.islice(loader, count // shard.batch_size))
 
 
 def flat(batches):
@@ -66,7 +69,7 @@ def test_positions_count_the_images():
 
 
 def test_only_the_indices_given_are_used():
-    loader = make_loader(make(), np.array([2, 3, 7]), preprocess, batch_size=3)
+    loader = make_loader(make(), np.array([2, 3, 7]), preprocess, Shard(3))
     assert {number for _, number, _ in flat(itertools.islice(loader, 5))} == {2, 3, 7}
 
 
@@ -96,7 +99,7 @@ def test_a_start_in_the_middle_goes_on(start):
 
 
 def test_a_start_reads_nothing_of_what_came_before():
-    sampler = PositionSampler(np.arange(1000), 4, start=10**12)
+    sampler = PositionSampler(np.arange(1000), Shard(4, start=10**12))
     assert [position for position, _ in next(iter(sampler))] == [10**12 + i for i in range(4)]
 
 
@@ -112,7 +115,7 @@ def test_workers_change_nothing(method):
 
 
 def test_batch_contents():
-    batch = next(iter(make_loader(make(), np.arange(NUM_IMAGES), preprocess, batch_size=4)))
+    batch = next(iter(make_loader(make(), np.arange(NUM_IMAGES), preprocess, Shard(4))))
     assert batch.pixels.shape == (4, 3, 8, 8)
     assert batch.pixels.dtype == torch.uint8
     images = batch.images("cpu")
@@ -128,7 +131,7 @@ def test_a_bad_row_stops_with_one_line(num_workers):
     dataset = make()
     dataset.rows = ImageDataset(rows(bad=[4]), Columns("image", "number"), 8, 3).rows
     dataset.kept.arrays.clear()
-    loader = make_loader(dataset, np.array([4]), preprocess, batch_size=1, num_workers=num_workers)
+    loader = make_loader(dataset, np.array([4]), preprocess, Shard(1), num_workers=num_workers)
     with pytest.raises(BadRow) as error:
         next(iter(loader))
     assert str(error.value).startswith("row 4 (4.png): unreadable image: ")
@@ -139,7 +142,7 @@ def test_a_bad_row_stops_with_one_line(num_workers):
 def stream(count, num_images=40, bad=(), num_shards=4, on_bad_image="error", num_workers=0, **options):
     source = rows(num_images, bad).to_iterable_dataset(num_shards=num_shards)
     dataset = make(source, on_bad_image=on_bad_image)
-    loader = make_loader(dataset, None, preprocess, batch_size=4, seed=5, num_workers=num_workers, **options)
+    loader = make_loader(dataset, None, preprocess, Shard(4, seed=5, **options), num_workers=num_workers)
     return flat(itertools.islice(loader, count // 4)), dataset
 
 

@@ -12,6 +12,7 @@ from training_common import largest_difference, log_of, run
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.data.buckets import BucketSampler, bucket_sizes, nearest_size
 from cond_pipelines.data.images import open_image, size_px, to_array
+from cond_pipelines.data.shard import Shard
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32, 64, 256, 512])
@@ -38,7 +39,7 @@ BUCKETS = [np.arange(0, 12), np.arange(12, 40), np.arange(40, 47), np.array([], 
 
 
 def batches(count, **options):
-    return list(itertools.islice(BucketSampler(BUCKETS, **{"batch_size": 4, "seed": 3} | options), count))
+    return list(itertools.islice(BucketSampler(BUCKETS, Shard(**{"batch_size": 4, "seed": 3} | options)), count))
 
 
 def test_every_image_as_often_as_any_other():

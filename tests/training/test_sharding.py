@@ -18,9 +18,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from accelerate import Accelerator
 from cond_pipelines import UnconditionalAdapter, UnconditionalPipeline, build_unet
-from cond_pipelines.training.ema import WeightAverage, power_function
+from cond_pipelines.training.ema import WeightAverage, averaged_weights, power_function
 from cond_pipelines.training.sharding import is_sharded, whole_pipeline
-from cond_pipelines.training.validation import ema_weights
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 dist.init_process_group("gloo")
@@ -56,11 +55,11 @@ state = average.state_dict()
 assert largest(state["values"], expected.values) < 1e-10, largest(state["values"], expected.values)
 before = [p.to_local().clone() for p in parameters]
 optimizer = Accelerator(cpu=True).prepare(steps[0])
-with ema_weights(average, modules, parameters, optimizer):
+with averaged_weights(average, modules, parameters, optimizer):
     assert largest(whole.unet.parameters(), expected.values) < 1e-10
     images = whole(batch_size=2, num_inference_steps=1, output_type="pt", generator=torch.manual_seed(0)).images
 assert all(torch.equal(a, p.to_local()) for a, p in zip(before, parameters)), "training goes on from what it had"
-with ema_weights(None, modules, parameters, optimizer):
+with averaged_weights(None, modules, parameters, optimizer):
     assert largest(whole.unet.parameters(), alone.parameters()) < 1e-10
 again = WeightAverage(parameters, power_function(0.1))
 again.load_state_dict(state)

@@ -27,8 +27,8 @@ from cond_pipelines.networks.text_encoders import train_tokenizer
 from cond_pipelines.training.__main__ import main
 from cond_pipelines.training.conditions import ConditionEncoder
 from cond_pipelines.training.config import parse_args
-from cond_pipelines.training.loop import _Told
 from cond_pipelines.training.model import build_pipeline, load_parent
+from cond_pipelines.training.state import ConditionalDenoiser
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 RAW = {"none": [None, None], "class": ["circle", "ring"], "text": ["a red circle", "two words"]}
@@ -145,10 +145,10 @@ def test_condition_dropout_is_per_example(models):
     torch.nn.init.normal_(pipe.adapter.pooled_proj.weight)
     features = pipe.adapter.preprocess(["circle", "circle", "ring", "ring"])
     x_t, t, keep = torch.randn(4, 3, 8, 8), torch.full((4,), 500.0), torch.tensor([True, False, False, True])
-    told = _Told(pipe, [pipe.unet, pipe.adapter])
+    denoiser = ConditionalDenoiser(pipe, [pipe.unet, pipe.adapter])
     with torch.no_grad():
-        mixed = told(x_t, t, features, keep)
-        kept, dropped = (told(x_t, t, features, torch.full((4,), all_)) for all_ in (True, False))
+        mixed = denoiser(x_t, t, features, keep)
+        kept, dropped = (denoiser(x_t, t, features, torch.full((4,), all_)) for all_ in (True, False))
     assert torch.allclose(mixed[keep], kept[keep], atol=1e-6)
     assert torch.allclose(mixed[~keep], dropped[~keep], atol=1e-6)
     assert not torch.allclose(kept, dropped, atol=1e-3)

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cond_pipelines import ClassLabelAdapter, TextAdapter, TrainingConfig, build_unet
 from cond_pipelines.objectives import Objective
+from cond_pipelines.training.clipping import clipped_step
 from cond_pipelines.training.conditions import _padded
+from cond_pipelines.training.device import tune_network
 from cond_pipelines.training.ema import WeightAverage, power_function
-from cond_pipelines.training.failures import clipped_step
-from cond_pipelines.training.loop import _suit
 
 SCHEDULERS = {
     "flow": FlowMatchEulerDiscreteScheduler(),
@@ -71,9 +71,9 @@ def test_a_step_waits_for_nothing(kind, setting, max_grad_norm):
     cond = cond.where(adapter.keep(coins, 0.1), adapter.null_like(cond))
     loss = noised.loss(unet(noised.x_t, noised.t, **cond.unet_kwargs(unet)).sample).mean()
     loss.backward()
-    left_out = clipped_step(accelerator, prepared, parameters, max_grad_norm)
+    skipped = clipped_step(accelerator, prepared, parameters, max_grad_norm)
     average.step(parameters)
-    assert loss.device.type == left_out.device.type == optimizer.found_inf.device.type == "meta"
+    assert loss.device.type == skipped.device.type == optimizer.found_inf.device.type == "meta"
     assert (optimizer.grad_scale is None) == (max_grad_norm == 0)
 
 
@@ -136,6 +136,6 @@ def test_only_small_whole_networks_are_channels_last(unet_size, sharded, expecte
     """FSDP2 refuses weights that are not contiguous, and large networks are slower with them (gpu_h100.md)."""
     with torch.device("meta"):
         pipe = SimpleNamespace(unet=build_unet(unet_size, sample_size=8))
-    _suit(pipe, TrainingConfig(), torch.device("cuda"), sharded)
+    tune_network(pipe, TrainingConfig(), torch.device("cuda"), sharded)
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == expected
     assert pipe.unet.conv_in.weight.is_contiguous() != expected

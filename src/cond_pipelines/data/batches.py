@@ -18,6 +18,7 @@ from ..user_code import raised_by_user_code
 from .buckets import BucketSampler
 from .dataset import BadRow, ImageDataset, Row
 from .loading import readable
+from .shard import Shard
 from .workers import ignore_signals, room_for_workers
 
 _SHUFFLE_BUFFER, _MOST_LANES, _MOST_BAD_IN_A_ROW = 1000, 32, 1000
@@ -63,28 +64,22 @@ class PositionSampler(torch.utils.data.Sampler):
 
     Args:
         indices: rows to train on.
-        batch_size: of one process.
-        start: position of the run's next image.
+        shard: which of the images this process sees.
     """
 
-    def __init__(
-        self, indices: np.ndarray, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
-    ):
-        self.indices, self.batch_size = indices, batch_size
-        self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
+    def __init__(self, indices: np.ndarray, shard: Shard):
+        self.indices, self.shard = indices, shard
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
         epoch, order = -1, self.indices
-        first = self.start + self.rank * self.batch_size
-        while True:
+        for first in self.shard.first_positions():
             batch = []
-            for position in range(first, first + self.batch_size):
+            for position in range(first, first + self.shard.batch_size):
                 if position // len(self.indices) != epoch:
                     epoch = position // len(self.indices)
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+                    order = np.random.default_rng([self.shard.seed, epoch]).permutation(self.indices)
                 batch.append((position, int(order[position % len(order)])))
             yield [(position, (position, index)) for position, index in batch]
-            first += self.batch_size * self.world_size
 
 
 class _Positioned(torch.utils.data.Dataset):
@@ -101,33 +96,27 @@ class _Stream(torch.utils.data.IterableDataset):
     The shards are dealt to lanes, and image p is number p // lanes of lane p % lanes, whatever the number of processes;
     each process reads only the lanes that its images are in. To get to a position, rows are read but not decoded.
 
-    Args:
-        batch_size: of one process; it takes every `world_size`-th batch.
-        start: position of the run's next image.
     """
 
-    def __init__(self, reader: ImageDataset, batch_size: int, seed: int, rank: int, world_size: int, start: int):
-        self.reader, self.seed, self.start = reader, seed, start
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+    def __init__(self, reader: ImageDataset, shard: Shard):
+        self.reader, self.shard = reader, shard
         self.num_lanes = min(reader.rows.num_shards, _MOST_LANES)
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
         lanes: dict[int, Iterator[tuple[int, dict]]] = {}
-        first = self.start + self.rank * self.batch_size
-        while True:
-            for position in range(first, first + self.batch_size):
+        for first in self.shard.first_positions():
+            for position in range(first, first + self.shard.batch_size):
                 number, lane = divmod(position, self.num_lanes)
                 rows = lanes.setdefault(lane, self._rows(lane))
                 values = next(values for at, values in rows if at == number)
                 row = self.reader.read(values, position, f"image {number} of part {lane} of the stream")
                 row = row or self._stand_in(lane, number, position)
                 yield position, row
-            first += self.batch_size * self.world_size
 
     def _rows(self, lane: int) -> Iterator[tuple[int, dict]]:
         """(number, values) of a lane, endless, each epoch in an order of its own."""
         part = self.reader.rows.shard(self.num_lanes, lane) if self.num_lanes > 1 else self.reader.rows
-        part = part.shuffle(self.seed, buffer_size=max(16, _SHUFFLE_BUFFER // self.num_lanes))
+        part = part.shuffle(self.shard.seed, buffer_size=max(16, _SHUFFLE_BUFFER // self.num_lanes))
         number = 0
         for epoch in itertools.count():
             part.set_epoch(epoch)
@@ -151,13 +140,9 @@ def make_loader(
     dataset: ImageDataset,
     indices: np.ndarray | None,
     preprocess: Callable[[list[Any]], dict[str, Tensor]],
+    shard: Shard,
     *,
-    batch_size: int,
     num_workers: int = 0,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    start: int = 0,
     pin_memory: bool = False,
 ) -> torch.utils.data.DataLoader:
     """An endless loader of `Batch`.
@@ -165,7 +150,7 @@ def make_loader(
     Args:
         indices: rows to train on; None where `dataset.rows` is a streaming set.
         preprocess: raw conditions to inputs; runs in the workers.
-        start: position of the next image; those before it are not read.
+        shard: which of the images this process sees; those before its start are not read.
     """
 
     def collate(items: list[tuple[int, Row]]) -> Batch:
@@ -184,15 +169,12 @@ def make_loader(
         common |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "fork"}
         common |= {"worker_init_fn": ignore_signals}
     if indices is None:
-        stream = _Stream(dataset, batch_size, seed, rank, world_size, start)
-        return torch.utils.data.DataLoader(
-            stream, batch_size=batch_size, **common | {"num_workers": min(1, num_workers)}
-        )
-    where = {"seed": seed, "rank": rank, "world_size": world_size, "start": start}
+        common["num_workers"] = min(1, num_workers)
+        return torch.utils.data.DataLoader(_Stream(dataset, shard), batch_size=shard.batch_size, **common)
     if dataset.buckets is not None:
-        sampler = BucketSampler(dataset.by_bucket(indices), batch_size, **where)
+        sampler = BucketSampler(dataset.by_bucket(indices), shard)
     else:
-        sampler = PositionSampler(indices, batch_size, **where)
+        sampler = PositionSampler(indices, shard)
     return torch.utils.data.DataLoader(_Positioned(dataset), batch_sampler=sampler, **common)
 
 

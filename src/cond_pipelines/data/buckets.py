@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from .shard import Shard
+
 _MOST_ELONGATED = 2.0
 
 
@@ -34,39 +36,29 @@ class BucketSampler(torch.utils.data.Sampler):
 
     Args:
         buckets: the rows of each.
-        batch_size: of one process.
-        start: position of the run's next image.
+        shard: which of the images this process sees.
     """
 
-    def __init__(
-        self,
-        buckets: list[np.ndarray],
-        batch_size: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ):
-        self.buckets, self.batch_size, self.seed = [b for b in buckets if len(b)], batch_size, seed
-        self.rank, self.world_size, self.start = rank, world_size, start
+    def __init__(self, buckets: list[np.ndarray], shard: Shard):
+        self.buckets, self.shard = [b for b in buckets if len(b)], shard
 
     def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
-        block = self.batch_size * self.world_size
+        shard = self.shard
+        block, offset = shard.images_per_step, shard.rank * shard.batch_size
         counts, given = np.array([len(b) for b in self.buckets]), np.zeros(len(self.buckets), int)
         orders: dict[int, tuple[int, np.ndarray]] = {}
         for number in itertools.count():
             chosen = int(np.argmin((given + 0.5) / counts))
-            first = given[chosen] * block + self.rank * self.batch_size  # within the bucket
+            first = given[chosen] * block + offset  # within the bucket
             given[chosen] += 1
-            if number * block < self.start:
+            if number * block < shard.start:
                 continue
             batch = []
-            for i in range(self.batch_size):
+            for i in range(shard.batch_size):
                 epoch, place = divmod(int(first) + i, len(self.buckets[chosen]))
                 if orders.get(chosen, (-1, None))[0] != epoch:
-                    rng = np.random.default_rng([self.seed, chosen, epoch])
+                    rng = np.random.default_rng([shard.seed, chosen, epoch])
                     orders[chosen] = epoch, rng.permutation(self.buckets[chosen])
-                position = number * block + self.rank * self.batch_size + i
+                position = number * block + offset + i
                 batch.append((position, (position, int(orders[chosen][1][place]))))
             yield batch

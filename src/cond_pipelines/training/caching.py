@@ -24,6 +24,7 @@ from ..pipelines.vae import sample_posterior, vae_posterior
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .fingerprint import fingerprint_of
+from .run import Run
 
 _BATCH = 32
 
@@ -64,6 +65,14 @@ def cache_latents(config: TrainingConfig, data: TrainingData, pipe: ConditionalP
             yield from (found.get((row, flip)) for row in rows for flip in flips)
 
     dataset.latents = stored(cache_folder(config, "latents", *depends_on), make)
+
+
+def cache(run: Run, conditions: ConditionEncoder) -> None:
+    """Keep latents and text features where --cache_latents and --cache_text_embeddings say so."""
+    if run.config.cache_latents:
+        cache_latents(run.config, run.data, run.pipe, run.device)
+    if run.config.cache_text_embeddings:
+        cache_text(run.config, run.data, conditions, run.device)
 
 
 def x_0_of(pipe: ConditionalPipeline, batch: Batch, seed: int, device: torch.device) -> Tensor:

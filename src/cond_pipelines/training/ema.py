@@ -4,12 +4,14 @@ The second kind is the power-function average of EDM2 (Karras et al. 2024, arXiv
 given as sigma_rel: the standard deviation of the weights of its terms, as a fraction of the run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from ..files import whole_file
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import belongs, run_of_folder
-from .sharding import as_sharded, gathered, local_part
+from .optimizers import trainable
+from .sharding import as_sharded, fill, gathered, is_sharded, local_part
 
 NUM_SNAPSHOTS = 16  # of a run
 SNAPSHOTS, _DEFAULT_LENGTH = "ema", 0.05
@@ -87,6 +90,47 @@ class WeightAverage:
         self.num_steps = state["num_steps"]
         found = [as_sharded(value, mine) for value, mine in zip(state["values"], self.values, strict=True)]
         torch._foreach_copy_([local_part(mine) for mine in self.values], found)
+
+
+@contextmanager
+def averaged_weights(
+    ema: WeightAverage | None,
+    modules: list[nn.Module],
+    parameters: list[nn.Parameter],
+    optimizer: AcceleratedOptimizer,
+    restore: bool = True,
+) -> Iterator[None]:
+    """Within (and after, without `restore`), the modules hold the moving average and are in eval mode.
+
+    An optimizer that averages by itself (schedulefree) puts its own average in, and goes back without rounding.
+
+    Args:
+        ema: the average; None: the weights as they are.
+        modules: those that are trained, or, where `parameters` are sharded, whole copies that are filled from them.
+    """
+    whole = trainable(modules)
+    sharded = is_sharded(parameters)
+    # Batches of other sizes come now, for which nothing need be compiled.
+    stance = torch.compiler.set_stance("force_eager")
+    training = [module.training for module in modules]
+    swaps = ema is not None or hasattr(optimizer.optimizer, "eval")
+    raw = [p.detach().clone() for p in whole] if restore and swaps and not sharded else []
+    optimizer.eval()
+    if sharded:
+        fill(whole, parameters if ema is None else ema.values)
+    elif ema is not None:
+        ema.copy_to(whole)
+    for module in modules:
+        module.eval()
+    with stance:
+        yield
+    if restore:
+        for module, mode in zip(modules, training, strict=True):
+            module.train(mode)
+        optimizer.train()
+        if raw:
+            with torch.no_grad():
+                torch._foreach_copy_(whole, raw)
 
 
 # ---------------------------------------------------------------------------------------------------- any length

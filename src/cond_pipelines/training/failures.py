@@ -10,8 +10,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..data.dataset import BadRow
@@ -19,7 +18,6 @@ from ..data.workers import STOPPING
 from ..errors import UserError, describe, of_a_limit
 from ..user_code import raised_by_user_code
 from .checkpoints import Progress, all_checkpoints
-from .sharding import gathered
 
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
@@ -47,14 +45,14 @@ class StoppedAtOnce(KeyboardInterrupt):
 class StopSignal:
     """SIGTERM, SIGINT, SIGHUP and SIGUSR1 stop a run in order; a second SIGINT stops it at once.
 
-    At first, while data and models are loaded, they do so at once. From `hold` on they are a wish that is granted after
-    a step of the training, or of the last samples.
+    At first, while data and models are loaded, they do so at once. From `hold` on the run ends after the step
+    under way, of the training or of the last samples.
 
     Example:
         >>> with StopSignal() as stop:
         ...     prepare()
         ...     stop.hold(accelerator)
-        ...     while not stop.asked(step): ...
+        ...     while not stop.requested(step): ...
     """
 
     def __init__(self) -> None:
@@ -80,12 +78,12 @@ class StopSignal:
             raise StoppedAtOnce(f"{self.signal.name}: stopped {when}", number)
 
     def hold(self, accelerator: Accelerator) -> None:
-        """From now on a signal is granted where `asked`, `check` or `now` look for one."""
+        """From now on a signal takes effect where `requested`, `check` or `now` look for one."""
         self.at_once, self.accelerator = False, accelerator
 
     @property
     def now(self) -> bool:
-        """Whether what follows the last step is to be left out; several processes go through to its end."""
+        """Whether to skip what follows the last step; several processes always go through to its end."""
         return self.signal is not None and self.accelerator.num_processes == 1  # else the others would wait for one
 
     def check(self, *_: object) -> dict[str, Any]:
@@ -99,49 +97,14 @@ class StopSignal:
         """Of the signal."""
         return "a signal to another process" if self.signal is None else self.signal.name
 
-    def asked(self, step: int) -> bool:
+    def requested(self, step: int) -> bool:
         """After `step`: True in all processes as soon as one has had a signal."""
         if self.accelerator.num_processes == 1:
             return self.signal is not None
         if step % _CHECK_EVERY:
             return False
-        wish = torch.tensor(float(self.signal is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(wish, "sum").item())
-
-
-def clipped_step(
-    accelerator: Accelerator, optimizer: AcceleratedOptimizer, parameters: list[torch.nn.Parameter], max_norm: float
-) -> torch.Tensor:
-    """Clip the norm of all gradients to `max_norm` (0: no clipping), and make a step; one not finite is left out.
-
-    Where the optimizer is fused, through the tensors that it takes from a loss scaler: the gradients need no pass of
-    their own, and a GPU does not wait for the CPU to look. It does for other optimizers.
-
-    Returns:
-        1 where the step is left out, otherwise 0, a scalar on the device.
-    """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # `backward` did all that
-        return torch.tensor(float(optimizer.step_was_skipped), device=accelerator.device)
-    whole = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    fused = whole and getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # torch's own mark of them
-    if optimizer.scaler is not None or not fused:
-        norm = gathered(accelerator.clip_grad_norm_(parameters, max_norm or float("inf")))
-        left_out = 1 - norm.isfinite().float()
-        if optimizer.scaler is not None or not left_out:  # a scaler leaves it out itself
-            optimizer.step()
-        return left_out
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    left_out = 1 - norm.isfinite().float()
-    wrapped = optimizer.optimizer  # accelerate's own `step` looks for a package each time, as long as the norm takes
-    divisor = (norm / max_norm).clamp(min=1.0) if max_norm else None
-    if norm.device.type == "cpu":  # looking is free, the two tensors are not
-        wrapped.grad_scale, wrapped.found_inf = divisor if max_norm and divisor > 1 else None, None
-        if left_out:
-            return left_out
-    else:
-        wrapped.grad_scale, wrapped.found_inf = divisor, left_out
-    wrapped.step()
-    return left_out
+        received = torch.tensor(float(self.signal is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(received, "sum").item())
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ..pipelines.conditional import ConditionalPipeline
 from ..sharing.push import push_folder
 from .config import TrainingConfig
+from .lora import save_model
 
 
 class HubPush:
@@ -15,21 +17,25 @@ class HubPush:
 
     Args:
         config: push_to_hub, hub_model_id, hub_token, hub_private_repo, hub_strategy.
+        is_main_process: only one process pushes.
     """
 
-    def __init__(self, config: TrainingConfig):
-        self.config = config
+    def __init__(self, config: TrainingConfig, is_main_process: bool = True):
+        self.config, self.is_main_process = config, is_main_process
         self.every_save = config.push_to_hub and config.hub_strategy == "every_save"
         self.repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
         self.running: threading.Thread | None = None
         self.failures: list[str] = []
 
-    def checkpoint(self, save: Callable[[str], None], step: int) -> None:
-        """`save` the model as it is now into a folder, uploaded while training goes on; not while one is under way."""
-        if self.running is not None and self.running.is_alive():
+    def checkpoint(self, pipe: ConditionalPipeline, parent: ConditionalPipeline | None, step: int) -> None:
+        """Save the model as it is now into a folder, uploaded while training goes on; not while one is under way.
+
+        The processes other than the main one do nothing.
+        """
+        if not self.is_main_process or (self.running is not None and self.running.is_alive()):
             return
         folder = tempfile.TemporaryDirectory()
-        save(folder.name)
+        save_model(pipe, folder.name, parent)
         push = (folder.name, f"Training, step {step}", folder)
         self.running = threading.Thread(target=self._push, args=push, daemon=True)  # a run that ends is not held up
         self.running.start()

@@ -84,6 +84,11 @@ class RunLength:
         return " or ".join(parts)
 
 
+def crossed(parts: int, before: float, after: float) -> bool:
+    """Whether one of `parts` equal parts of the run ended between two fractions of it."""
+    return int(parts * before) != int(parts * min(after, 1.0))
+
+
 def default_warmup_steps(num_steps: int | None) -> int | None:
     """100 steps, at most a tenth of the run; None where its steps are not known, and `LearningRate` uses the clock."""
     if num_steps is None:

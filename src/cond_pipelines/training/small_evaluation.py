@@ -1,15 +1,13 @@
-"""A small evaluation now and then during training: is it getting nearer, and is all of it there?"""
+"""A small evaluation during training: kernel distance, precision and recall of a few samples."""
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
-from ..data.load import TrainingData
 from ..evaluation import measures as m
 from ..evaluation.features import extract, load_extractor
 from ..evaluation.sampling import to_image
 from ..pipelines.conditional import ConditionalPipeline
-from .config import TrainingConfig
+from .run import Run
 from .validation import sample_images
 
 _MOST_REAL = 5000
@@ -22,23 +20,24 @@ class Evaluator:
     copies and obedience, there is `cond-pipelines evaluate`.
 
     Args:
-        config: num_evaluation_samples, feature_extractor.
+        run: of its configuration num_evaluation_samples and feature_extractor.
 
     Raises:
         ValueError: a streaming set, no such feature extractor, or images that are not of 8 bits.
 
     Example:
-        >>> Evaluator(config, data, accelerator)(pipe)
+        >>> Evaluator(run)(pipe)
         {'kernel_distance': 0.8, 'precision': 0.7, 'recall': 0.4}
     """
 
-    def __init__(self, config: TrainingConfig, data: TrainingData, accelerator: Accelerator):
+    def __init__(self, run: Run):
+        config, data, accelerator = run.config, run.data, run.accelerator
         if data.train is None or config.value_range or config.aspect_buckets:
             raise ValueError("--evaluation_steps needs square 8-bit images that are not streamed")
         self.accelerator, self.batch_size = accelerator, config.train_batch_size
         chosen = np.random.default_rng(config.seed).permutation(data.train)
-        some = data.conditions(chosen[: config.num_evaluation_samples])
-        self.conditions = [some[i % len(some)] for i in range(config.num_evaluation_samples)]
+        known = data.conditions(chosen[: config.num_evaluation_samples])
+        self.conditions = [known[i % len(known)] for i in range(config.num_evaluation_samples)]
         self.extractor = load_extractor(config.feature_extractor, accelerator.device)
         if accelerator.is_main_process:
             real = chosen[:_MOST_REAL]
@@ -54,7 +53,7 @@ class Evaluator:
         if not self.accelerator.is_main_process:
             return {}
         fake = extract(self.extractor, images, len(images), what="samples")
-        found = m.manifolds(self.real, fake)
+        manifolds = m.manifolds(self.real, fake)
         values = {"kernel_distance": m.kernel_distance(fake, self.real).mean()}
-        values |= {name: found[name].mean() for name in ("precision", "recall")}
+        values |= {name: manifolds[name].mean() for name in ("precision", "recall")}
         return {name: float(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What a finished run leaves beside its pipeline: pictures and training_summary.json, of which the card is made."""
+"""What a finished run writes next to its pipeline: pictures, and training_summary.json for the model card."""
 
 import os
 from collections import Counter
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
@@ -17,9 +16,9 @@ from ..files import write_json
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import SUMMARY_FILE, save_picture
 from ..sharing.card import TrainingFacts, training_versions, write_card
-from .checkpoints import Progress
-from .config import TrainingConfig
 from .optimizers import trainable
+from .run import Run
+from .state import TrainState
 from .validation import labelled_grid
 
 NUM_SAMPLES = 64
@@ -27,32 +26,28 @@ _NUM_PICTURES, _PICTURE_SIDE_PX = 8, 256
 
 
 def write_summary(
-    config: TrainingConfig,
-    pipe: ConditionalPipeline,
-    data: TrainingData,
-    accelerator: Accelerator,
-    progress: Progress,
+    run: Run,
+    state: TrainState,
     losses: dict[str, float | None],
     conditions: list[Any],
     images: list[Image.Image] | None,
-    run: str | None = None,
 ) -> None:
-    """Write samples.png, images/, training_summary.json and README.md into `config.output_dir`.
+    """Write samples.png, images/, training_summary.json and README.md into the output folder.
 
     Args:
-        pipe: finished, and saved there already.
+        state: of the finished run, whose model is saved there already.
         losses: the last "loss" and "held_out_loss", None where there was none.
-        conditions, images: samples, and what they were told; None where a signal came before they were made.
-        run: that they are of.
+        conditions: of the samples. images: one each; None where a signal came before they were made.
     """
-    folder = Path(config.output_dir)
+    config, data, progress, pipe = run.config, run.data, state.progress, state.eval_pipe
+    folder, run_name = run.output_dir, run.folder.run
     first = {str(c): i for i, c in reversed(list(enumerate(conditions)))} if conditions[0] is not None else None
     shown = sorted(first.values()) if first else list(range(len(conditions)))  # one of each condition
     if images is not None:
-        save_picture(labelled_grid(images, conditions, data.id2label), folder / "samples.png", run)
-        _write_pictures([images[i] for i in shown[:_NUM_PICTURES]], folder / "images", run)
+        save_picture(labelled_grid(images, conditions, data.id2label), folder / "samples.png", run_name)
+        _write_pictures([images[i] for i in shown[:_NUM_PICTURES]], folder / "images", run_name)
     facts = TrainingFacts(
-        run=run,
+        run=run_name,
         formula=config.setting.card.formula,
         sentence=config.setting.card.sentence,
         num_images=None if data.train is None else len(data.train),
@@ -69,12 +64,12 @@ def write_summary(
         images_seen=progress.position,
         minutes=round(progress.elapsed_sec / 60, 2),
         learning_rate=config.learning_rate,
-        batch_size=config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes,
+        batch_size=run.images_per_step,
         ema=config.use_ema,
         condition_dropout=config.condition_dropout,
         mixed_precision=config.mixed_precision,
-        device=_device_name(accelerator.device),
-        num_processes=accelerator.num_processes,
+        device=_device_name(run.device),
+        num_processes=run.accelerator.num_processes,
         versions=training_versions(),
         **_counts(data),
         **losses,
@@ -98,11 +93,11 @@ def _counts(data: TrainingData) -> dict:
     """How many images each class has, how many captions there are."""
     if data.train is None:  # streamed: not counted
         return {}
-    found = data.dataset.conditions()
+    conditions = data.dataset.conditions()
     if data.id2label:
-        counts = Counter(i for c in found for i in (c if isinstance(c, tuple) else [c]))
+        counts = Counter(i for c in conditions for i in (c if isinstance(c, tuple) else [c]))
         return {"class_counts": {name: counts[i] for i, name in data.id2label.items()}}
-    texts = [t for c in found for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
+    texts = [t for c in conditions for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
     return {"num_captions": len(texts), "num_different_captions": len(set(texts))}
 
 

@@ -1,18 +1,16 @@
-"""What is looked at during training: the loss on held-out images at fixed noise and times, and samples."""
+"""Validation during training: the loss on held-out images at fixed noise and times, and samples."""
 
 import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
@@ -28,10 +26,11 @@ from ..objectives.base import Objective
 from ..pictures import animation, image_grid, visible
 from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
-from .ema import WeightAverage
-from .optimizers import trainable
-from .sharding import fill, is_sharded
+from .run import Run
+from .schedule import crossed
+from .state import TrainState
 
+Preprocess = Callable[[list[Any]], dict[str, Tensor]]  # an adapter's: raw conditions to inputs
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
 _EARLY_STEPS = (0, 50, 200)
 _EARLY_SHARE = 0.05  # of the run, for the grids at these steps together
@@ -39,52 +38,43 @@ _SILENCE_SEC = 2.0  # what takes longer gets a progress bar
 
 
 class Validation:
-    """When samples are drawn and the held-out loss is measured, and of what the samples are.
+    """Measures the held-out loss and draws samples, four times in a run or every `validation_steps`.
 
-    Four times in a run, or every `validation_steps`. Samples also at the steps 0, 50 and 200, as many as take a
-    twentieth of the run together: in a short run fewer than `num_validation_images`, or none. In a run of so many
-    minutes the four grids are as small, and of one sample at least.
+    Samples are drawn at the steps 0, 50 and 200 too, as many as take a twentieth of the run together: in a short run
+    fewer than `num_validation_images`, or none. In a run of so many minutes the four grids are as small, and of one
+    sample at least.
 
     Args:
+        run: its data, objective and configuration.
         preprocess: see `grid_conditions`.
         step: where the run starts; pictures of later steps are of another run, and are removed.
     """
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        data: TrainingData,
-        objective: Objective,
-        accelerator: Accelerator,
-        step: int,
-        preprocess: Callable[[list[Any]], Any],
-    ):
-        self.config, self.data, self.objective, self.accelerator = config, data, objective, accelerator
-        self.conditions = grid_conditions(config, data, config.num_validation_images, preprocess)
-        self._early: int | None = None  # images of an early grid, once it is known
-        folder = Path(config.output_dir)
-        if accelerator.is_main_process:
-            (folder / "samples.gif").unlink(missing_ok=True)
-            for of_step, path in _kept_grids(folder):
+    def __init__(self, run: Run, preprocess: Preprocess, step: int):
+        self.config, self.data, self.objective, self.accelerator = run.config, run.data, run.objective, run.accelerator
+        self.conditions = grid_conditions(run.config, run.data, run.config.num_validation_images, preprocess)
+        preprocess(self.conditions)  # a bad one of --validation_prompts is an error before the first step
+        self._num_early_images: int | None = None  # of an early grid, once it is known
+        if run.accelerator.is_main_process:
+            (run.output_dir / "samples.gif").unlink(missing_ok=True)
+            for of_step, path in _kept_grids(run.output_dir):
                 if step == 0 or of_step > step:
                     path.unlink()
 
-    def due(self, step: int, before: float, done: float) -> bool:
-        """Whether it is time, after `step` steps; `before` and `done` are the fractions of the run around the last."""
+    def due(self, state: TrainState) -> bool:
+        """Whether it is time, after the last step."""
         if self.config.validation_steps == 0:
             return False
-        return step in _EARLY_STEPS or self._is_regular(step, before, done)
+        return state.progress.step in _EARLY_STEPS or self._is_regular(state)
 
-    def _is_regular(self, step: int, before: float, done: float) -> bool:
+    def _is_regular(self, state: TrainState) -> bool:
         if self.config.validation_steps is None:
-            return crossed(4, before, done)
-        return step > 0 and step % self.config.validation_steps == 0
+            return crossed(4, state.fraction_before, state.fraction_done)
+        return state.progress.step > 0 and state.is_multiple_of(self.config.validation_steps)
 
-    def __call__(
-        self, pipe: ConditionalPipeline, step: int, before: float, done: float
-    ) -> tuple[float | None, Image.Image | None]:
+    def __call__(self, state: TrainState) -> tuple[float | None, Image.Image | None]:
         """The held-out loss and a grid of samples; of an early grid no loss, and None where it would take too long."""
-        config, regular = self.config, self._is_regular(step, before, done)
+        pipe, config, regular = state.eval_pipe, self.config, self._is_regular(state)
         count = len(self.conditions)
         if not regular:
             count = self._num_early(pipe)
@@ -95,17 +85,17 @@ class Validation:
         loss = None
         if regular:
             loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, config.train_batch_size)
-        desc = f"Sampling {count} images after step {step:,}"
-        some = self.conditions[:count]
-        images = sample_images(pipe, some, self.accelerator, desc=desc, batch_size=config.train_batch_size)
+        desc = f"Sampling {count} images after step {state.progress.step:,}"
+        shown = self.conditions[:count]
+        images = sample_images(pipe, shown, self.accelerator, desc=desc, batch_size=config.train_batch_size)
         empty = [None] * (len(self.conditions) - count)  # so that all grids of a run are laid out alike
         return loss, labelled_grid(images + empty, self.conditions, self.data.id2label)
 
     def _num_early(self, pipe: ConditionalPipeline) -> int:
         """How many images of an early grid the run affords."""
-        if self._early is None:
-            self._early = min(len(self.conditions), self._num_affordable(pipe))
-        return self._early
+        if self._num_early_images is None:
+            self._num_early_images = min(len(self.conditions), self._num_affordable(pipe))
+        return self._num_early_images
 
     def _num_affordable(self, pipe: ConditionalPipeline) -> int:
         config, counts = self.config, []
@@ -131,49 +121,6 @@ class Validation:
         sample_images(pipe, self.conditions[:1], self.accelerator, num_inference_steps=1)
         sec = torch.tensor([time.perf_counter() - start], device=self.accelerator.device)
         return self.accelerator.gather(sec).max().item()
-
-
-def crossed(parts: int, before: float, done: float) -> bool:
-    """Whether one of `parts` equal parts of the run ended between two fractions of it."""
-    return int(parts * before) != int(parts * min(done, 1.0))
-
-
-@contextmanager
-def ema_weights(
-    ema: WeightAverage | None,
-    modules: list[nn.Module],
-    parameters: list[nn.Parameter],
-    optimizer: AcceleratedOptimizer,
-    restore: bool = True,
-) -> Iterator[None]:
-    """Within (and after, without `restore`), the modules hold the moving average and are in eval mode.
-
-    They are those that are trained, or, where `parameters` are sharded, whole copies that are filled from them.
-    An optimizer that averages by itself (schedulefree) is asked for its average, and for no rounding when it goes back.
-    """
-    whole = trainable(modules)
-    sharded = is_sharded(parameters)
-    # Batches of other sizes come now, for which nothing need be compiled.
-    stance = torch.compiler.set_stance("force_eager")
-    training = [module.training for module in modules]
-    swaps = ema is not None or hasattr(optimizer.optimizer, "eval")
-    raw = [p.detach().clone() for p in whole] if restore and swaps and not sharded else []
-    optimizer.eval()
-    if sharded:
-        fill(whole, parameters if ema is None else ema.values)
-    elif ema is not None:
-        ema.copy_to(whole)
-    for module in modules:
-        module.eval()
-    with stance:
-        yield
-    if restore:
-        for module, mode in zip(modules, training, strict=True):
-            module.train(mode)
-        optimizer.train()
-        if raw:
-            with torch.no_grad():
-                torch._foreach_copy_(whole, raw)
 
 
 @torch.no_grad()
@@ -205,9 +152,7 @@ def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t:
         return denoise(unet, x_t, t, cond)  # (B, C, h, w)
 
 
-def grid_conditions(
-    config: TrainingConfig, data: TrainingData, count: int, preprocess: Callable[[list[Any]], Any]
-) -> list[Any]:
+def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, preprocess: Preprocess) -> list[Any]:
     """Conditions of a sample grid: the validation prompts, else every class in turn, else conditions of the data.
 
     Args:
@@ -223,11 +168,11 @@ def grid_conditions(
     if data.train is None:
         return [None] * count
     rows = (data.held_out if len(data.held_out) else data.train)[:count]
-    found = [condition for condition in data.conditions(rows) if _is_taken(condition, preprocess)] or [None]
-    return [found[i % len(found)] for i in range(count)]
+    usable = [condition for condition in data.conditions(rows) if _is_taken(condition, preprocess)] or [None]
+    return [usable[i % len(usable)] for i in range(count)]
 
 
-def _is_taken(condition: Any, preprocess: Callable[[list[Any]], Any]) -> bool:
+def _is_taken(condition: Any, preprocess: Preprocess) -> bool:
     try:
         preprocess([condition])
     except Exception:  # an adapter may raise anything
@@ -266,20 +211,20 @@ def sample_images(
     # What an adapter draws is not to move the random numbers of the training.
     with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
         for start in range(0, len(mine), batch_size):
-            some = mine[start : start + batch_size]
-            part = f" ({start + 1} to {start + len(some)})" if len(mine) > batch_size else ""
+            batch = mine[start : start + batch_size]
+            part = f" ({start + 1} to {start + len(batch)})" if len(mine) > batch_size else ""
             pipe.set_progress_bar_config(**_bar(accelerator, desc + part, "step"))
             # On the CPU, so that a GPU shows the same.
-            generators = [torch.Generator().manual_seed(seed + i) for i in some]
+            generators = [torch.Generator().manual_seed(seed + i) for i in batch]
             with accelerator.autocast():
                 images = pipe.sample(
-                    [conditions[i] for i in some],
+                    [conditions[i] for i in batch],
                     generator=generators,
                     num_inference_steps=num_inference_steps,
                     output_type="np",
                     callback_on_step_end=on_step,
                 ).images  # (B, H, W, C)
-            made += zip(some, map(visible, images), strict=True)
+            made += zip(batch, map(visible, images), strict=True)
     pipe.set_progress_bar_config(**bar)
     return [image for _, image in sorted(gather_object(made), key=lambda pair: pair[0])]
 

@@ -1,0 +1,44 @@
+"""What a run takes of its device: processes and precision, layout, attention and compilation of the network."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate.utils import ProjectConfiguration
+
+from ..pipelines.conditional import ConditionalPipeline
+from .config import TrainingConfig
+from .defaults import default_tracker, fast_precision
+from .sharding import RunAccelerator, run_state
+
+_SMALL_PARAMETERS = 10e6
+
+
+def build_accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
+    """The processes of the run, its precision and its tracker."""
+    device = run_state().device
+    of_launch = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # `accelerate launch` always sets it
+    precision = config.mixed_precision or (of_launch if of_launch != "no" else fast_precision(device))
+    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    tracker = config.report_to or default_tracker()
+    return RunAccelerator(
+        precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
+    )
+
+
+def tune_network(pipe: ConditionalPipeline, config: TrainingConfig, device: torch.device, sharded: bool) -> None:
+    """Give the network the layout, attention and compilation that the device is fast with; results stay the same."""
+    if device.type == "cpu":
+        # Measured at 32 px, batch 64, two cores: 15 % and 20 % of a step. PyTorch's fused attention is slow there.
+        torch.set_flush_denormal(True)
+        if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
+            pipe.unet.set_default_attn_processor()
+    # Measured on an H100: a step of size s is 1.3 x as fast with it, of l 0.8 x, of xxl 0.94 x. FSDP2 refuses it.
+    small = sum(p.numel() for p in pipe.unet.parameters()) < _SMALL_PARAMETERS
+    if device.type == "cuda" and small and not sharded:
+        pipe.unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        pipe.unet.compile()  # in place: the names of its weights stay

@@ -1,0 +1,66 @@
+"""The end of a run: the model is saved first, then pictures, the card, and the Hub."""
+
+import sys
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..locks import by_main_process
+from .conditions import ConditionEncoder
+from .failures import Interrupted, StoppedAtOnce, StopSignal, TrainingFailure
+from .final_save import model_is_saved, save_finished
+from .log import TrainingLog
+from .lora import how_to_load
+from .pushing import HubPush
+from .run import Run
+from .state import TrainState
+from .summary import NUM_SAMPLES, write_summary
+from .validation import grid_conditions, sample_images, write_animation
+
+
+def finish(run: Run, state: TrainState, log: TrainingLog, hub: HubPush, stop: StopSignal) -> Path:
+    """Save the model as it is now in `state.eval_pipe`, then all that shows it.
+
+    Raises:
+        TrainingFailure: the model could not be written into its folder; the message says where it is.
+        Interrupted: a signal came; the model is saved.
+    """
+    is_main, pipe = run.accelerator.is_main_process, state.eval_pipe
+    run.accelerator.wait_for_everyone()
+    failure = by_main_process(lambda: save_finished(run.folder, run.config, pipe, run.parent), is_main)
+    if failure is not None:
+        raise TrainingFailure(failure)
+    with model_is_saved(run.output_dir):
+        has_samples = _show(run, state, log, stop)
+    if is_main:
+        for line in hub.finish(lambda: stop.now):
+            tqdm.write(line, file=sys.stderr)
+        print(f"saved to {run.output_dir}: load with {how_to_load(pipe, run.output_dir)}")
+    if stop.now:
+        without = "" if has_samples else " without new samples"
+        raise Interrupted(f"{stop.name}: the model in {run.output_dir} is whole, its card is written{without}")
+    return run.output_dir
+
+
+def _show(run: Run, state: TrainState, log: TrainingLog, stop: StopSignal) -> bool:
+    """Write the loss curve, samples, and the card of a model that is saved; False: a signal came before the samples."""
+    if run.accelerator.is_main_process:
+        log.close()
+    preprocess = ConditionEncoder(state.eval_pipe, trainable=False).preprocess
+    conditions = grid_conditions(run.config, run.data, NUM_SAMPLES, preprocess)
+    try:
+        images = sample_images(
+            state.eval_pipe,
+            conditions,
+            run.accelerator,
+            num_inference_steps=None,
+            desc=f"Sampling the final {NUM_SAMPLES} images",
+            batch_size=run.config.train_batch_size,
+            on_step=stop.check,
+        )
+    except StoppedAtOnce:  # what is trained is saved already
+        images = None
+    if run.accelerator.is_main_process:
+        write_animation(run.output_dir)
+        write_summary(run, state, log.last_losses(), conditions, images)
+    return images is not None

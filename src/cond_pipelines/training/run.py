@@ -1,0 +1,109 @@
+"""Run: all that stays the same during a training: data, networks, objective, length."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import DistributedType
+from accelerate.utils import set_seed
+from torch import nn
+
+from ..data.load import TrainingData, load_data
+from ..objectives.base import Objective
+from ..pipelines.conditional import ConditionalPipeline
+from .config import TrainingConfig
+from .defaults import decide
+from .device import tune_network
+from .dtypes import hold_float32
+from .identity import RunIdentity, loaded_identity, parent_fingerprint
+from .model import build_pipeline, image_channels, load_parent, load_vae
+from .objective import build_objective
+from .optimizers import make_trainable
+from .run_folder import RunFolder
+from .schedule import RunLength
+from .sharding import RunAccelerator, how_sharded
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of.
+
+    Args:
+        config: with all defaults filled in.
+        accelerator: its processes, their device and precision.
+        folder: the output folder, locked.
+        data: the checked images and conditions.
+        pipe: the pipeline whose networks are trained.
+        parent: the pretrained pipeline that training starts from; None: all weights are new.
+        objective: x_0 to a loss.
+        trained: modules of `pipe` of which something is trained.
+        length: when the run is over.
+        identity: what must be the same when the run is resumed.
+        choices: which defaults were chosen and why, in one line.
+    """
+
+    config: TrainingConfig
+    accelerator: RunAccelerator
+    folder: RunFolder
+    data: TrainingData
+    pipe: ConditionalPipeline
+    parent: ConditionalPipeline | None
+    objective: Objective
+    trained: list[nn.Module]
+    length: RunLength
+    identity: RunIdentity
+    choices: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder that the run writes to."""
+        return self.folder.path
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a part of every trained weight (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether weights of the text encoder are trained."""
+        encoder = self.pipe.components.get("text_encoder")
+        return any(encoder is module for module in self.trained)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step, over all processes."""
+        config = self.config
+        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+
+def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder) -> Run:
+    """Load the data, load or build the networks, and choose what `config` leaves open.
+
+    Raises:
+        ValueError: arguments or data that cannot be used, in one line.
+    """
+    set_seed(config.seed)
+    parent = load_parent(config)
+    parent_weights = parent_fingerprint(parent)  # before they are trained
+    vae = load_vae(config, parent)
+    with accelerator.main_process_first():  # one process prepares what the others read
+        data = load_data(config, image_channels(config, parent, vae))
+    config, choices = decide(replace(config, mixed_precision=accelerator.precision), data, vae, parent, accelerator)
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    length = RunLength.of(config, None if data.train is None else len(data.train))
+    pipe = build_pipeline(config, data, vae, parent)
+    objective = build_objective(config, pipe.scheduler, parent)
+    pipe.register_to_config(objective=objective.config)
+    loaded = loaded_identity(config, pipe, data, objective, parent_weights)
+    hold_float32(pipe)
+    trained = make_trainable(pipe, config, parent)
+    pipe.to(accelerator.device)
+    tune_network(pipe, config, accelerator.device, accelerator.distributed_type == DistributedType.FSDP)
+    identity = RunIdentity.of(config, loaded | how_sharded(accelerator), pipe)
+    return Run(config, accelerator, folder, data, pipe, parent, objective, trained, length, identity, choices)
