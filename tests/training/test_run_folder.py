@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,37 @@ def test_a_full_disk_at_the_end_does_not_lose_the_weights(small_disk, expected, 
     assert largest_difference(ConditionalPipeline.from_pretrained(place).unet, expected.unet) == 0
     assert (place / "training_config.yaml").is_file() and "\n" not in str(error.value)
     assert not list(small_disk.rglob("unfinished*")) and not (small_disk / "out/model_index.json").exists()
+
+
+@pytest.mark.parametrize("room_again", [True, False])
+def test_a_disk_that_fills_in_mid_run(small_disk, tmp_path, expected, capsys, room_again):
+    """Of a run without checkpoints, whose weights are in memory only: it goes on, and loses neither them nor a line."""
+    filler, opened = small_disk / "filler", 0
+    if room_again:
+        assert _mount("-o", "remount,size=60m", small_disk) == 0
+
+    def fill(event: str, args: tuple) -> None:
+        nonlocal opened
+        if event == "open" and str(args[0]) == str(small_disk / "out/log.jsonl") and args[1] == "ab":
+            opened += 1
+            if opened == 2:
+                with suppress(OSError), open(filler, "wb", buffering=0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+            if opened == 4 and room_again:
+                filler.unlink()
+
+    sys.addaudithook(fill)
+    more = {"report_to": "tensorboard", "validation_steps": 2, "cache_dir": str(tmp_path / "cache")}
+    try:
+        place = run(small_disk / "out", **more)
+    except TrainingFailure as error:
+        assert not room_again
+        place = Path(str(error).rpartition("saved in ")[2])
+    assert largest_difference(ConditionalPipeline.from_pretrained(place).unet, expected.unet) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: no room for the log")]
+    assert line.endswith("the run goes on, and its lines are written once there is room")
+    assert log_of(small_disk / "out", "step") == ([0, 1, 2, 2, 3, 4, 4] if room_again else [0])
 
 
 def test_where_all_disks_are_full_the_run_waits_for_room(small_disk, expected, tmp_path, monkeypatch, capsys):

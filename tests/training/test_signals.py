@@ -82,6 +82,14 @@ def test_a_signal_to_the_whole_group_with_workers(number, tmp_path, warm):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+def test_a_signal_to_all_of_two_processes(tmp_path, warm):
+    """They agree on the step after which both leave."""
+    process = start(tmp_path, warm, num_processes=2, **SLOW)
+    wait_for(lambda: steps_done(tmp_path) >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    end_in_order(process, tmp_path, "SIGTERM")
+
+
 def test_a_signal_to_a_worker_alone_is_ignored_and_its_death_is_one_line(tmp_path, warm):
     process = start(tmp_path, warm, dataloader_num_workers=2, checkpointing_steps=5, **SLOW)
     wait_for(lambda: (tmp_path / "checkpoint-5").is_dir(), process)

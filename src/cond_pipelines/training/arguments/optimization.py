@@ -59,9 +59,9 @@ class OptimizationArguments:
     learning_rate: float | None = flag(
         None, "Set the peak learning rate. Default: suits the UNet's size.", resume="free", above=0, common=12
     )
-    gradient_accumulation_steps: int = flag(
-        1,
-        "Add up the gradients of N batches before a step. Chosen too where no batch size is given.",
+    gradient_accumulation_steps: int | None = flag(
+        None,
+        "Add up the gradients of N batches before a step. Default: 1; chosen where no batch size is given.",
         resume="free",
         above=0,
     )
