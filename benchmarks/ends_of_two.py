@@ -45,7 +45,6 @@ FLAGS = {
     "train_batch_size": 4,
     "max_train_steps": 3,
     "validation_steps": 0,
-    "num_validation_images": 2,
     "mixed_precision": "no",
     "report_to": "none",
     "default_num_inference_steps": 1,
@@ -82,22 +81,25 @@ def launch(options: argparse.Namespace, warm: WarmStart, module: str, args: list
     if options.launcher == "warm":
         return warm.start(["-m", module, *args], num_processes=NUM_PROCESSES)
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_PROCESSES}", "-m", module]
-    return subprocess.Popen([sys.executable, "-m", *launcher, *args], env=warm.env, stdout=-3, stderr=-3)  # DEVNULL
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *launcher, *args], env=warm.env, **pipes)
 
 
 def wait(process: Process, options: argparse.Namespace) -> int | None:
     """Its exit code; None where it did not end in time, and then it is killed with all that it started."""
-    end, reader = time.monotonic() + options.limit_sec, None
-    if options.launcher == "warm":  # a full pipe would hold it up
-        reader = threading.Thread(target=process.communicate, args=(2 * options.limit_sec,), daemon=True)
-        reader.start()
-    while reader.is_alive() if reader else process.poll() is None:
+    end, texts = time.monotonic() + options.limit_sec, []
+    # A full pipe would hold it up.
+    reader = threading.Thread(target=lambda: texts.extend(process.communicate(timeout=2 * options.limit_sec)))
+    reader.start()
+    while reader.is_alive():
         if time.monotonic() > end:
             kill_all(process)
             return None
         if options.nice_gloo:
             nice_gloo(process.pid)
         time.sleep(0.02)
+    if process.returncode != EXPECTED[options.end]:
+        print(texts[1][-500:])
     return process.returncode
 
 

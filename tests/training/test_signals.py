@@ -227,6 +227,7 @@ def test_every_row_of_the_table_is_here():
         "a Hub that does not answer": "test_hub.py",
         "SIGKILL": "test_survival.py",
         "full disk": "test_survival.py",
+        "a disk that fills": "test_run_folder.py",
         "gradients": "test_survival.py",
         "a full disk at the last save": "test_run_folder.py",
         "another learning rate": "test_resume.py",
