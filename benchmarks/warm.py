@@ -101,6 +101,7 @@ class WarmStart:
         env: its environment; what libraries read when they are imported (OMP_NUM_THREADS, HF_HOME, ...) stays as here.
         modules: what it imports.
         prefix: a command to run it with, such as ("unshare", "-rm").
+        python: of which virtual environment.
     """
 
     def __init__(
@@ -108,10 +109,11 @@ class WarmStart:
         env: dict[str, str] | None = None,
         modules: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        python: str | Path = sys.executable,
     ):
         self.env = dict(os.environ if env is None else env)
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [*prefix, sys.executable, "-u", __file__, str(theirs.fileno()), *(modules or LIBRARIES)]
+        command = [*prefix, str(python), "-u", __file__, str(theirs.fileno()), *(modules or LIBRARIES)]
         env = {name: value for name, value in self.env.items() if name != "PYTHONPATH"}
         self._server = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()

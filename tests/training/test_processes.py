@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from cond_pipelines.evaluate import main as main_of_evaluate
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
 
 pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own
-TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import os, sys, torch, torch.distributed as dist
 from accelerate import PartialState
@@ -68,18 +66,15 @@ class AngleAndUnused(AngleAdapter):
 
 
 @pytest.mark.parametrize(("end", "code"), [("success", 0), ("error", 1), ("code", 2)])
-def test_a_library_in_two_processes(tmp_path, subprocess_env, end, code):
+def test_a_library_in_two_processes(tmp_path, warm, end, code):
     """Two runs in one process, of two precisions, with a layer that no step uses; an end without destructors."""
     (tmp_path / "unused_layer.py").write_text(UNUSED)
     (tmp_path / "script.py").write_text(SCRIPT)
-    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] += f":{TESTS}:{tmp_path}"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path), end]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.stdout.count("the end") == 2, done.stderr[-3000:]
-    assert f"exitcode  : {code}" in done.stderr if code else done.returncode == 0, done.stderr[-3000:]
-    assert ("RuntimeError: for a reason" in done.stderr) == (end == "error")
+    process = warm.start([tmp_path / "script.py", tmp_path, end], num_processes=2)
+    out, err = process.communicate(timeout=240)
+    assert out.count("the end") == 2, err[-3000:]
+    assert process.returncode == code, err[-3000:]
+    assert ("RuntimeError: for a reason" in err) == (end == "error")
     if end == "success":
         assert [log_of(tmp_path / str(n), "step") for n in range(2)] == [[1, 2]] * 2
     assert not list(tmp_path.glob("destructors-*"))

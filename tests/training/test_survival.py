@@ -14,6 +14,7 @@ import torch
 from kill_test import result
 from safetensors.torch import load_file
 from training_common import INFINITE, flags, largest_difference, log_of, run
+from warm import WarmStart
 
 from cond_pipelines import ConditionalPipeline, TrainingConfig
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
@@ -232,21 +233,44 @@ def test_another_run_is_refused_and_the_difference_named(saved, tmp_path, change
 
 
 # ------------------------------------------------------------------------------------------------------- failing
-def run_on_a_small_disk(tmp_path, env, size_mb, **settings):
+ON_A_SMALL_DISK = """
+import shutil, subprocess, sys
+from cond_pipelines.training.__main__ import main
+
+place, size, *args = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", place], check=True, timeout=60)
+try:
+    main(args)
+finally:
+    shutil.copytree(place, f"{place}.after", symlinks=True)  # nobody else sees it
+"""
+READ_ONLY = """
+import subprocess, sys
+from cond_pipelines.training.__main__ import main
+
+place, *args = sys.argv[1:]
+subprocess.run(["mount", "--bind", place, place], check=True, timeout=60)
+subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True, timeout=60)
+main(args)
+"""
+
+
+@pytest.fixture(scope="module")
+def warm_with_mounts(warm):
+    """The same, in a namespace where anybody may mount file systems."""
+    with WarmStart(warm.env, prefix=("unshare", "-rm")) as started:
+        yield started
+
+
+def run_on_a_small_disk(tmp_path, warm_with_mounts, size_mb, **settings):
     """Exit code, stderr, and a copy of what is left, of a run that has the only room in `tmp_path`."""
-    after = Path(f"{tmp_path}.after")
-    script = (
-        f"mount -t tmpfs -o size={size_mb}m tmpfs {tmp_path} && "
-        f'{{ "$@" 2> {tmp_path}.err; code=$?; cp -r {tmp_path} {after}; exit $code; }}'
-    )
     args = flags(output_dir=tmp_path, **settings)
-    env = python_path(env) | {"OMP_NUM_THREADS": "1"}
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    told = Path(f"{tmp_path}.err").read_text()
-    assert "Traceback" not in told, told[-2000:] + done.stderr
+    process = warm_with_mounts.start(["-c", ON_A_SMALL_DISK, tmp_path, size_mb, *args])
+    told = process.communicate(timeout=240)[1]
+    assert "Traceback" not in told, told[-2000:]
+    after = Path(f"{tmp_path}.after")
     assert not list(after.rglob("unfinished*"))
-    return done.returncode, told, after
+    return process.returncode, told, after
 
 
 def line_of_a_full_disk(code, told):
@@ -256,16 +280,16 @@ def line_of_a_full_disk(code, told):
     return line
 
 
-def save_until_the_disk_is_full(tmp_path, env, size_mb, **settings):
+def save_until_the_disk_is_full(tmp_path, warm_with_mounts, size_mb, **settings):
     """The line that is said then, and the checkpoints that are left."""
     settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1} | settings
-    code, told, after = run_on_a_small_disk(tmp_path, env, size_mb=size_mb, **settings)
+    code, told, after = run_on_a_small_disk(tmp_path, warm_with_mounts, size_mb=size_mb, **settings)
     return line_of_a_full_disk(code, told), all_checkpoints(after)
 
 
-def test_a_full_disk(tmp_path, subprocess_env):
+def test_a_full_disk(tmp_path, warm_with_mounts):
     """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
-    line, after = save_until_the_disk_is_full(tmp_path, subprocess_env, size_mb=40)
+    line, after = save_until_the_disk_is_full(tmp_path, warm_with_mounts, size_mb=40)
     assert after and all(broken(path) is None for path in after)
     step = int(after[-1].name.split("-")[1])
     assert line.startswith(f"error: step {step + 2}: ") or line.startswith(f"error: step {step + 1}: ")
@@ -273,11 +297,11 @@ def test_a_full_disk(tmp_path, subprocess_env):
 
 
 @pytest.mark.parametrize("cache_images", [None, True])
-def test_a_full_disk_for_decoded_images(tmp_path, subprocess_env, cache_images):
+def test_a_full_disk_for_decoded_images(tmp_path, warm_with_mounts, cache_images):
     """34 MB of them on a file system of 24: they are decoded at every use, unless the file was asked for."""
     settings = {"dataset_name": "training_common:many_images", "resolution": 64, "max_train_steps": 1}
     settings |= {"cache_dir": tmp_path / "cache", "cache_images": cache_images, "train_batch_size": 2}
-    code, told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=24, **settings)
+    code, told, after = run_on_a_small_disk(tmp_path, warm_with_mounts, size_mb=24, **settings)
     if cache_images:
         assert str(tmp_path / "cache/cond_pipelines/images-") in line_of_a_full_disk(code, told)
     else:
@@ -292,13 +316,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         run(tmp_path / "file")
 
 
-def test_a_read_only_folder(tmp_path, subprocess_env):
-    script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && "$@"'
+def test_a_read_only_folder(tmp_path, warm_with_mounts):
     args = flags(output_dir=tmp_path, max_train_steps=1)
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
+    process = warm_with_mounts.start(["-c", READ_ONLY, tmp_path, *args])
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 2
+    assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in told
 
 
 def test_a_data_set_that_vanishes(tmp_path):
@@ -370,9 +393,9 @@ def test_out_of_memory(tmp_path, subprocess_env):
     assert "checkpoint-" in line and "is whole" in line
 
 
-def test_rotation_deletes_only_after_the_new_one_is_complete(tmp_path, subprocess_env):
+def test_rotation_deletes_only_after_the_new_one_is_complete(tmp_path, warm_with_mounts):
     """Room for one checkpoint and a half: the second cannot be written, the only one to be kept is still there."""
-    told, after = save_until_the_disk_is_full(tmp_path, subprocess_env, size_mb=20, checkpoints_total_limit=1)
+    told, after = save_until_the_disk_is_full(tmp_path, warm_with_mounts, size_mb=20, checkpoints_total_limit=1)
     assert [path.name for path in after] == ["checkpoint-1"] and broken(after[0]) is None
     assert "checkpoint-1 is whole: go on with the same command" in told
 
