@@ -463,9 +463,9 @@ def test_for_unet_reads_the_socket():
 
 def test_fill_completes_the_socket():
     adapter = AngleAdapter(token_dim=3, pooled_dim=5)
-    cond = adapter.fill(pooled=torch.ones(2, 5))
+    cond = adapter.to_conditioning(pooled=torch.ones(2, 5))
     assert torch.equal(cond.tokens, torch.zeros(2, 1, 3)) and torch.equal(cond.pooled, torch.ones(2, 5))
-    cond = adapter.fill(tokens=torch.ones(2, 4, 3))
+    cond = adapter.to_conditioning(tokens=torch.ones(2, 4, 3))
     assert torch.equal(cond.pooled, torch.zeros(2, 5)) and cond.tokens.shape == (2, 4, 3)
 
 
@@ -509,3 +509,20 @@ def test_a_third_partys_adapter_reloads_in_another_process(tmp_path, warm):
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 0, told
     assert np.array_equal(np.load(tmp_path / "images.npy"), expected)
+
+
+def test_names_of_the_last_release_work_with_a_warning():
+    """`fill`, and `num_coins` of a class or set in a constructor."""
+    unet = tiny_unet()
+    with pytest.warns(DeprecationWarning, match="num_coins is now num_dropout_draws"):
+
+        class Two(UnconditionalAdapter):
+            num_coins = 2
+
+    with pytest.warns(DeprecationWarning, match="fill is now to_conditioning"):
+        cond = Two.for_unet(unet).fill(pooled=torch.ones(2, unet.config.projection_class_embeddings_input_dim))
+    assert Two.num_dropout_draws == 2 and len(cond) == 2
+    adapter = UnconditionalAdapter.for_unet(unet)
+    with pytest.warns(DeprecationWarning, match="num_coins"):
+        adapter.num_coins = 3
+    assert adapter.num_dropout_draws == adapter.num_coins == 3

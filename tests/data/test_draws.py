@@ -24,9 +24,9 @@ def test_noise_drawn_in_blocks_is_a_function_of_the_position(rows):
     for positions in ([0, 1, 2], [7, 8, 9, 10, 11], [39, 3, 4, 20, 0], [*range(4, 36)], [5, 5]):
         part = _draw_blocks(3, torch.tensor(positions), (2, 4, 4), torch.device("cpu"), 2, rows)
         assert all(torch.equal(a[positions], b) for a, b in zip(whole, part, strict=True))
-    noise, coins = _draw_blocks(0, torch.arange(2000), (1, 6, 6), torch.device("cpu"), 1, rows)
-    assert noise.flatten(1).unique(dim=0).shape == (2000, 36) and coins.unique().shape == (2000,)
-    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(coins.mean() - 0.5) < 4 / (12 * 2000) ** 0.5
+    noise, dropout = _draw_blocks(0, torch.arange(2000), (1, 6, 6), torch.device("cpu"), 1, rows)
+    assert noise.flatten(1).unique(dim=0).shape == (2000, 36) and dropout.unique().shape == (2000,)
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(dropout.mean() - 0.5) < 4 / (12 * 2000) ** 0.5
 
 
 def test_a_gpu_draws_a_batch_with_few_kernels():
@@ -45,7 +45,7 @@ def test_a_gpu_draws_a_batch_with_few_kernels():
 
 
 def test_noise_is_standard_normal_and_independent():
-    draws = draw(0, torch.arange(2000), (1, 6, 6), "cpu", num_coins=2, num_uniforms=1)
+    draws = draw(0, torch.arange(2000), (1, 6, 6), "cpu", num_dropout_draws=2, num_uniforms=1)
     noise, u = draws.noise, draws.u
     assert draws.dropout.shape == (2000, 2) and draws.uniform.shape == (2000, 1)
     assert torch.equal(draws.dropout[:, :1], draw(0, torch.arange(2000), (1, 6, 6), "cpu").dropout)
@@ -65,7 +65,7 @@ def test_noise_is_standard_normal_and_independent():
 
 
 @pytest.mark.parametrize("start", [0, 12345, 10**9])
-def test_quantiles_and_coins_are_uniform(start):
+def test_quantiles_and_dropout_draws_are_uniform(start):
     positions = torch.arange(start, start + 1000)
     draws = draw(1, positions, (1,), "cpu")
     u, coin = draws.u, draws.dropout[:, 0]

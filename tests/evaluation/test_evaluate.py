@@ -80,7 +80,9 @@ def test_a_classifier_of_the_users(model, tmp_path):
     for labels, bad in ((names, None), (["cat", *names[1:]], names[0])):
         vit = ViTConfig(**sizes, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
         ViTForImageClassification(vit).save_pretrained(tmp_path)
-        (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 16}}')
+        (tmp_path / "preprocessor_config.json").write_text(
+            '{"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}'
+        )
         if bad is None:
             assert load_classifier(str(tmp_path), dict(enumerate(names)))([Image.new("RGB", (9, 9))] * 3).shape == (
                 3,
@@ -105,7 +107,8 @@ def clip(tmp_path_factory):
     vision = part | {"image_size": 16, "patch_size": 8}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
-        '{"crop_size": 16, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
+        '{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}, "crop_size": 16, '
+        '"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
     )
     return folder
 
@@ -329,7 +332,8 @@ def test_a_real_vision_model(tmp_path):
     Dinov2Model(
         Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
     ).save_pretrained(tmp_path)
-    preprocessing = {"size": {"shortest_edge": 28}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    preprocessing = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "crop_size": 28}
+    preprocessing |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     extractor = load_extractor(str(tmp_path))
     images = [Image.new("RGB", (16, 16), (i, 0, 0)) for i in range(5)]
@@ -337,6 +341,10 @@ def test_a_real_vision_model(tmp_path):
     assert features.shape == (5, 32) and features.dtype == np.float32
     assert np.allclose(features[:2], extractor(images[:2]), atol=1e-5)
     assert "torchvision" not in sys.modules
+    # The middle of an oblong image is cut out, not the whole of it pressed into a square.
+    oblong = Image.new("RGB", (56, 28))
+    oblong.paste((255, 0, 0), (0, 0, 14, 28))  # outside of the middle
+    assert np.allclose(extractor([oblong]), extractor([Image.new("RGB", (28, 28))]), atol=1e-5)
 
 
 @pytest.mark.parametrize(

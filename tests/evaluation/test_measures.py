@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics.classification import BinaryCalibrationError
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -78,6 +79,9 @@ def test_calibration_error():
     assert m.calibration_error(sure, (rng.random(200_000) < sure).astype(float)) < 0.005
     assert m.calibration_error(np.full(1000, 0.9), np.r_[np.ones(600), np.zeros(400)]) == pytest.approx(0.3)
     assert m.calibration_error(np.ones(10), np.ones(10)) == 0
+    confidence, correct = rng.random(500), rng.integers(0, 2, 500)
+    theirs = BinaryCalibrationError(n_bins=10, norm="l1")(torch.from_numpy(confidence), torch.from_numpy(correct))
+    assert m.calibration_error(confidence, correct.astype(float)) == pytest.approx(theirs.item(), abs=1e-6)
 
 
 def test_kernel_distance_equals_torchmetrics():
@@ -166,8 +170,8 @@ def test_probe_on_separable_classes_and_on_shuffled_labels():
 
 
 def test_confusion_and_imbalance():
-    asked, read = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0])
-    assert m.confusion(asked, read, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    conditions, read = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0])
+    assert m.confusion(conditions, read, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
     third = np.full(3, 1 / 3)
     assert m.imbalance(read, third) == 0
     assert m.imbalance(np.zeros(9, dtype=int), third) == pytest.approx(2 / 3)

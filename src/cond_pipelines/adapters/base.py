@@ -1,12 +1,13 @@
-"""Conditioning adapters: what turns a raw condition (nothing, a label, a caption) into what the UNet is told.
+"""Conditioning adapters: what turns a raw condition (nothing, a label, a caption) into the UNet's conditioning inputs.
 
     raw --preprocess--> inputs --encode--> features --forward--> Conditioning --> UNet
 
-This file travels with a checkpoint, behind denoiser.py, and needs nothing else.
+This file travels with a checkpoint. It needs denoiser.py only.
 """
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,17 @@ from torch import Tensor, nn
 from cond_pipelines.adapters.denoiser import conditioning_inputs, socket
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from transformers import PreTrainedTokenizerBase
 
 Features = dict[str, Tensor]
-RawConditions = list[Any]  # of what kind, an adapter says
+RawConditions = list[Any]  # each adapter documents the type of its elements
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told about each image of a batch.
+    """The conditioning inputs of the UNet, one row an image.
 
     Args:
         tokens: (B, L, token_dim) float, a sequence for cross-attention, or None.
@@ -45,7 +48,20 @@ class Conditioning:
     pooled: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.pooled if self.tokens is None else self.tokens)
+        return len(self._first)
+
+    @property
+    def _first(self) -> Tensor:
+        """One of its tensors, for batch size, device and dtype."""
+        first = self.pooled if self.tokens is None else self.tokens
+        if first is None:
+            raise ValueError("a Conditioning needs tokens or pooled, and has neither")
+        return first
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its tensors."""
+        return self._first.device
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
         """Apply `function` to every tensor that is there."""
@@ -60,7 +76,7 @@ class Conditioning:
         return self.map(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def equal(self, other: "Conditioning") -> bool:
-        """True when both tell the UNet exactly the same."""
+        """True when both give the UNet exactly the same inputs."""
         a, b = self._aligned(other)
         pairs = zip((a.tokens, a.mask, a.pooled), (b.tokens, b.mask, b.pooled), strict=True)
         return all((x is None) == (y is None) and (x is None or torch.equal(x, y)) for x, y in pairs)
@@ -68,7 +84,7 @@ class Conditioning:
     def where(self, keep: Tensor, other: "Conditioning") -> "Conditioning":
         """Per-example choice: this condition where `keep` (B,) bool is True, `other` elsewhere.
 
-        Both sides stay in the graph, so every parameter gets a gradient whatever the coins say.
+        Both sides stay in the graph, so every parameter gets a gradient whatever the draws are.
         """
         return self._join(other, lambda x, y: torch.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, y))
 
@@ -88,16 +104,17 @@ class Conditioning:
     def _aligned(self, other: "Conditioning") -> tuple["Conditioning", "Conditioning"]:
         """Both with tokens of one length, and a mask in both or in neither."""
         if self.tokens is None or other.tokens is None:
-            return self, other
+            return self, other  # one of them has no tokens: there is nothing to align
         if self.mask is None and other.mask is None and self.tokens.shape[1] == other.tokens.shape[1]:
             return self, other
         length = max(self.tokens.shape[1], other.tokens.shape[1])
         return self._padded(length), other._padded(length)
 
     def _padded(self, length: int) -> "Conditioning":
-        mask = self.mask if self.mask is not None else self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
-        missing = length - self.tokens.shape[1]
-        return Conditioning(F.pad(self.tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing)), self.pooled)
+        tokens = self._first  # (B, L, token_dim): called where there are tokens
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+        missing = length - tokens.shape[1]
+        return Conditioning(F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing)), self.pooled)
 
 
 class ConditioningAdapter(ModelMixin, ConfigMixin):
@@ -112,13 +129,13 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         conditioning: the name of the setting ("none", "class", "text", or your own).
 
     Attributes:
-        null_tokens: (1, L, token_dim), what the UNet's parent was told when it was told nothing (Stable Diffusion's
-            encoded empty prompt), saved with the adapter; None: zeros. See `fill` and `set_null_tokens`.
+        null_tokens: (1, L, token_dim), the tokens that mean "no condition" to the UNet's parent (Stable Diffusion's
+            encoded empty prompt), saved with the adapter; None: zeros. See `to_conditioning` and `set_null_tokens`.
     """
 
     config_name = "config.json"
     conditioning = "custom"
-    num_coins = 1  # that `keep` takes for each image
+    num_dropout_draws = 1  # uniform numbers that `keep` takes for each image
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,23 +145,28 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         super().__init_subclass__(**kwargs)
         # diffusers learns how to load a component from the base classes' names in the component's own module.
         vars(sys.modules[cls.__module__]).setdefault("ModelMixin", ModelMixin)
+        if isinstance(old := vars(cls).get("num_coins"), int):
+            _renamed("num_coins", "num_dropout_draws")
+            cls.num_dropout_draws = old
 
     @classmethod
-    def for_unet(cls, unet: nn.Module, **kwargs: Any) -> "ConditioningAdapter":
+    def for_unet(cls, unet: nn.Module, **kwargs: object) -> "Self":
         """Build one for the socket of a network; `kwargs` go to the constructor."""
+        build: Callable[..., Self] = cls  # each subclass has a constructor of its own
         token_dim, pooled_dim = socket(unet)
-        return cls(token_dim=token_dim, pooled_dim=pooled_dim, **kwargs)
+        return build(token_dim=token_dim, pooled_dim=pooled_dim, **kwargs)
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_config(
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: object
+    ) -> "Self | tuple[Self, dict[str, object]]":
         """As diffusers' own, with room for `null_tokens`, which no constructor needs to know."""
-        config = dict(config)
-        length = config.pop("null_length", None)
-        found = super().from_config(config, return_unused_kwargs, **kwargs)
+        own = dict(config)
+        length = own.pop("null_length", None)
+        adapter, unused = super().from_config(own, return_unused_kwargs=True, **kwargs)
         if length:
-            adapter = found[0] if return_unused_kwargs else found
-            adapter.set_null_tokens(torch.zeros(1, length, config["token_dim"]))
-        return found
+            adapter.set_null_tokens(torch.zeros(1, length, own["token_dim"]))
+        return (adapter, unused) if return_unused_kwargs else adapter
 
     def set_null_tokens(self, tokens: Tensor) -> None:
         """Let `tokens` (1, L, token_dim) be what "no condition" is."""
@@ -152,7 +174,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         self.register_to_config(null_length=tokens.shape[1])
 
     def inherit_null(self, parent: nn.Module | None) -> None:
-        """Take over the `null_tokens` of the adapter that told this one's UNet before, unless it has its own."""
+        """Take over the `null_tokens` of the adapter that this one replaces, unless it has its own."""
         tokens = getattr(parent, "null_tokens", None)
         if self.null_tokens is None and tokens is not None and self.config.get("token_dim") == tokens.shape[-1]:
             self.set_null_tokens(tokens)
@@ -171,7 +193,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         return inputs
 
     def forward(self, features: Features) -> Conditioning:
-        """Features to what the UNet is told; the trained part."""
+        """Features to the UNet's conditioning inputs; the trained part."""
         raise TypeError(f"{type(self).__name__} must define forward(features)")
 
     def null_like(self, cond: Conditioning) -> Conditioning:
@@ -184,29 +206,31 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
             return Conditioning(None if cond.tokens is None else torch.zeros_like(cond.tokens), cond.mask, pooled)
         return Conditioning(self.null_tokens.to(cond.tokens).expand(len(cond), -1, -1), None, pooled)
 
-    def keep(self, coins: Tensor, probability: float) -> Tensor:
-        """Condition dropout: which images of a batch are told their condition.
+    def keep(self, draws: Tensor, probability: float) -> Tensor:
+        """Condition dropout: which images of a batch keep their condition.
 
         Args:
-            coins: (B, num_coins), uniform in [0, 1).
-            probability: that an image is told nothing.
+            draws: (B, num_dropout_draws), uniform in [0, 1).
+            probability: of dropping the condition of an image.
 
         Returns:
-            What the first argument of `Conditioning.where` is: (B,) bool.
+            The first argument of `Conditioning.where`: (B,) bool.
         """
-        return coins[:, 0] >= probability
+        return draws[:, 0] >= probability
 
-    def fill(self, tokens: Tensor | None = None, mask: Tensor | None = None, pooled: Tensor | None = None):
-        """A Conditioning with zeros in every input of the socket that was not given.
+    def to_conditioning(
+        self, tokens: Tensor | None = None, mask: Tensor | None = None, pooled: Tensor | None = None
+    ) -> Conditioning:
+        """A Conditioning with zeros in every input of the socket that is None here.
 
-        Where there are `null_tokens`, tokens are what is added to them, so that zeros tell nothing still: a single
+        Where there are `null_tokens`, tokens are added to them, so that zeros still mean no condition: a single
         vector to each of them, a sequence (where `mask` is True) to the first of them; what is longer is cut.
         """
-        some = pooled if tokens is None else tokens
+        given = Conditioning(tokens, mask, pooled)
         if tokens is None and self.config.token_dim is not None:
-            tokens = some.new_zeros(len(some), 1, self.config.token_dim)  # (B, 1, token_dim)
+            tokens = given._first.new_zeros(len(given), 1, self.config.token_dim)  # (B, 1, token_dim)
         if pooled is None and self.config.pooled_dim is not None:
-            pooled = some.new_zeros(len(some), self.config.pooled_dim)  # (B, pooled_dim)
+            pooled = given._first.new_zeros(len(given), self.config.pooled_dim)  # (B, pooled_dim)
         if tokens is None or self.null_tokens is None:
             return Conditioning(tokens, mask, pooled)
         if mask is not None:
@@ -214,6 +238,29 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         if mask is not None or tokens.shape[1] > 1:
             tokens = F.pad(tokens, (0, 0, 0, self.null_tokens.shape[1] - tokens.shape[1]))  # a negative number cuts
         return Conditioning(self.null_tokens.to(tokens) + tokens, None, pooled)  # (B, L, token_dim)
+
+    # ---------------------------------------------------------------- names of before, until the next release
+
+    def fill(
+        self, tokens: Tensor | None = None, mask: Tensor | None = None, pooled: Tensor | None = None
+    ) -> Conditioning:
+        """The old name of `to_conditioning`."""
+        _renamed("fill", "to_conditioning")
+        return self.to_conditioning(tokens, mask, pooled)
+
+    @property
+    def num_coins(self) -> int:
+        """The old name of `num_dropout_draws`."""
+        return self.num_dropout_draws
+
+    @num_coins.setter
+    def num_coins(self, value: int) -> None:
+        _renamed("num_coins", "num_dropout_draws")
+        self.num_dropout_draws = value
+
+
+def _renamed(old: str, new: str) -> None:
+    warnings.warn(f"ConditioningAdapter.{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
 def zero_init(module: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """p(x|y): labels, one or several an image.
 
-This file travels with a checkpoint, behind base.py, and needs nothing else.
+This file travels with a checkpoint. It needs base.py only.
 """
 
 import difflib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ClassLabelAdapter(ConditioningAdapter):
-    """p(x|y): a learned vector for each class, beside the time embedding and as one token.
+    """p(x|y): a learned vector for each class, added to the time embedding and as one token.
 
     An image may have several labels, in a list: their vectors are summed.
 
@@ -73,13 +73,13 @@ class ClassLabelAdapter(ConditioningAdapter):
         if label is None:
             return -1
         if isinstance(label, str):
-            found = [i for i, name in self.id2label.items() if name == label] or [
+            ids = [i for i, name in self.id2label.items() if name == label] or [
                 i for i, name in self.id2label.items() if label in map(str.strip, name.split(","))
             ]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise ValueError(f"class label {label!r} is the name of {' and '.join(map(str, found))}: pass the id")
+            if len(ids) == 1:
+                return ids[0]
+            if ids:
+                raise ValueError(f"class label {label!r} is the name of {' and '.join(map(str, ids))}: pass the id")
             names = [part.strip() for name in self.id2label.values() for part in name.split(",")]
             near = difflib.get_close_matches(label, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -107,4 +107,4 @@ class ClassLabelAdapter(ConditioningAdapter):
             tokens = (self.token_proj(vector) * known)[:, None]  # (B, 1, token_dim)
         if self.config.pooled_dim is not None:
             pooled = self.pooled_proj(vector) * known  # (B, pooled_dim)
-        return self.fill(tokens=tokens, pooled=pooled)
+        return self.to_conditioning(tokens=tokens, pooled=pooled)

@@ -1,12 +1,12 @@
-"""p(x | several conditions), any of them left out.
+"""p(x | several conditions), each of them optional.
 
-This file travels with a checkpoint, after adapters/base.py and the files of its parts, and needs nothing else.
+This file travels with a checkpoint. It needs adapters/base.py and the files of its parts only.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -15,60 +15,70 @@ from torch import Tensor, nn
 from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from transformers import PreTrainedTokenizerBase
+
+Spec = dict[str, object]  # a part as the configuration holds it: name, class, from, and its constructor's arguments
 
 
 @dataclass(frozen=True)
 class _Conditions(Conditioning):
-    """Several conditions of each image. What the UNet is told: their tokens one after the other, their pooled summed.
+    """Several conditions of each image: their tokens one after the other, their pooled vectors summed.
 
-    What an image is not told has no part in attention: else it would depend on the longest caption of its batch, of
-    whose length "no caption" is.
+    A condition that an image does not have takes no part in attention: otherwise the image would depend on the longest
+    caption of its batch, since "no caption" is as long.
 
     Args:
         parts: each by itself, {"label": Conditioning, ...}.
-        told: (B, K) bool, which of them each image is told.
+        present: (B, K) bool, which of them each image has.
     """
 
     parts: dict[str, Conditioning] = field(default_factory=dict)
-    told: Tensor | None = None
+    present: Tensor | None = None
 
     @classmethod
-    def of(cls, parts: dict[str, Conditioning], told: Tensor) -> "_Conditions":
+    def of(cls, parts: dict[str, Conditioning], present: Tensor) -> "_Conditions":
         """Join conditions of the same images."""
-        pooled = [part.pooled for part in parts.values() if part.pooled is not None]
-        pooled = sum(pooled[1:], pooled[0]) if pooled else None  # (B, pooled_dim)
-        with_tokens = [
-            (part, k) for part, k in zip(parts.values(), told.unbind(dim=1), strict=True) if part.tokens is not None
-        ]
-        if not with_tokens:
-            return cls(None, None, pooled, parts, told)
-        tokens = torch.cat([part.tokens for part, _ in with_tokens], dim=1)  # (B, L1 + L2 + ..., token_dim)
-        if len(with_tokens) == 1:
-            return cls(tokens, with_tokens[0][0].mask, pooled, parts, told)
-        masks = [told.new_ones(p.tokens.shape[:2]) if p.mask is None else p.mask for p, _ in with_tokens]
-        of_all = torch.cat(masks, dim=1)  # (B, L1 + L2 + ...)
-        of_told = torch.cat([mask & k[:, None] for mask, (_, k) in zip(masks, with_tokens, strict=True)], dim=1)
-        any_told = torch.stack([k for _, k in with_tokens], dim=1).any(dim=1, keepdim=True)  # (B, 1)
-        mask = torch.where(any_told, of_told, of_all)  # attention needs a token, of zeros then
-        return cls(tokens, mask, pooled, parts, told)
+        vectors = [part.pooled for part in parts.values() if part.pooled is not None]
+        pooled = sum(vectors[1:], vectors[0]) if vectors else None  # (B, pooled_dim)
+        sequences, masks, is_present = [], [], []
+        for part, k in zip(parts.values(), present.unbind(dim=1), strict=True):
+            if part.tokens is None:
+                continue
+            sequences.append(part.tokens)
+            masks.append(part.mask)
+            is_present.append(k)  # (B,)
+        if not sequences:
+            return cls(None, None, pooled, parts, present)
+        tokens = torch.cat(sequences, dim=1)  # (B, L1 + L2 + ..., token_dim)
+        if len(sequences) == 1:
+            return cls(tokens, masks[0], pooled, parts, present)
+        full = [present.new_ones(x.shape[:2]) if m is None else m for x, m in zip(sequences, masks, strict=True)]
+        of_all = torch.cat(full, dim=1)  # (B, L1 + L2 + ...)
+        of_present = torch.cat([m & k[:, None] for m, k in zip(full, is_present, strict=True)], dim=1)
+        any_present = torch.stack(is_present, dim=1).any(dim=1, keepdim=True)  # (B, 1)
+        mask = torch.where(any_present, of_present, of_all)  # attention needs a token, of zeros then
+        return cls(tokens, mask, pooled, parts, present)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "_Conditions":
-        return self.of({name: part.map(function) for name, part in self.parts.items()}, function(self.told))
+        present = function(cast(Tensor, self.present))
+        return self.of({name: part.map(function) for name, part in self.parts.items()}, present)
 
-    def where(self, keep: Tensor, other: "_Conditions") -> "_Conditions":
+    def where(self, keep: Tensor, other: Conditioning) -> "_Conditions":
         """`keep` is (B,) for all conditions of an image, or (B, K) for each of them, in their order."""
+        other = cast(_Conditions, other)
         keep = keep.reshape(len(keep), -1).expand(-1, len(self.parts))  # (B, K)
         pairs = zip(self.parts.items(), keep.unbind(dim=1), strict=True)
         parts = {name: part.where(k, other.parts[name]) for (name, part), k in pairs}
-        return self.of(parts, torch.where(keep, self.told, other.told))
+        return self.of(parts, torch.where(keep, self.present, other.present))
 
 
 class CompositeAdapter(ConditioningAdapter):
-    """p(x | several conditions): an adapter for each, told together.
+    """p(x | several conditions): an adapter for each.
 
-    A raw condition is a dictionary, such as {"label": "cat", "text": "a cat on a mat"}; what is not in it, or None, is
-    left out. None leaves out all of them.
+    A raw condition is a dictionary, such as {"label": "cat", "text": "a cat on a mat"}; a
+    condition that is missing, or None, has no effect. None in place of the dictionary: no condition at all.
 
     Guidance may have a scale for each, `guidance_scale={"text": 5, "label": 2}` (1 for those not named). Written for
     conditions c_1, c_2 in their order, after InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800, Eq. 3):
@@ -80,8 +90,8 @@ class CompositeAdapter(ConditioningAdapter):
 
     Args:
         adapters: by name, in the order of guidance, built for the same UNet; or a list, as the configuration holds it.
-        dropout: the probability, in training, that a condition is left out, by name; default 0.1 each. Beside it
-            `--condition_dropout` leaves out all at once.
+        dropout: the probability, in training, of dropping a condition, by name; default 0.1 each. In addition
+            `--condition_dropout` drops all at once.
 
     Raises:
         ValueError: a raw condition, `dropout` or `guidance_scale` names a condition that there is not.
@@ -98,7 +108,7 @@ class CompositeAdapter(ConditioningAdapter):
     @register_to_config
     def __init__(
         self,
-        adapters: dict[str, ConditioningAdapter] | list[dict[str, Any]],
+        adapters: dict[str, ConditioningAdapter] | list[Spec],
         dropout: dict[str, float] | None = None,
         token_dim: int | None = None,
         pooled_dim: int | None = None,
@@ -107,7 +117,7 @@ class CompositeAdapter(ConditioningAdapter):
         if not adapters:
             raise ValueError("CompositeAdapter needs at least one adapter by name")
         # A list, for diffusers sorts the keys of a configuration.
-        parts = adapters if isinstance(adapters, dict) else {spec["name"]: _build(spec) for spec in adapters}
+        parts = adapters if isinstance(adapters, dict) else {str(spec["name"]): _build(spec) for spec in adapters}
         sockets = {(part.config.token_dim, part.config.pooled_dim) for part in parts.values()}
         if len(sockets) > 1:
             raise ValueError(f"the adapters are for different UNets, of sockets {sorted(sockets, key=str)}")
@@ -115,7 +125,7 @@ class CompositeAdapter(ConditioningAdapter):
             raise ValueError(f"dropout names {sorted(unknown)}, and the conditions are {list(parts)}")
         self.parts = nn.ModuleDict(parts)
         self.dropout = [(dropout or {}).get(name, 0.1) for name in parts]
-        self.num_coins = 1 + len(parts)
+        self.num_dropout_draws = 1 + len(parts)
         ((token_dim, pooled_dim),) = sockets
         self.register_to_config(token_dim=token_dim, pooled_dim=pooled_dim)
         self._register_parts()
@@ -124,23 +134,28 @@ class CompositeAdapter(ConditioningAdapter):
         self.register_to_config(adapters=[{"name": name} | _spec(part) for name, part in self.parts.items()])
 
     @classmethod
-    def for_unet(
-        cls, unet: nn.Module, adapters: dict[str, Any], dropout: dict[str, float] | None = None, **kwargs: Any
-    ):
+    def for_unet(  # type: ignore[override]  # it names two of its keywords
+        cls,
+        unet: nn.Module,
+        adapters: dict[str, ConditioningAdapter | Spec] | None = None,
+        dropout: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> "Self":
         """Build one for the socket of `unet`; `kwargs`, such as text_encoder, go to the parts that know them.
 
         Args:
             adapters: by name, built for this UNet or to be built: {"class": "ClassLabelAdapter", "num_classes": 2}.
         """
-        parts = {}
-        for name, given in adapters.items():
+        parts: dict[str, ConditioningAdapter] = {}
+        for name, given in (adapters or {}).items():
             if isinstance(given, dict):
                 part = _class_of({"name": name} | given)
                 known = inspect.signature(part.for_unet).parameters
                 more = {k: v for k, v in kwargs.items() if k in known}
                 given = part.for_unet(unet, **more, **_arguments(given))
             parts[name] = given
-        return cls(parts, dropout)
+        adapter: Self = cls(parts, dropout)
+        return adapter
 
     def inherit_null(self, parent: nn.Module | None) -> None:
         for part in self.parts.values():
@@ -148,7 +163,7 @@ class CompositeAdapter(ConditioningAdapter):
         self._register_parts()
 
     def preprocess(
-        self, raw: list[dict[str, Any] | None], processor: "PreTrainedTokenizerBase | None" = None
+        self, raw: list[dict[str, object] | None], processor: "PreTrainedTokenizerBase | None" = None
     ) -> Features:
         for condition in raw:
             if condition is not None and not isinstance(condition, dict):
@@ -159,58 +174,59 @@ class CompositeAdapter(ConditioningAdapter):
                 raise ValueError(
                     f"condition {condition!r} has {sorted(unknown)}, and the conditions are {list(self.parts)}"
                 )
-        told = [[(condition or {}).get(name) is not None for name in self.parts] for condition in raw]
-        found = {"told": torch.tensor(told)}  # (B, K)
+        present = [[(condition or {}).get(name) is not None for name in self.parts] for condition in raw]
+        features = {"present": torch.tensor(present)}  # (B, K)
         for name, part in self.parts.items():
             inputs = part.preprocess([(condition or {}).get(name) for condition in raw], processor)
-            found |= {f"{name}.{key}": x for key, x in inputs.items()}
-        return found
+            features |= {f"{name}.{key}": x for key, x in inputs.items()}
+        return features
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
         each = {name: part.encode(_of_part(inputs, name), encoder) for name, part in self.parts.items()}
-        found = {f"{name}.{key}": x for name, features in each.items() for key, x in features.items()}
-        return {"told": inputs["told"]} | found
+        joined = {f"{name}.{key}": x for name, features in each.items() for key, x in features.items()}
+        return {"present": inputs["present"]} | joined
 
     def forward(self, features: Features) -> _Conditions:
         parts = {name: part(_of_part(features, name)) for name, part in self.parts.items()}
-        return _Conditions.of(parts, features["told"])
+        return _Conditions.of(parts, features["present"])
 
-    def null_like(self, cond: _Conditions) -> _Conditions:
+    def null_like(self, cond: Conditioning) -> _Conditions:
+        cond = cast(_Conditions, cond)
         parts = {name: part.null_like(cond.parts[name]) for name, part in self.parts.items()}
-        return _Conditions.of(parts, torch.zeros_like(cond.told))
+        return _Conditions.of(parts, torch.zeros_like(cast(Tensor, cond.present)))
 
-    def keep(self, coins: Tensor, probability: float) -> Tensor:
-        """(B, 1 + K) to (B, K) bool: the first coin is for all, the others for each."""
-        return (coins[:, :1] >= probability) & (coins[:, 1:] >= coins.new_tensor(self.dropout))
+    def keep(self, draws: Tensor, probability: float) -> Tensor:
+        """(B, 1 + K) to (B, K) bool: the first number decides on all conditions, the others on one each."""
+        return (draws[:, :1] >= probability) & (draws[:, 1:] >= draws.new_tensor(self.dropout))
 
 
 def _of_part(features: Features, name: str) -> Features:
     return {key.removeprefix(f"{name}."): x for key, x in features.items() if key.startswith(f"{name}.")}
 
 
-def _spec(part: ConditioningAdapter) -> dict[str, Any]:
+def _spec(part: ConditioningAdapter) -> Spec:
     """A part as the configuration holds it."""
     arguments = {k: v for k, v in part.config.items() if not k.startswith("_")}
     return {"class": type(part).__name__, "from": type(part).__module__, **arguments}
 
 
-def _arguments(spec: dict[str, Any]) -> dict[str, Any]:
-    """Those of the constructor."""
+def _arguments(spec: Spec) -> Spec:
+    """The constructor's arguments of a part's configuration."""
     return {k: v for k, v in spec.items() if k not in ("name", "class", "from")}
 
 
-def _build(spec: dict[str, Any]) -> ConditioningAdapter:
-    return _class_of(spec).from_config(_arguments(spec))
+def _build(spec: Spec) -> ConditioningAdapter:
+    return cast(ConditioningAdapter, _class_of(spec).from_config(_arguments(spec)))
 
 
-def _class_of(spec: dict[str, Any]) -> type[ConditioningAdapter]:
+def _class_of(spec: Spec) -> type[ConditioningAdapter]:
     """The class that a part's configuration names, of those that are imported."""
     known, home = [ConditioningAdapter], spec.get("from")
     for cls in known:  # grows while it is walked
         known += cls.__subclasses__()
-    found = [cls for cls in known if cls.__name__ == spec.get("class")]
-    found = [cls for cls in found if cls.__module__ == home] or found
-    if not found:
-        package = f", of the package {home.split('.')[0]!r}: install and import it" if home else ""
+    named = [cls for cls in known if cls.__name__ == spec.get("class")]
+    named = [cls for cls in named if cls.__module__ == home] or named
+    if not named:
+        package = f", of the package {str(home).split('.')[0]!r}: install and import it" if home else ""
         raise ValueError(f"the condition {spec['name']!r} has an unknown adapter class {spec.get('class')!r}{package}")
-    return found[0]
+    return named[0]

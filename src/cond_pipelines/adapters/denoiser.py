@@ -76,5 +76,5 @@ def size_multiple(net: nn.Module) -> int:
     """Height and width of x_t must be multiples of this. A network of your own says so in its `size_multiple`."""
     net = unwrapped(net)
     if isinstance(net, UNet2DModel):
-        return 2 ** (len(net.config.block_out_channels) - 1)
-    return getattr(net, "size_multiple", 1)  # UNet2DConditionModel takes any size
+        return int(2 ** (len(net.config.block_out_channels) - 1))
+    return int(getattr(net, "size_multiple", 1))  # UNet2DConditionModel takes any size

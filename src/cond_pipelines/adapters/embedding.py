@@ -1,10 +1,10 @@
 """p(x|v) for any vector v of each image: CLIP's image embeddings, attributes, regression targets.
 
-This file travels with a checkpoint, after adapters/base.py, and needs nothing else.
+This file travels with a checkpoint. It needs adapters/base.py only.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Feat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Vector = Tensor | np.ndarray | Sequence[float] | float
+Vector: TypeAlias = Tensor | np.ndarray | Sequence[float] | float
 
 
 class EmbeddingAdapter(ConditioningAdapter):
-    """p(x | a vector), as the decoder of unCLIP (Ramesh et al. 2022, arXiv 2204.06125, section 2.1) is told its image.
+    """p(x | a vector), as the decoder of unCLIP (Ramesh et al. 2022, arXiv 2204.06125, section 2.1) is given its image.
 
-    The vector is normalised, passes one hidden layer, and is told beside the time embedding and as `num_tokens` tokens.
+    The vector is normalised and passes one hidden layer. It is added to the time embedding and given as `num_tokens`
+    tokens.
 
     Args:
         embedding_dim: of the vectors; 1 for a single number.
@@ -69,11 +70,11 @@ class EmbeddingAdapter(ConditioningAdapter):
     def fit(self, embeddings: Iterable[Vector]) -> "EmbeddingAdapter":
         """Take mean and standard deviation from data: vectors (N, D), as `preprocess` takes them. Returns itself."""
         vectors = self.preprocess(list(embeddings))
-        found = vectors["vector"][vectors["known"]].double()  # (N, D)
-        if not len(found):
+        known = vectors["vector"][vectors["known"]].double()  # (N, D)
+        if not len(known):
             raise ValueError("there is no embedding to take the mean of: all are None")
-        std = found.std(dim=0, correction=0)
-        self.data_mean.copy_(found.mean(dim=0))
+        std = known.std(dim=0, correction=0)
+        self.data_mean.copy_(known.mean(dim=0))
         self.data_std.copy_(torch.where(std > 0, std, 1.0))  # a dimension that never varies
         return self
 
@@ -104,4 +105,4 @@ class EmbeddingAdapter(ConditioningAdapter):
             tokens = (self.token_proj(hidden) * known).unflatten(1, (self.config.num_tokens, -1))  # (B, T, token_dim)
         if self.config.pooled_dim is not None:
             pooled = self.pooled_proj(hidden) * known  # (B, pooled_dim)
-        return self.fill(tokens, None, pooled)
+        return self.to_conditioning(tokens, None, pooled)

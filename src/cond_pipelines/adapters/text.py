@@ -1,9 +1,9 @@
 """p(x|text): captions for a new UNet (TextAdapter), and as Stable Diffusion has them (PromptAdapter).
 
-This file travels with a checkpoint, after adapters/base.py, and needs nothing else.
+This file travels with a checkpoint. It needs adapters/base.py only.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, zero_init
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from transformers import PreTrainedTokenizerBase
 
 
@@ -19,7 +21,7 @@ class TextAdapter(ConditioningAdapter):
     """p(x|text): the last hidden states of any transformers text encoder (CLIP, T5, BERT-like, GPT-like).
 
     The hidden states are normalised, because encoders differ in scale by orders of magnitude, then projected to the
-    socket: each token for cross-attention, their mean beside the time embedding. Tokenizers are used as they are: we
+    socket: each token for cross-attention, their mean with the time embedding. Tokenizers are used as they are: we
     pad by hand with a mask, so a tokenizer without a pad token (the GPT kind) works and is not changed.
 
     Args:
@@ -46,7 +48,7 @@ class TextAdapter(ConditioningAdapter):
             self.pooled_proj = zero_init(nn.Linear(hidden_size, pooled_dim))
 
     @classmethod
-    def for_unet(cls, unet: nn.Module, text_encoder: nn.Module | None = None, **kwargs: Any) -> "TextAdapter":
+    def for_unet(cls, unet: nn.Module, text_encoder: nn.Module | None = None, **kwargs: object) -> "Self":
         """Build one for the socket of `unet` and the width and positions of `text_encoder`."""
         if text_encoder is not None:
             config = text_encoder.config.get_text_config()
@@ -69,6 +71,8 @@ class TextAdapter(ConditioningAdapter):
         }
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
+        if encoder is None:
+            raise ValueError("TextAdapter.encode needs the text encoder: encode(inputs, text_encoder)")
         mask = inputs["attention_mask"]
         present = mask.any(dim=1, keepdim=True)  # (B, 1)
         # An encoder given only masked tokens answers NaN; those rows are zeroed in forward anyway.
@@ -88,7 +92,7 @@ class TextAdapter(ConditioningAdapter):
             weight = mask[..., None].to(hidden_states.dtype)  # (B, L, 1)
             mean = (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # (B, D)
             pooled = self.pooled_proj(mean) * present  # (B, pooled_dim)
-        return self.fill(tokens, mask | ~present, pooled)
+        return self.to_conditioning(tokens, mask | ~present, pooled)
 
 
 class PromptAdapter(ConditioningAdapter):
@@ -130,8 +134,8 @@ class PromptAdapter(ConditioningAdapter):
         unet: nn.Module,
         text_encoder: nn.Module | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
-        **kwargs: Any,
-    ) -> "PromptAdapter":
+        **kwargs: object,
+    ) -> "Self":
         """Build one for the socket of `unet`; with `text_encoder` and `tokenizer` it knows the empty prompt.
 
         Raises:
@@ -166,17 +170,18 @@ class PromptAdapter(ConditioningAdapter):
         return {
             "input_ids": inputs.input_ids,  # (B, L)
             "attention_mask": present.expand_as(inputs.input_ids).long(),  # (B, L): padding counts
-            "tokenizer_mask": inputs.attention_mask,  # (B, L): it does not, for the few encoders that are told
+            "tokenizer_mask": inputs.attention_mask,  # (B, L): without padding, for the few encoders that take it
         }
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
-        told = getattr(encoder.config, "use_attention_mask", False)
-        mask = inputs["tokenizer_mask"] if told else None
+        if encoder is None:
+            raise ValueError("PromptAdapter.encode needs the text encoder: encode(inputs, text_encoder)")
+        mask = inputs["tokenizer_mask"] if getattr(encoder.config, "use_attention_mask", False) else None
         hidden_states = encoder(inputs["input_ids"], attention_mask=mask)[0]  # (B, L, token_dim)
         return {"hidden_states": hidden_states, "mask": inputs["attention_mask"].bool()}
 
     def forward(self, features: Features) -> Conditioning:
         tokens: Tensor = features["hidden_states"]  # (B, L, token_dim)
         pooled = None if self.config.pooled_dim is None else tokens.new_zeros(len(tokens), self.config.pooled_dim)
-        told = Conditioning(tokens=tokens, pooled=pooled)
-        return told.where(features["mask"].any(dim=1), self.null_like(told))
+        cond = Conditioning(tokens=tokens, pooled=pooled)
+        return cond.where(features["mask"].any(dim=1), self.null_like(cond))

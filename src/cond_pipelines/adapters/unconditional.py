@@ -1,6 +1,6 @@
 """p(x): no condition.
 
-This file travels with a checkpoint, behind base.py, and needs nothing else.
+This file travels with a checkpoint. It needs base.py only.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class UnconditionalAdapter(ConditioningAdapter):
-    """p(x): every image is told nothing.
+    """p(x): no image has a condition.
 
     Example:
         >>> adapter = UnconditionalAdapter.for_unet(unet)
@@ -39,7 +39,7 @@ class UnconditionalAdapter(ConditioningAdapter):
         n = len(features["batch"])
         pooled = None if self.config.pooled_dim is None else self.nothing.new_zeros(n, self.config.pooled_dim)
         tokens = None if self.config.token_dim is None else self.nothing.new_zeros(n, 1, self.config.token_dim)
-        return self.fill(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)
+        return self.to_conditioning(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)
 
     def null_like(self, cond: Conditioning) -> Conditioning:
         return cond

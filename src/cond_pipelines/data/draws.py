@@ -27,7 +27,7 @@ def draw(
     positions: Tensor,
     shape: tuple[int, ...],
     device: torch.device | str,
-    num_coins: int = 1,
+    num_dropout_draws: int = 1,
     num_uniforms: int = 0,
 ) -> Draws:
     """Everything random of a training step, each image's from its position.
@@ -35,15 +35,15 @@ def draw(
     Args:
         positions: (B,) int64.
         shape: (C, H, W) of one image or latent.
-        num_coins: columns of `Draws.dropout`. num_uniforms: columns of `Draws.uniform`.
+        num_dropout_draws: columns of `Draws.dropout`. num_uniforms: columns of `Draws.uniform`.
     """
-    noise, uniforms = _draw(seed, positions, shape, torch.device(device), num_coins + num_uniforms)
+    noise, uniforms = _draw(seed, positions, shape, torch.device(device), num_dropout_draws + num_uniforms)
     # Times by the golden-ratio sequence: any run of positions covers (0, 1) evenly, so the loss varies less from batch
     # to batch than with independent times (variational diffusion models, arXiv 2107.00630, appendix I.1, likewise).
     start = np.random.default_rng(seed).random()
     u = (start + positions.double() * _GOLDEN_RATIO) % 1.0
     u = u.float().clamp(1e-6, 1 - 1e-6).to(device, non_blocking=True)  # else the CPU waits for a GPU
-    return Draws(noise, u, uniforms[:, :num_coins], uniforms[:, num_coins:])
+    return Draws(noise, u, uniforms[:, :num_dropout_draws], uniforms[:, num_dropout_draws:])
 
 
 def _draw(

@@ -22,23 +22,17 @@ Extractor = Callable[[list[Image.Image]], np.ndarray]
 
 
 class _Preprocessing:
-    """What a model's preprocessor_config.json asks for, done with Pillow, so that torchvision is not needed."""
+    """A model's own preprocessing by transformers, with Pillow, so that torchvision is not needed."""
 
     def __init__(self, name_or_path: str, device: torch.device | str):
-        from transformers.image_processing_base import ImageProcessingMixin
+        from transformers import AutoImageProcessor
 
-        config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-        size = config.get("crop_size") or config.get("size") or 224
-        if isinstance(size, dict):
-            size = size.get("height") or size.get("shortest_edge")
-        self.side_px, self.device = int(size), device
-        mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
-        self.mean, self.std = (torch.tensor(x).reshape(1, 3, 1, 1).to(device) for x in (mean, std))
+        self.processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
+        self.device = device
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
-        pixels = [im.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC) for im in images]
-        x = torch.from_numpy(np.stack([np.asarray(im, dtype=np.uint8) for im in pixels])).to(self.device)
-        return (x.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # (N, 3, S, S)
+        x: torch.Tensor = self.processor(images=images, return_tensors="pt").pixel_values  # (N, 3, S, S)
+        return x.to(self.device)
 
 
 class VisionModel:
@@ -64,11 +58,11 @@ class VisionModel:
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> np.ndarray:
         out = self.model(pixel_values=self.preprocess(images))
-        if (found := getattr(out, "image_embeds", None)) is None:
-            found = getattr(out, "pooler_output", None)
-        if found is None:
-            found = out.last_hidden_state[:, 0]  # (N, D): the class token
-        return found.flatten(1).float().cpu().numpy()
+        names = ("image_embeds", "pooler_output")
+        outputs = [x for x in (getattr(out, name, None) for name in names) if x is not None]
+        pooled = outputs[0] if outputs else out.last_hidden_state[:, 0]  # (N, D): else the class token
+        features: np.ndarray = pooled.flatten(1).float().cpu().numpy()
+        return features
 
 
 class CLIPScore:
@@ -96,9 +90,9 @@ class CLIPScore:
         """(N,) float32; an image without a caption counts as one with an empty one."""
         images, scores = iter(images), []
         for start in tqdm(range(0, len(captions), batch_size), desc="CLIP score"):
-            some = captions[start : start + batch_size]
-            x = self.preprocess([image.convert("RGB") for image in itertools.islice(images, len(some))])
-            words = self.tokenizer([c or "" for c in some], padding=True, truncation=True, return_tensors="pt")
+            batch = captions[start : start + batch_size]
+            x = self.preprocess([image.convert("RGB") for image in itertools.islice(images, len(batch))])
+            words = self.tokenizer([c or "" for c in batch], padding=True, truncation=True, return_tensors="pt")
             out = self.model(pixel_values=x, **words.to(x.device))
             cosine = (out.image_embeds * out.text_embeds).sum(dim=-1)  # (B,), both of length 1
             scores.append((100 * cosine).clamp(min=0).cpu().numpy())
@@ -116,9 +110,9 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
         read = load_object(name, num_arguments=1)
 
         def read_names(images: list[Image.Image]) -> np.ndarray:
-            found = read(images)
+            labels = read(images)
             try:
-                return np.array([[ids[x] if isinstance(x, str) else int(x)] for x in found], np.float32)
+                return np.array([[ids[x] if isinstance(x, str) else int(x)] for x in labels], np.float32)
             except (TypeError, ValueError, KeyError) as error:
                 raise UserError(f"--classifier {name}: it must give ids or names of classes: {error}") from error
 
@@ -166,17 +160,18 @@ def extract(
     extractor: Extractor, images: Iterable[Image.Image], total: int, batch_size: int = 64, what: str = ""
 ) -> np.ndarray:
     """Features of `total` images, (N, D) float32, with a progress bar."""
-    parts, some = [], []
+    parts: list[np.ndarray] = []
+    batch: list[Image.Image] = []
     with tqdm(total=total, desc=f"Features of {what}") as bar:
         for image in images:
-            some.append(image.convert("RGB"))
-            if len(some) == batch_size:
-                parts.append(_checked(extractor(some), len(some)))
-                bar.update(len(some))
-                some = []
-        if some:
-            parts.append(_checked(extractor(some), len(some)))
-            bar.update(len(some))
+            batch.append(image.convert("RGB"))
+            if len(batch) == batch_size:
+                parts.append(_checked(extractor(batch), len(batch)))
+                bar.update(len(batch))
+                batch = []
+        if batch:
+            parts.append(_checked(extractor(batch), len(batch)))
+            bar.update(len(batch))
     return np.concatenate(parts)
 
 

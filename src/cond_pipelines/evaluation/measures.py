@@ -35,11 +35,11 @@ class Gaussian:
     def of(cls, features: np.ndarray) -> "Gaussian":
         """Of (N, D) features, in blocks."""
         dim = features.shape[1]
-        found = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        total = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
         for start in range(0, len(features), _BLOCK):
             x = torch.from_numpy(np.ascontiguousarray(features[start : start + _BLOCK])).double()  # (b, D)
-            found = found + cls(len(x), x.sum(dim=0), x.T @ x)
-        return found
+            total = total + cls(len(x), x.sum(dim=0), x.T @ x)
+        return total
 
     def __add__(self, other: "Gaussian") -> "Gaussian":
         return Gaussian(self.n + other.n, self.total + other.total, self.outer + other.outer)
@@ -81,13 +81,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = 50, size: int =
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
 
-    found = []
+    distances = []
     for _ in range(subsets):
         x, y = (torch.from_numpy(f[rng.choice(len(f), size, replace=False)]).double() for f in (a, b))
         xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        found.append((within - 2 * xy.mean()).item())
-    return np.array(found)
+        distances.append((within - 2 * xy.mean()).item())
+    return np.array(distances)
 
 
 def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, Tensor]]:
@@ -103,11 +103,11 @@ def nearest(a: np.ndarray, b: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.nd
     distances, indices = torch.full((len(a), k), float("inf")), torch.zeros((len(a), k), dtype=torch.int64)
     for i, j, block in _blocks(a, b):
         here = slice(i, i + block.shape[0])
-        found = block.topk(min(k, block.shape[1]), dim=1, largest=False)
-        values = torch.cat([distances[here], found.values], dim=1)
+        nearer = block.topk(min(k, block.shape[1]), dim=1, largest=False)
+        values = torch.cat([distances[here], nearer.values], dim=1)
         best = values.topk(k, dim=1, largest=False)
         distances[here] = best.values
-        indices[here] = torch.cat([indices[here], found.indices + j], dim=1).gather(1, best.indices)
+        indices[here] = torch.cat([indices[here], nearer.indices + j], dim=1).gather(1, best.indices)
     return distances.numpy(), indices.numpy()
 
 
@@ -117,8 +117,8 @@ def radius(features: np.ndarray, k: int = 5) -> Tensor:
 
     def merge(start: int, block: Tensor) -> None:
         here = slice(start, start + block.shape[0])
-        found = block.topk(min(k, block.shape[1]), dim=1, largest=False).values
-        distances[here] = torch.cat([distances[here], found], dim=1).topk(k, dim=1, largest=False).values
+        nearer = block.topk(min(k, block.shape[1]), dim=1, largest=False).values
+        distances[here] = torch.cat([distances[here], nearer], dim=1).topk(k, dim=1, largest=False).values
 
     for i in range(0, len(features), _BLOCK):  # each pair of blocks once: distances are symmetric
         x = torch.from_numpy(np.ascontiguousarray(features[i : i + _BLOCK]))
@@ -159,8 +159,8 @@ def manifolds(
         inside[columns] += in_real.sum(dim=0)
         coverage[rows] |= in_real.any(dim=1)
         recall[rows] |= (block <= fake_radius[None, columns]).any(dim=1)
-    found = {"precision": inside > 0, "density": inside / k, "recall": recall, "coverage": coverage}
-    return {name: value.double().numpy() for name, value in found.items()}
+    values = {"precision": inside > 0, "density": inside / k, "recall": recall, "coverage": coverage}
+    return {name: value.double().numpy() for name, value in values.items()}
 
 
 def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -180,7 +180,7 @@ class Probe:
 
     Example:
         >>> probe = Probe(train_features, train_labels)
-        >>> probe(fake_features) == asked_labels
+        >>> probe(fake_features) == labels
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, most: int = 20_000, seed: int = 0):
@@ -188,18 +188,21 @@ class Probe:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        some = np.random.default_rng(seed).permutation(len(features))[:most]
+        rows = np.random.default_rng(seed).permutation(len(features))[:most]
         self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        self.model.fit(features[some], labels[some])
+        self.model.fit(features[rows], labels[rows])
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Labels (N,)."""
         return self.model.predict(features)
 
 
-def confusion(asked: np.ndarray, read: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often each class was asked for (rows) and read (columns): (K, K) int."""
-    return np.bincount(asked * num_classes + read, minlength=num_classes**2).reshape(num_classes, num_classes)
+def confusion(conditions: np.ndarray, read: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each class was the condition (rows) and was read in the sample (columns): (K, K) int."""
+    from sklearn.metrics import confusion_matrix
+
+    counts: np.ndarray = confusion_matrix(conditions, read, labels=range(num_classes))
+    return counts
 
 
 def imbalance(read: np.ndarray, frequency: np.ndarray) -> float:
@@ -207,8 +210,8 @@ def imbalance(read: np.ndarray, frequency: np.ndarray) -> float:
 
     0: as often as in the data; 0.1: one sample in ten would have to be of another class.
     """
-    found = np.bincount(read, minlength=len(frequency)) / len(read)
-    return float(np.abs(found - frequency).sum() / 2)
+    shares = np.bincount(read, minlength=len(frequency)) / len(read)
+    return float(np.abs(shares - frequency).sum() / 2)
 
 
 class Retrieval:
@@ -219,7 +222,7 @@ class Retrieval:
 
     Example:
         >>> retrieval = Retrieval(train_images, train_texts)
-        >>> retrieval(fake_images, asked_texts)["r_at_1"]
+        >>> retrieval(fake_images, their_texts)["r_at_1"]
     """
 
     def __init__(self, images: np.ndarray, texts: np.ndarray):
@@ -240,11 +243,11 @@ class Retrieval:
             pool: (P, E) captions from which the other choices are drawn; default: `texts`.
         """
         mapped = _unit(self.model.predict(images))  # (N, E)
-        asked = _unit(texts - self.centre)  # (N, E)
-        others = asked if pool is None else _unit(pool - self.centre)  # (P, E)
-        known, which = np.unique(np.concatenate([asked, others]).round(5), axis=0, return_inverse=True)  # (K, E)
-        which, rng = which.reshape(-1)[: len(asked)], np.random.default_rng(seed)
-        own = (mapped * asked).sum(axis=1)  # (N,)
+        own_texts = _unit(texts - self.centre)  # (N, E)
+        others = own_texts if pool is None else _unit(pool - self.centre)  # (P, E)
+        known, which = np.unique(np.concatenate([own_texts, others]).round(5), axis=0, return_inverse=True)  # (K, E)
+        which, rng = which.reshape(-1)[: len(own_texts)], np.random.default_rng(seed)
+        own = (mapped * own_texts).sum(axis=1)  # (N,)
         ranks, wins = np.zeros(len(images)), np.zeros(len(images))
         for i in range(len(images)):
             wrong = np.flatnonzero(np.arange(len(known)) != which[i])
@@ -262,9 +265,13 @@ def _unit(x: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------- how sure
 def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of one value an image (Efron 1979)."""
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    return tuple(float(q) for q in np.quantile(means, [0.025, 0.975]))
+    from scipy.stats import bootstrap
+
+    if len(values) == 1:  # scipy refuses it
+        return float(values[0]), float(values[0])
+    options = {"n_resamples": resamples, "batch": max(1, 10**6 // len(values)), "rng": np.random.default_rng(seed)}
+    low, high = bootstrap((values,), np.mean, method="percentile", **options).confidence_interval
+    return float(low), float(high)
 
 
 def interval_of(
@@ -272,12 +279,13 @@ def interval_of(
 ) -> tuple[float, float]:
     """95 % bootstrap interval of any statistic of values an image, none below 0.
 
-    Its spread is the bootstrap's, its centre the statistic itself, since distances grow when values are drawn twice.
+    Its spread is the bootstrap's, its centre the statistic itself, since distances grow when values are drawn twice:
+    scipy.stats.bootstrap has no such interval.
     """
     rng, count = np.random.default_rng(seed), len(values[0])
     drawn = (rng.integers(count, size=count) for _ in range(resamples))
-    found = np.array([statistic(*(v[rows] for v in values)) for rows in drawn])
-    low, high = np.quantile(found - found.mean() + statistic(*values), [0.025, 0.975])
+    resampled = np.array([statistic(*(v[rows] for v in values)) for rows in drawn])
+    low, high = np.quantile(resampled - resampled.mean() + statistic(*values), [0.025, 0.975])
     return max(0.0, float(low)), float(high)
 
 
@@ -302,12 +310,16 @@ def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]
     return max(0.0, distance + low), distance + high
 
 
-def calibration_error(sure: np.ndarray, right: np.ndarray, num_bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3): 0 where 80 % sure is right in 80 %.
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3).
+
+    0 where answers of confidence 0.8 are right in 80 % of the cases.
+
+    torchmetrics' BinaryCalibrationError gives the same number (a test compares); three lines are no reason to need it.
 
     Args:
-        sure: (N,) probabilities of what was chosen. right: (N,) 1 where that was right, otherwise 0.
+        confidence: (N,) probabilities of the chosen class. correct: (N,) 1 where it was right, otherwise 0.
     """
-    part = np.minimum((sure * num_bins).astype(int), num_bins - 1)
-    gaps = [abs(right[part == b].sum() - sure[part == b].sum()) for b in range(num_bins)]
-    return float(sum(gaps) / len(sure))
+    part = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = [abs(correct[part == b].sum() - confidence[part == b].sum()) for b in range(num_bins)]
+    return float(sum(gaps) / len(confidence))

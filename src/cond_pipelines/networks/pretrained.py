@@ -8,17 +8,20 @@ The images stay the same bit for bit. From there any setting is a swap of the ad
 
 import inspect
 import logging
+from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from ..adapters.base import ConditioningAdapter
+from ..adapters.denoiser import Network
 from ..adapters.text import PromptAdapter
 from ..adapters.unconditional import UnconditionalAdapter
 from ..errors import UserError, reading
 from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.remote_code import _HUB_ARGUMENTS
 from ..pipelines.settings import TextToImagePipeline, UnconditionalPipeline
 from .surgery import with_socket
 
@@ -27,11 +30,12 @@ PARENTS: dict[str, type[ConditionalPipeline]] = {
     **dict.fromkeys(_STABLE_DIFFUSION, TextToImagePipeline),
     **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "UNet2DModel"), UnconditionalPipeline),
 }
+PathOrName = str | Path
 # Components that are not read, whatever a repository says they are.
 IGNORED = dict.fromkeys(_STABLE_DIFFUSION, ("safety_checker", "feature_extractor", "image_encoder"))
 
 
-def load_pipeline(name_or_path: Any, flag: str = "", **kwargs: Any) -> ConditionalPipeline:
+def load_pipeline(name_or_path: PathOrName, flag: str = "", **kwargs: Any) -> ConditionalPipeline:
     """`ConditionalPipeline.from_pretrained` for a command, where a missing or damaged model is an error in one line.
 
     Args:
@@ -49,17 +53,17 @@ def load_pipeline(name_or_path: Any, flag: str = "", **kwargs: Any) -> Condition
     return pipe
 
 
-def index_of_unet(name_or_path: Any, **hub: Any) -> dict[str, Any] | None:
+def index_of_unet(name_or_path: PathOrName, **hub: object) -> dict[str, Any] | None:
     """In place of model_index.json, where a folder or repository holds a UNet2DModel at its root, and no pipeline."""
     try:
-        index = UNet2DModel.load_config(name_or_path, **hub)
+        index: dict[str, Any] = UNet2DModel.load_config(name_or_path, **hub)
     except OSError:
         return None
     return index if index.get("_class_name") == "UNet2DModel" else None
 
 
 def load(
-    cls: type[ConditionalPipeline], name_or_path: Any, index: dict[str, Any], **kwargs: Any
+    cls: type[ConditionalPipeline], name_or_path: PathOrName, index: dict[str, Any], **kwargs: Any
 ) -> ConditionalPipeline:
     """A checkpoint of one of PARENTS as the pipeline of its setting.
 
@@ -91,9 +95,8 @@ def load(
     return convert(right, diffusers.DDPMPipeline(unet, scheduler), **given)
 
 
-def _bare_scheduler(name_or_path: Any, **kwargs: Any) -> Any:
-    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
-    hub = {k: kwargs[k] for k in hub if k in kwargs}
+def _bare_scheduler(name_or_path: PathOrName, **kwargs: object) -> SchedulerMixin:
+    hub = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
     name = diffusers.DDPMScheduler.load_config(name_or_path, **hub).get("_class_name", "")
     scheduler = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if scheduler is None:
@@ -105,7 +108,7 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
     """One of PARENTS as a `cls`; `given` are components, and arguments of its constructor, that replace the parent's.
 
     Raises:
-        ValueError: an adapter is needed, or the parent is none that we know how to tell something.
+        ValueError: an adapter is needed, or the UNet of the parent has an input that no adapter gives.
     """
     class_name = type(parent).__name__
     given = {name: value for name, value in given.items() if name != "adapter" or value is not None}
@@ -125,24 +128,29 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
     dtype = given.pop("dtype", None) or given.pop("torch_dtype", None)
     parts |= given
     is_text = class_name in _STABLE_DIFFUSION
-    told = PromptAdapter.for_unet(parent.unet, parent.text_encoder, parent.tokenizer) if is_text else None
+    prompt_adapter = PromptAdapter.for_unet(parent.unet, parent.text_encoder, parent.tokenizer) if is_text else None
     if "adapter" not in parts:
-        parts["adapter"] = told if is_text and cls.conditioning == told.conditioning else _untold(cls, parts["unet"])
-    parts["adapter"].inherit_null(told)
+        parts["adapter"] = (
+            prompt_adapter
+            if prompt_adapter is not None and cls.conditioning == prompt_adapter.conditioning
+            else _unconditional_adapter(cls, parts["unet"])
+        )
+    parts["adapter"].inherit_null(prompt_adapter)
     if (parts["adapter"].device, parts["adapter"].dtype) != (parent.unet.device, parent.unet.dtype):
         parts["adapter"].to(parent.unet.device, parent.unet.dtype)
     pipe = cls(**parts)
     return pipe if dtype is None else pipe.to(dtype=dtype)
 
 
-def _untold(cls: type[ConditionalPipeline], unet: Any) -> ConditioningAdapter:
+def _unconditional_adapter(cls: type[ConditionalPipeline], unet: Network) -> UnconditionalAdapter:
     if cls.conditioning != UnconditionalAdapter.conditioning:
         raise ValueError(f"{cls.__name__}.from_pipe needs an adapter: pass adapter=...Adapter.for_unet(pipe.unet, ...)")
-    return UnconditionalAdapter.for_unet(unet)
+    adapter: UnconditionalAdapter = UnconditionalAdapter.for_unet(unet)
+    return adapter
 
 
-def _check_unet(unet: Any, class_name: str) -> None:
-    """Raise ValueError for a UNet that wants to be told what no adapter tells."""
+def _check_unet(unet: nn.Module, class_name: str) -> None:
+    """Raise ValueError for a UNet with conditioning inputs that no adapter gives."""
     if isinstance(unet, UNet2DModel):
         return
     names = ("time_cond_proj_dim", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
@@ -171,11 +179,11 @@ def to_stable_diffusion(pipe: ConditionalPipeline) -> DiffusionPipeline:
 
     adapter, unet, scheduler = pipe.adapter, pipe.unet, pipe.scheduler
     if not isinstance(adapter, PromptAdapter):
-        refuse(f"its {type(adapter).__name__} tells the UNet something else than the text encoder's hidden states")
+        refuse(f"its {type(adapter).__name__} gives the UNet something else than the text encoder's hidden states")
     if adapter.config.null_prompt != "":
         refuse("its text encoder was trained, so that its 'no prompt' is not the encoded empty prompt any more")
     if adapter.config.pooled_dim is not None:
-        refuse("its UNet takes a vector beside the time")
+        refuse("its UNet takes a vector with the time")
     if not isinstance(pipe.vae, AutoencoderKL) or getattr(pipe.vae.config, "shift_factor", None):
         refuse("it needs an AutoencoderKL without shift_factor")
     if not hasattr(scheduler, "scale_model_input"):

@@ -3,30 +3,31 @@
 The new UNet shares the weights that stay as they are with the old one, which is left alone.
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
-UNet = UNet2DConditionModel | UNet2DModel
+UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
 
-def reconfigured(unet: UNet, weights: dict[str, Tensor] | None = None, **changes: Any) -> UNet:
+def reconfigured(unet: UNet, weights: dict[str, Tensor] | None = None, **changes: object) -> UNet:
     """The same UNet with `changes` to its configuration, and `weights` in place of those of their names."""
     with torch.device("meta"):
-        new = type(unet).from_config(unet.config, **changes)
+        new: UNet = type(unet).from_config(unet.config, **changes)
     new.load_state_dict(unet.state_dict() | (weights or {}), assign=True)
-    return new.train(unet.training)
+    new.train(unet.training)
+    return new
 
 
 def with_socket(unet: UNet) -> UNet:
-    """A UNet2DModel that can be told a vector beside the time: no new weight, and told zeros it answers as before.
+    """A UNet2DModel that takes a vector with the time: no new weight; for zeros its output is as before.
 
     Its socket is (None, time_embed_dim). A UNet that has one already is returned as it is.
 
     Raises:
-        ValueError: it is told something else already, such as a class by its number.
+        ValueError: it has another conditioning input already, such as a class number.
 
     Example:
         >>> unet = with_socket(DDPMPipeline.from_pretrained("google/ddpm-cat-256").unet)
@@ -45,7 +46,7 @@ def with_socket(unet: UNet) -> UNet:
 def with_channels(unet: UNet, in_channels: int, out_channels: int | None = None) -> UNet:
     """The same UNet for another number of channels, which keeps its function on the channels that exist.
 
-    - More channels (RGBA, multispectral, a mask and an image beside the latents): the first are those it had. The
+    - More channels (RGBA, multispectral, a mask and an image with the latents): the first are those it had. The
       weights of the others are zero: whatever they hold, the old outputs stay, bit for bit; new outputs are zero.
     - Fewer: the first stay. The UNet answers as if the others were zero.
     - To one channel from three or four (gray from RGB, alpha left out): weights are summed over the three inputs, so a

@@ -1,13 +1,11 @@
 """One aligned table of UNet sizes, all diffusers' own `UNet2DConditionModel` with the same kind of socket."""
 
-from typing import Any
-
 from diffusers import UNet2DConditionModel
 
 # fmt: off
 #        block_out_channels          attention at level     layers  head_dim  token_dim  pooled_dim
 _SIZES = {
-    # Beside those named, every size has attention in its middle. More of it costs a small CPU more than it gives.
+    # Every size also has attention in its middle. More of it costs a small CPU more than it gives.
     "xxs": ((32, 64),                (False, True),              1,       32,        64,         64),  # tests
     "xs":  ((48, 96),                (False, False),             1,       32,        96,         96),  # 8 px
     "s":   ((32, 64, 128),           (False, False, False),      1,       32,       128,        128),  # 16 to 32 px
@@ -22,7 +20,7 @@ UNET_SIZES = tuple(_SIZES)
 
 
 def build_unet(
-    size: str = "s", *, sample_size: int | tuple[int, int] = 32, channels: int = 3, **overrides: Any
+    size: str = "s", *, sample_size: int | tuple[int, int] = 32, channels: int = 3, **overrides: object
 ) -> UNet2DConditionModel:
     """A new UNet of a named size with random weights.
 

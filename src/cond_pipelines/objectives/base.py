@@ -5,7 +5,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,6 +15,7 @@ from torch import Tensor
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # What model_index.json holds of an objective: {"name": "flow_matching", "logit_mean": 0.0, ...}
 SavedObjective = dict[str, str | float | None]
+Arguments = dict[str, object]  # keyword arguments of an objective's constructor
 
 OBJECTIVES: dict[str, type["Objective"]] = {}  # by name; the rows stand in objectives/__init__.py
 # Of the scheduler's numbers, those that must stay as they were in training; the range of sigma may be another.
@@ -29,7 +29,7 @@ class Draws:
     Args:
         noise: (B, C, H, W) standard normal float32.
         u: (B,) in (0, 1), the quantile of each image's time. Consecutive ones cover (0, 1) evenly.
-        dropout: (B, num_coins) in [0, 1), of condition dropout.
+        dropout: (B, num_dropout_draws) in [0, 1), of condition dropout.
         uniform: (B, num_uniforms) in [0, 1), where an objective needs more; see `Objective.num_uniforms`.
     """
 
@@ -41,12 +41,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class Noised:
-    """What one training step needs, all in float32.
+    """The inputs, the target and the weights of one training step, all in float32.
 
     Args:
         x_t: (B, C, H, W) the UNet's input.
         t: (B,) the UNet's `timestep`.
-        target: (B, C, H, W) what the UNet should answer.
+        target: (B, C, H, W) of the UNet's output.
         weight: (B,) of each example's mean squared error.
     """
 
@@ -78,11 +78,11 @@ class Objective(ABC):
 
     @classmethod
     @abstractmethod
-    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> Arguments | None:
         """The arguments of the constructor that a scheduler decides; None where it samples for another objective."""
 
     @staticmethod
-    def from_scheduler(scheduler: SchedulerMixin, **kwargs: Any) -> "Objective":
+    def from_scheduler(scheduler: SchedulerMixin, **kwargs: object) -> "Objective":
         """The objective whose minimiser the scheduler expects.
 
         Args:
@@ -93,10 +93,12 @@ class Objective(ABC):
             ValueError: a scheduler of no known family, or an unknown prediction_type.
         """
         cls = _family(scheduler)
-        if cls is None:
+        decided = None if cls is None else cls.scheduler_arguments(scheduler)
+        if cls is None or decided is None:
             name = type(scheduler).__name__
             raise ValueError(f"no objective for {name}: use a flow-matching, EDM or DDPM-family scheduler")
-        return cls(**cls.scheduler_arguments(scheduler), **kwargs)
+        build: Callable[..., Objective] = cls  # each subclass has a constructor of its own
+        return build(**decided, **kwargs)
 
     @staticmethod
     def from_pipeline(pipe: DiffusionPipeline) -> "Objective":
@@ -116,7 +118,8 @@ class Objective(ABC):
                 "module first"
             )
         arguments = {name: value for name, value in saved.items() if name != "name"}
-        return cls(**(cls.scheduler_arguments(scheduler) or {}) | arguments)
+        build: Callable[..., Objective] = cls
+        return build(**(cls.scheduler_arguments(scheduler) or {}) | arguments)
 
     @property
     def config(self) -> SavedObjective:
@@ -132,9 +135,10 @@ class Objective(ABC):
             arguments[name] = getattr(self, name)
         arguments = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
         try:
-            return {"name": name_of(type(self))} | json.loads(json.dumps(arguments))
+            saved: SavedObjective = json.loads(json.dumps(arguments))
         except TypeError as error:
             raise ValueError(f"{name_of(type(self))} cannot be saved with the model: {error}") from error
+        return {"name": name_of(type(self))} | saved
 
     # ------------------------------------------------------------------------------------------------ the loss
 
@@ -184,7 +188,8 @@ def name_of(cls: type[Objective]) -> str:
 
 def saved_class(saved: SavedObjective) -> type[Objective] | None:
     """The class of a saved objective, of those that are imported: a model's files never import anything."""
-    return OBJECTIVES.get(saved["name"]) or {name_of(cls): cls for cls in _subclasses(Objective)}.get(saved["name"])
+    name = str(saved["name"])
+    return OBJECTIVES.get(name) or {name_of(cls): cls for cls in _subclasses()}.get(name)
 
 
 def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin) -> None:
@@ -210,8 +215,11 @@ def _family(scheduler: SchedulerMixin) -> type[Objective] | None:
     return next((cls for cls in OBJECTIVES.values() if cls.scheduler_arguments(scheduler) is not None), None)
 
 
-def _subclasses(cls: type[Objective]) -> list[type[Objective]]:
-    return [each for direct in cls.__subclasses__() for each in [direct, *_subclasses(direct)]]
+def _subclasses() -> list[type[Objective]]:
+    classes = list(Objective.__subclasses__())
+    for cls in classes:  # grows while it is walked
+        classes += cls.__subclasses__()
+    return classes
 
 
 def _column(x: Tensor) -> Tensor:

@@ -1,12 +1,10 @@
 """Discrete-time diffusion, with the predictions and the weighting of diffusers' DDPM family."""
 
-from typing import Any
-
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .base import Noised, Objective, _column
+from .base import Arguments, Noised, Objective, _column
 
 
 class DDPM(Objective):
@@ -28,7 +26,7 @@ class DDPM(Objective):
         self.snr_gamma = snr_gamma
 
     @classmethod
-    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> Arguments | None:
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if not hasattr(scheduler, "alphas_cumprod") or prediction_type == "flow_prediction":
             return None

@@ -1,12 +1,10 @@
 """Preconditioned diffusion."""
 
-from typing import Any
-
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .base import Noised, Objective, _column, _normal_quantile
+from .base import Arguments, Noised, Objective, _column, _normal_quantile
 
 
 class EDM(Objective):
@@ -42,7 +40,7 @@ class EDM(Objective):
         self.P_mean, self.P_std = P_mean, P_std
 
     @classmethod
-    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> Arguments | None:
         if not type(scheduler).__name__.startswith("EDM"):
             return None
         return {k: scheduler.config[k] for k in ("sigma_data", "prediction_type", "sigma_min", "sigma_max")}

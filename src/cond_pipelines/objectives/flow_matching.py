@@ -1,12 +1,10 @@
 """Rectified flow."""
 
-from typing import Any
-
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .base import Noised, Objective, _column, _normal_quantile
+from .base import Arguments, Noised, Objective, _column, _normal_quantile
 
 
 class FlowMatching(Objective):
@@ -25,7 +23,7 @@ class FlowMatching(Objective):
         self.logit_std = logit_std
 
     @classmethod
-    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> dict[str, Any] | None:
+    def scheduler_arguments(cls, scheduler: SchedulerMixin) -> Arguments | None:
         is_flow = type(scheduler).__name__.startswith("FlowMatch")
         if not is_flow and scheduler.config.get("prediction_type") != "flow_prediction":
             return None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -21,15 +20,16 @@ from ..adapters.denoiser import Network, denoise, unwrapped
 from .guidance import Guidance, Step, guidance_of_scale, predictions_of, with_options
 from .image_inputs import Edit, check_call, image_processors, noise_of, num_channels_latents, prepare_edit
 from .remote_code import _INSTALLED, PortablePipeline
-from .sampling import Sampling, takes_sampling
+from .sampling import Call, Sampling, takes_sampling
+from .schedulers import set_timesteps
 from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing import Any, Unpack
 
     from cond_pipelines.adapters.base import Conditioning
 
-    from .sampling import SamplingArguments
+    from .sampling import Images, SamplingArguments
 
 
 class ConditionalPipeline(PortablePipeline):
@@ -44,7 +44,7 @@ class ConditionalPipeline(PortablePipeline):
         adapter: a ConditioningAdapter built for the UNet's socket.
         vae: AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel for latent diffusion; None for pixels.
         text_encoder, tokenizer: for adapters over text.
-        default_num_inference_steps, default_guidance_scale: what a call uses when it is not told.
+        default_num_inference_steps, default_guidance_scale: of a call that does not give them.
         value_range: {"low", "high"}, what 0 and 1 mean in the files that it learned from; see `to_values`.
         objective: the loss it was trained with, such as {"name": "flow_matching", "logit_mean": 0.0}; None: not known.
 
@@ -93,12 +93,12 @@ class ConditionalPipeline(PortablePipeline):
         objective: dict[str, object] | None,
         **modules: "nn.Module | SchedulerMixin | PreTrainedTokenizerBase | None",
     ) -> None:
-        found = getattr(modules["adapter"], "conditioning", None)
-        if modules["adapter"] is not None and self.conditioning not in (None, found):
+        setting = getattr(modules["adapter"], "conditioning", None)
+        if modules["adapter"] is not None and self.conditioning not in (None, setting):
             raise ValueError(
                 f"{type(self).__name__} needs an adapter for the setting {self.conditioning!r} and got "
-                f"{type(modules['adapter']).__name__} ({found!r}): pass "
-                f"adapter={_ADAPTERS[self.conditioning]}.for_unet(unet, ...)"
+                f"{type(modules['adapter']).__name__} ({setting!r}): pass "
+                f"adapter={_ADAPTERS[str(self.conditioning)]}.for_unet(unet, ...)"
             )
         defaults = {"num_inference_steps": default_num_inference_steps, "guidance_scale": default_guidance_scale}
         for name, value in defaults.items():
@@ -118,7 +118,7 @@ class ConditionalPipeline(PortablePipeline):
         self.image_processor, self.mask_processor = image_processors(vae, self.vae_scale_factor)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: object) -> "ConditionalPipeline":
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: "Any") -> "ConditionalPipeline":
         """Another setting on the same UNet: `ClassConditionalPipeline.from_pipe(pipe, adapter=...)`.
 
         A new adapter starts with no effect, so the new pipeline's images equal its parent's unconditional ones. The
@@ -129,18 +129,20 @@ class ConditionalPipeline(PortablePipeline):
             ValueError: an adapter is missing, or the pipeline is one that cannot be converted.
         """
         if not hasattr(pipeline, "adapter"):
-            return cls._installed("networks.pretrained").convert(cls, pipeline, **kwargs)
+            pipe: ConditionalPipeline = cls._installed("networks.pretrained").convert(cls, pipeline, **kwargs)
+            return pipe
         if kwargs.get("adapter") is not None:
             kwargs["adapter"].inherit_null(pipeline.adapter)
         # diffusers carries a model over only when its class is the annotated one, and adapters are of many classes.
         kwargs.setdefault("adapter", pipeline.adapter)
         kwargs.setdefault("dtype", pipeline.unet.dtype)
-        return super().from_pipe(pipeline, **kwargs)
+        pipe = super().from_pipe(pipeline, **kwargs)
+        return pipe
 
     # ------------------------------------------------------------ state of a call, under diffusers' names
 
     @property
-    def guidance_scale(self) -> float:
+    def guidance_scale(self) -> float | dict[str, float]:
         return self._guidance_scale
 
     @property
@@ -166,7 +168,7 @@ class ConditionalPipeline(PortablePipeline):
     # -------------------------------------------------------------------------------- the steps of a call
 
     def encode_condition(
-        self, condition: list, negative_condition: list | None = None
+        self, condition: list[object], negative_condition: list[object] | None = None
     ) -> "tuple[Conditioning, Conditioning]":
         """Raw conditions to (cond, null), the two branches of guidance, each with one row an image."""
         cond = self._condition(self._features(condition))
@@ -174,15 +176,17 @@ class ConditionalPipeline(PortablePipeline):
             return cond, self.adapter.null_like(cond)
         return cond, self._condition(self._features(negative_condition))
 
-    def _features(self, raw: list) -> dict[str, Tensor]:
+    def _features(self, raw: list[object]) -> dict[str, Tensor]:
         inputs = self.adapter.preprocess(raw, getattr(self, "tokenizer", None))
         inputs = {name: x.to(self._execution_device) for name, x in inputs.items()}
-        return self.adapter.encode(inputs, getattr(self, "text_encoder", None))
+        features: dict[str, Tensor] = self.adapter.encode(inputs, getattr(self, "text_encoder", None))
+        return features
 
     def _condition(self, features: dict[str, Tensor]) -> "Conditioning":
         device, dtype = self._execution_device, self.adapter.dtype
         features = {k: x.to(device, dtype if x.is_floating_point() else None) for k, x in features.items()}
-        return self.adapter(features).to(dtype=unwrapped(self.unet).dtype)
+        cond: Conditioning = self.adapter(features)
+        return cond.to(dtype=unwrapped(self.unet).dtype)
 
     def _null_prompt(self) -> str | None:
         """The prompt that "no prompt" is, as for Stable Diffusion, which encodes it each time; None: there is none."""
@@ -199,18 +203,10 @@ class ConditionalPipeline(PortablePipeline):
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def set_timesteps(self, num_inference_steps: int) -> Tensor:
-        """Tell the scheduler the number of steps; returns the timesteps it made. Before its noise is asked for."""
-        device = self._execution_device
+        """Set the number of steps of the scheduler, which its noise depends on; returns its timesteps."""
         if self.config.get("objective") and _INSTALLED:  # with diffusers alone a swapped scheduler is not checked
             self._installed("objectives.base").check_scheduler(self.config.objective, self.scheduler)
-        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: its own default spends a whole
-            # step on sigma < 0.001.
-            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
-        else:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        return self.scheduler.timesteps
+        return set_timesteps(self.scheduler, num_inference_steps, self._execution_device)
 
     def predict(
         self,
@@ -238,7 +234,7 @@ class ConditionalPipeline(PortablePipeline):
 
         return guidance.combine(predictions_of(guidance.branches(cond, null), of_network), step)
 
-    def _guidance_now(self, call: Sampling, cond: "Conditioning") -> Guidance:
+    def _guidance_now(self, call: Call, cond: "Conditioning") -> Guidance:
         """Of the next step: a callback may have changed the scale, and the conditions."""
         if call.guidance is None and not self.do_classifier_free_guidance:
             return Guidance()
@@ -251,7 +247,7 @@ class ConditionalPipeline(PortablePipeline):
         timesteps: Tensor,
         cond: "Conditioning",
         null: "Conditioning",
-        call: Sampling,
+        call: Call,
         edit: Edit | None = None,
     ) -> Tensor:
         """Noise to a sample: (B, C, h, w) to (B, C, h, w). The one loop of all settings."""
@@ -293,9 +289,9 @@ class ConditionalPipeline(PortablePipeline):
     @takes_sampling
     def generate(
         self, cond: "Conditioning", null: "Conditioning", **sampling: "Unpack[SamplingArguments]"
-    ) -> ImagePipelineOutput | tuple:
-        """From (cond, null) to images: what every call does once its condition is encoded; see `Sampling`."""
-        call = Sampling(**sampling).with_defaults(self)
+    ) -> "ImagePipelineOutput | Images":
+        """From (cond, null) to images: the part that every call shares; see `Sampling`."""
+        call = Sampling(**sampling).complete(self)
         check_call(self, call)
         self._guidance_scale, self._guidance_rescale = call.guidance_scale, call.guidance_rescale
         self._cross_attention_kwargs, self._interrupt = call.cross_attention_kwargs, False
@@ -304,7 +300,8 @@ class ConditionalPipeline(PortablePipeline):
         cond, null = (c.repeat_interleave(call.num_images_per_prompt) for c in (cond, null))
         timesteps, edit = self.set_timesteps(call.num_inference_steps), None
         if call.image is None:
-            latents = self.prepare_latents(len(cond), call.height, call.width, call.generator, call.latents)
+            height, width = call.height or 0, call.width or 0  # both are set where there is no image
+            latents = self.prepare_latents(len(cond), height, width, call.generator, call.latents)
         else:
             edit = prepare_edit(self, call, num_conditions)
             latents, timesteps = edit.latents, edit.timesteps
@@ -318,10 +315,10 @@ class ConditionalPipeline(PortablePipeline):
     @torch.no_grad()
     def sample(
         self,
-        conditions: list,
-        negative_conditions: list | None = None,
+        conditions: list[object],
+        negative_conditions: list[object] | None = None,
         **sampling: "Unpack[SamplingArguments]",
-    ) -> ImagePipelineOutput | tuple:
+    ) -> "ImagePipelineOutput | Images":
         """Sample one image (or `num_images_per_prompt`) for each raw condition, whatever the setting.
 
         Args:
@@ -339,10 +336,10 @@ class ConditionalPipeline(PortablePipeline):
     @takes_sampling
     def __call__(
         self,
-        condition: list,
-        negative_condition: list | None = None,
+        condition: list[object],
+        negative_condition: list[object] | None = None,
         **sampling: "Unpack[SamplingArguments]",
-    ) -> ImagePipelineOutput | tuple:
+    ) -> "ImagePipelineOutput | Images":
         """Sample one image (or `num_images_per_prompt`) for each raw condition; see `Sampling` for the rest."""
         return self.sample(condition, negative_condition, **sampling)
 

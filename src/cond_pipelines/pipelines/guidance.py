@@ -107,7 +107,7 @@ class Nested(Guidance):
     def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
         branches: list[Branch] = [(None, null)]
         for end in self.ends[:-1]:
-            first = torch.arange(len(self.scales), device=cond.told.device) <= end  # (K,)
+            first = torch.arange(len(self.scales), device=cond.device) <= end  # (K,)
             branches.append((None, cond.where(first.expand(len(cond), -1), null)))
         return [*branches, (None, cond)]
 

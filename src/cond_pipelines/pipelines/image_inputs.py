@@ -1,4 +1,4 @@
-"""What a call is given: its arguments checked, its image and mask brought to where the UNet works.
+"""The arguments of a call, checked; its image and mask, brought to where the UNet works.
 
     image --encode--> x_0 --noise of the first timestep--> latents ; mask --> what each step keeps
 
@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..adapters.denoiser import size_multiple, unwrapped
-from .sampling import Sampling
+from .sampling import Call, Sampling
 from .vae import VAE, Generators
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def image_processors(vae: VAE | None, scale_factor: int) -> tuple[VaeImageProces
 def num_channels_latents(pipe: "ConditionalPipeline") -> int:
     """Of what is denoised. A UNet may see more (a mask and a masked image) or answer more (a learned variance)."""
     if pipe.vae is not None:
-        return pipe.vae.config.latent_channels
+        return int(pipe.vae.config.latent_channels)
     config = unwrapped(pipe.unet).config
-    return min(config.in_channels, getattr(config, "out_channels", config.in_channels))
+    return int(min(config.in_channels, getattr(config, "out_channels", config.in_channels)))
 
 
-def check_call(pipe: "ConditionalPipeline", call: Sampling) -> None:
+def check_call(pipe: "ConditionalPipeline", call: Call) -> None:
     """Raise ValueError, in one line, for arguments that no setting can use."""
     check_size(pipe, call.height or 0, call.width or 0)
     channels, seen = num_channels_latents(pipe), unwrapped(pipe.unet).config.in_channels
@@ -79,7 +79,7 @@ def check_size(pipe: "ConditionalPipeline", height: int, width: int) -> None:
 
 @dataclass(frozen=True)
 class Edit:
-    """A call with an image: where it starts, and what each step keeps of it.
+    """A call with an image: where it starts, and what each step keeps of the image.
 
     Args:
         timesteps: those that are left.
@@ -144,7 +144,7 @@ class _Rows:
         return torch.cat([x[i : i + 1] for i in (n * len(x) // self.num_samples for n in range(self.num_samples))])
 
 
-def prepare_edit(pipe: "ConditionalPipeline", call: Sampling, num_conditions: int) -> Edit:
+def prepare_edit(pipe: "ConditionalPipeline", call: Call, num_conditions: int) -> Edit:
     """From an image, and a mask, to the start of the denoising loop; the scheduler's timesteps are set.
 
     Draws from the generator what StableDiffusionImg2ImgPipeline or StableDiffusionInpaintPipeline draws, in that order.
@@ -177,7 +177,7 @@ def prepare_edit(pipe: "ConditionalPipeline", call: Sampling, num_conditions: in
 
 def _inpainting(
     pipe: "ConditionalPipeline",
-    call: Sampling,
+    call: Call,
     rows: _Rows,
     timesteps: Tensor,
     images: Tensor,  # (n, C, H, W), or latents (n, c, h, w)

@@ -16,6 +16,7 @@ _PIPELINE_MODULES = (
     "pipelines.remote_code",
     "pipelines.vae",
     "pipelines.guidance",
+    "pipelines.schedulers",
     "pipelines.sampling",
     "pipelines.image_inputs",
     "pipelines.conditional",
@@ -47,11 +48,12 @@ def adapter_code(cls: type, *parts: type) -> str:
     if _is_copy(cls):
         return _source(cls.__module__)
     modules = [c.__module__ for c in (*parts, cls) if c is not cls] + [cls.__module__]
-    needed = [_with_imports(module) for module in dict.fromkeys(modules)]
-    if None not in needed:
-        base = [f"{_PACKAGE}.adapters.{name}" for name in ("denoiser", "base")]
-        files = dict.fromkeys([*base, *(module for some in needed for module in some)])
-        return join_code(*files) + f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
+    files: list[str] | None = [f"{_PACKAGE}.adapters.{name}" for name in ("denoiser", "base")]
+    for module in dict.fromkeys(modules):
+        needed = _with_imports(module)
+        files = None if files is None or needed is None else files + needed
+    if files is not None:
+        return join_code(*dict.fromkeys(files)) + f'\n_ADAPTER_FROM = "{cls.__module__}"\n'
     package = cls.__module__.split(".")[0]
     return (
         f'"""The adapter of this model is a part of the package {package}."""\n\n'
@@ -67,16 +69,17 @@ def adapter_code(cls: type, *parts: type) -> str:
 
 
 def join_code(*modules: str) -> str:
-    """The sources of some modules as one, without their imports of each other and of this package."""
-    future, texts = set(), []
+    """The sources of several modules as one, without their imports of each other and of this package."""
+    future: set[str] = set()
+    texts = []
     for name in modules:
         text = _source(name)
         lines = text.splitlines(keepends=True)
         for node in ast.parse(text).body:
-            if not isinstance(node, ast.ImportFrom) and not _is_for_type_checkers(node):
-                continue
-            if isinstance(node, ast.If):
+            if _is_for_type_checkers(node):
                 new = ""
+            elif not isinstance(node, ast.ImportFrom):
+                continue
             elif node.module == "__future__":
                 future.update(alias.name for alias in node.names)
                 new = ""
@@ -84,7 +87,8 @@ def join_code(*modules: str) -> str:
                 new = "".join(f"{a.asname} = {a.name}\n" for a in node.names if a.asname and a.asname != a.name)
             else:
                 continue
-            lines[node.lineno - 1 : node.end_lineno] = [new] + [""] * (node.end_lineno - node.lineno)
+            end = node.end_lineno or node.lineno
+            lines[node.lineno - 1 : end] = [new] + [""] * (end - node.lineno)
         texts.append("".join(lines))
     head = "".join(f"from __future__ import {name}\n" for name in sorted(future))
     title = f"# The code of {', '.join(modules)}, gathered so that this model loads with diffusers alone.\n"
@@ -115,10 +119,11 @@ def _with_imports(module: str) -> list[str] | None:
             if node.level:
                 return None
             if roots == {_PACKAGE} and node in tree.body:
-                homes = [_adapter_module(node.module, alias.name) for alias in node.names]
-                if None in homes:
-                    return None
-                needed += [m for home in homes if home != module for m in _with_imports(home) or ()]
+                for alias in node.names:
+                    home = _adapter_module(node.module or "", alias.name)
+                    if home is None:
+                        return None
+                    needed += [] if home == module else _with_imports(home) or []
                 continue
         else:
             continue
@@ -138,4 +143,4 @@ def _adapter_module(module: str, name: str) -> str | None:
 
 
 def _source(module: str) -> str:
-    return Path(inspect.getsourcefile(sys.modules[module])).read_text(encoding="utf-8")
+    return Path(inspect.getsourcefile(sys.modules[module]) or "").read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
 """Saving with the code that others need; loading without running theirs.
 
-What is saved here holds its own code beside what diffusers writes:
+A saved pipeline holds its own code in addition to the files of diffusers:
 
     model_index.json                    "_class_name": ["pipeline_cond_1a2b3c4d5e", "TextToImagePipeline"], ...
     pipeline_cond_1a2b3c4d5e.py         the pipelines in one file
     adapter/modeling_cond_6f7a8b9c0d.py the adapter
 
-diffusers alone runs that code where it is told to trust it. The installed package never does: it reads the names as
+diffusers alone runs that code with trust_remote_code=True. The installed package never does: it reads the names as
 those of its own classes. The file names hold a hash of their text, since diffusers keeps the code of all repositories
 in one folder.
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from cond_pipelines.evaluation.likelihood import Classification
 
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
 _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
 _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
 
@@ -46,9 +47,9 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     text_encoder: Any = None  # the mixin asks for it in the settings that have none
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """As diffusers' own, and the code beside it. Weights are saved as safetensors only.
+        """As diffusers' own, with the code of the pipeline and its adapter. Weights are saved as safetensors only.
 
         Raises:
             ValueError: safe_serialization=False, which would write pickled weights.
@@ -83,9 +84,9 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             >>> pipe.push_to_hub("me/flowers", private=True)
         """
         if _INSTALLED:
-            return self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs)
+            return str(self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs))
         kwargs.pop("revision", None)  # diffusers' own has no such argument
-        return super().push_to_hub(repo_id, **kwargs)
+        return str(super().push_to_hub(repo_id, **kwargs))
 
     @classmethod
     def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -93,11 +94,14 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if any(name.startswith(f"{cls.text_encoder_name}.") for name in state_dict):
             super().load_lora_into_text_encoder(state_dict, *args, **kwargs)
 
-    def classify(self, images: "Tensor | list[Image]", conditions: list, **kwargs: int) -> "Classification":
-        """p(y|x) from p(x|y): under which of some conditions each image was drawn."""
-        return self._installed("evaluation.likelihood").classify(self, images, conditions, **kwargs)
+    def classify(self, images: "Tensor | list[Image]", conditions: list[object], **kwargs: int) -> "Classification":
+        """p(y|x) from p(x|y): under which of several conditions each image was drawn."""
+        result: Classification = self._installed("evaluation.likelihood").classify(self, images, conditions, **kwargs)
+        return result
 
-    def bits_per_dim(self, images: "Tensor | list[Image]", conditions: list | None = None, **kwargs: int) -> Tensor:
+    def bits_per_dim(
+        self, images: "Tensor | list[Image]", conditions: list[object] | None = None, **kwargs: int
+    ) -> Tensor:
         """The variational bound on -log2 p(image) a pixel value, (N,); see `evaluation.likelihood`."""
         return self._installed("evaluation.likelihood").bits_per_dim(self, images, conditions, **kwargs)
 
@@ -112,13 +116,15 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return importlib.import_module(f"{_PACKAGE}.{module}")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "PortablePipeline":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> "PortablePipeline":
         """As diffusers' own; on `ConditionalPipeline` it returns the subclass that was saved.
 
         A checkpoint of diffusers' own (Stable Diffusion, DDPM, DDIM, LDM) becomes a pipeline of the same setting, see
         `networks.pretrained`. Installed code only: no code of a repository is run, and no weights but safetensors are
         read. Without `dtype` every network is float32, whatever the files are: otherwise transformers would keep a text
-        encoder in half precision beside diffusers' UNet in float32.
+        encoder in half precision, while diffusers' UNet is in float32.
 
         Raises:
             ValueError: the model is of another setting (the message names its class), holds pickled weights, or has
@@ -126,8 +132,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         path, known = pretrained_model_name_or_path, {c.__name__: c for c in _subclasses(PortablePipeline)[1:]}
         parents = cls._installed("networks.pretrained") if _INSTALLED else None
-        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
-        hub = {k: kwargs[k] for k in hub if k in kwargs}
+        hub = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
         try:
             index = cls.load_config(path, **hub)
         except OSError:  # a UNet without a pipeline around it
@@ -149,11 +154,14 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             if kwargs.get("torch_dtype") is None and kwargs.get("dtype") is None:
                 kwargs["dtype"] = torch.float32
         try:
-            if is_parent:
-                return parents.load(cls, path, index, **kwargs)
+            pipe: PortablePipeline
+            if parents is not None and is_parent:
+                pipe = parents.load(cls, path, index, **kwargs)
+                return pipe
             if not issubclass(known[name], cls):
                 raise ValueError(f"{path} holds a {name}: use {name}.from_pretrained")
-            return super(PortablePipeline, known[name]).from_pretrained(path, **kwargs)
+            pipe = DiffusionPipeline.from_pretrained.__func__(known[name], path, **kwargs)
+            return pipe
         except OSError as error:
             if "safetensors" not in str(error):
                 raise
@@ -163,22 +171,22 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ) from error
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        config = super()._dict_from_json_file(json_file)
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        config: dict[str, Any] = super()._dict_from_json_file(json_file)
         name = config.get("_class_name")
         if isinstance(name, list):  # [file, class]: the class is ours, the file is not needed
             config["_class_name"] = name[1]
         return config
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         if _INSTALLED:
             _use_installed(config[0] if isinstance(config, tuple) else config, pretrained_model_name_or_path)
         return config
 
 
-def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike) -> None:
+def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike[str]) -> None:
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
     importlib.import_module(f"{_PACKAGE}.pipelines")
@@ -189,15 +197,15 @@ def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike) -> N
         module, name = value
         if component == "adapter":
             home = config.get("_adapter_from", None if _CODE_FILE.fullmatch(str(module)) else module)
-            found = [c for c in _subclasses(adapters.ConditioningAdapter) if c.__name__ == name]
-            found = [c for c in found if home in (None, c.__module__)] or found
-            if not found:
+            named = [c for c in _subclasses(adapters.ConditioningAdapter) if c.__name__ == name]
+            named = [c for c in named if home in (None, c.__module__)] or named
+            if not named:
                 package = str(home).split(".")[0]
                 raise ValueError(
                     f"{name_or_path} has an adapter {name} of the package {package!r}, which is not imported: "
                     f"install it, `import {package}`, then load again"
                 )
-            config[component] = [found[0].__module__, name]
+            config[component] = [named[0].__module__, name]
         elif component not in ignored and module not in ("diffusers", "transformers") and not _is_imported(*value):
             raise ValueError(
                 f"{name_or_path} has a component {component!r} of {module!r}, which is not loaded without trust: only "
@@ -212,7 +220,8 @@ def _is_imported(module: str, name: str) -> bool:
 
 
 def _subclasses(cls: type) -> list[type]:
-    return [cls] + [d for c in cls.__subclasses__() for d in _subclasses(c)]
+    direct: list[type] = cls.__subclasses__()
+    return [cls, *(deeper for each in direct for deeper in _subclasses(each))]
 
 
 # ------------------------------------------------------------------------------------------------------ saving

@@ -6,7 +6,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
@@ -16,10 +16,14 @@ from .guidance import Guidance, Step
 from .vae import Generators
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
     from cond_pipelines.adapters.base import Conditioning
 
     from .conditional import ConditionalPipeline
 
+    Images: TypeAlias = tuple[list[Image] | np.ndarray | Tensor]  # of a call with return_dict=False
     # (pipeline, index of the step, timestep, tensors by name) to the tensors that it changes
     StepCallback = Callable[[ConditionalPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -70,8 +74,8 @@ class Sampling:
     callback_on_step_end: "StepCallback | None" = None
     callback_on_step_end_tensor_inputs: list[str] | None = None
 
-    def with_defaults(self, pipe: "ConditionalPipeline") -> "Sampling":
-        """This call with what it leaves open as the model was saved.
+    def complete(self, pipe: "ConditionalPipeline") -> "Call":
+        """This call with the defaults of the saved model.
 
         Raises:
             ValueError: it has both a guidance and a guidance_scale.
@@ -80,7 +84,7 @@ class Sampling:
             raise ValueError(
                 f"pass guidance or guidance_scale, not both: {type(self.guidance).__name__} does not use the scale"
             )
-        changes: dict[str, object] = {}
+        changes: dict[str, Any] = {name: getattr(self, name) for name in SamplingArguments.__annotations__}
         if self.image is None or self.mask_image is not None:
             size = unwrapped(pipe.unet).config.sample_size
             height, width = size if isinstance(size, tuple | list) else (size, size)
@@ -91,7 +95,16 @@ class Sampling:
         if self.guidance_scale is None:
             changes["guidance_scale"] = pipe.config.default_guidance_scale
         changes["num_inference_steps"] = self.num_inference_steps or pipe.config.default_num_inference_steps
-        return replace(self, **changes)
+        return Call(**changes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call(Sampling):
+    """`Sampling` with its defaults filled in. Height and width are None where an image decides them."""
+
+    num_inference_steps: int
+    guidance_scale: float | dict[str, float]
+    strength: float
 
     def call_back(
         self,
@@ -108,6 +121,8 @@ class Sampling:
             "negative_encoder_hidden_states": null.tokens,
         }
         wanted = {k: tensors[k] for k in self.callback_on_step_end_tensor_inputs or ["latents"]}
+        if self.callback_on_step_end is None:
+            return latents, cond, null
         tensors |= self.callback_on_step_end(pipe, step.index, step.t, wanted) or {}
         cond = replace(cond, tokens=tensors["encoder_hidden_states"])
         null = replace(null, tokens=tensors["negative_encoder_hidden_states"])
@@ -138,12 +153,13 @@ class SamplingArguments(TypedDict, total=False):
     callback_on_step_end_tensor_inputs: list[str] | None
 
 
-Function = TypeVar("Function", bound=Callable)
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def takes_sampling(function: Function) -> Function:
     """Show the fields of `Sampling` in the signature, where the function has **sampling (help, completion, tools)."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-    function.__signature__ = signature.replace(parameters=own + list(inspect.signature(Sampling).parameters.values()))
+    sampling = list(inspect.signature(Sampling).parameters.values())
+    vars(function)["__signature__"] = signature.replace(parameters=own + sampling)
     return function

@@ -1,9 +1,9 @@
 """The three settings, p(x), p(x|y) and p(x|text): `ConditionalPipeline` with a friendly `__call__` each.
 
-This file travels with a checkpoint, together with the one it imports.
+This file travels with a checkpoint, with those that it imports.
 """
 
-from typing import TYPE_CHECKING, Optional, TypeVar
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -19,9 +19,7 @@ from .vae import VAE
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .sampling import SamplingArguments
-
-Value = TypeVar("Value")
+    from .sampling import Images, SamplingArguments
 
 
 class UnconditionalPipeline(ConditionalPipeline):
@@ -61,7 +59,7 @@ class UnconditionalPipeline(ConditionalPipeline):
 
     @takes_sampling
     @torch.no_grad()
-    def __call__(self, batch_size: int = 1, **sampling: "Unpack[SamplingArguments]") -> ImagePipelineOutput | tuple:
+    def __call__(self, batch_size: int = 1, **sampling: "Unpack[SamplingArguments]") -> "ImagePipelineOutput | Images":
         """Sample `batch_size` images; see `Sampling` for the other arguments."""
         return self.sample([None] * batch_size, **sampling)
 
@@ -83,18 +81,20 @@ class ClassConditionalPipeline(UnconditionalPipeline):
         class_labels: int | str | list[int | str | list[int | str] | None],
         negative_class_labels: int | str | list[int | str | None] | None = None,
         **sampling: "Unpack[SamplingArguments]",
-    ) -> ImagePipelineOutput | tuple:
+    ) -> "ImagePipelineOutput | Images":
         """Sample an image for each label, given by name or by id; None is no label. See `Sampling` for the rest.
 
         A list in the list, [["red", "round"], ["blue"], None], is several labels of one image.
         """
         labels = _as_list(class_labels)
-        return self.sample(labels, _as_list(negative_class_labels, len(labels), "negative_class_labels"), **sampling)
+        negative = _optional_list(negative_class_labels, len(labels), "negative_class_labels")
+        return self.sample(labels, negative, **sampling)
 
     @property
     def id2label(self) -> dict[int, str]:
         """The classes' names, {0: "cat", ...}."""
-        return self.adapter.id2label
+        id2label: dict[int, str] = self.adapter.id2label
+        return id2label
 
 
 class TextToImagePipeline(ConditionalPipeline):
@@ -124,6 +124,8 @@ class TextToImagePipeline(ConditionalPipeline):
         """
         if prompt is not None:
             prompt_embeds, prompt_attention_mask = self._hidden_states(_as_list(prompt))
+        if prompt_embeds is None:
+            raise ValueError("pass either prompt or prompt_embeds")
         if negative_prompt is None and negative_prompt_embeds is None:
             negative_prompt = self._null_prompt()
         if negative_prompt is not None:
@@ -131,7 +133,7 @@ class TextToImagePipeline(ConditionalPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
-    def _hidden_states(self, prompts: list[str | None]) -> tuple[Tensor, Tensor]:
+    def _hidden_states(self, prompts: list[object]) -> tuple[Tensor, Tensor]:
         """(B, L, D) and the mask (B, L) of prompts."""
         features = self._features(prompts)
         if set(features) != {"hidden_states", "mask"}:
@@ -152,7 +154,7 @@ class TextToImagePipeline(ConditionalPipeline):
         prompt_attention_mask: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         **sampling: "Unpack[SamplingArguments]",
-    ) -> ImagePipelineOutput | tuple:
+    ) -> "ImagePipelineOutput | Images":
         """Sample an image for each prompt, or for each row of `prompt_embeds` (see `encode_prompt`).
 
         None as a prompt in a list is no condition. See `Sampling` for the other arguments.
@@ -163,7 +165,8 @@ class TextToImagePipeline(ConditionalPipeline):
             raise ValueError("pass either negative_prompt or negative_prompt_embeds, not both")
         if prompt_embeds is None and negative_prompt_embeds is None:
             prompts = _as_list(prompt)
-            return self.sample(prompts, _as_list(negative_prompt, len(prompts), "negative_prompt"), **sampling)
+            negative = _optional_list(negative_prompt, len(prompts), "negative_prompt")
+            return self.sample(prompts, negative, **sampling)
         embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,
@@ -178,10 +181,13 @@ class TextToImagePipeline(ConditionalPipeline):
         return self.generate(cond, self._condition(_text_features(negative_embeds, negative_mask)), **sampling)
 
 
-def _as_list(value: Value | list[Value] | None, length: int | None = None, name: str = "") -> list[Value] | None:
+def _optional_list(value: object, length: int, name: str) -> list[object] | None:
+    """None for None; otherwise as `_as_list`."""
+    return None if value is None else _as_list(value, length, name)
+
+
+def _as_list(value: object, length: int | None = None, name: str = "") -> list[object]:
     """One value or a list to a list, repeated to `length` where it is one value."""
-    if value is None:
-        return None
     values = list(value) if isinstance(value, list | tuple) else [value] * (length or 1)
     if length is not None and len(values) != length:
         raise ValueError(f"{name} has {len(values)} entries for {length} images: pass one, or one per image")

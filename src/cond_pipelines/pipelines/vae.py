@@ -1,20 +1,20 @@
 """Images to latents, for any of diffusers' autoencoders."""
 
-from typing import Union
+from typing import TypeAlias, Union
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 # Not A | B, as in adapters/denoiser.py.
-VAE = Union[AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel]  # noqa: UP007
+VAE: TypeAlias = Union[AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel]  # noqa: UP007
 
 
 def vae_scale_factor(vae: VAE) -> int:
     """Image pixels per latent pixel along a side."""
-    return getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1)
+    return int(getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def vae_encode(vae: VAE, images: Tensor, generator: Generators = None) -> Tensor:
@@ -23,7 +23,10 @@ def vae_encode(vae: VAE, images: Tensor, generator: Generators = None) -> Tensor
 
 
 def vae_posterior(vae: VAE, images: Tensor) -> Tensor:
-    """What is not random of it: AutoencoderKL's mean and log variance (B, 2c, h, w), others' latents (B, c, h, w)."""
+    """The deterministic part of `vae_encode`.
+
+    Of AutoencoderKL mean and log variance (B, 2c, h, w), of others the latents (B, c, h, w).
+    """
     encoded = vae.encode(images.to(vae.dtype))
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.parameters
@@ -31,7 +34,7 @@ def vae_posterior(vae: VAE, images: Tensor) -> Tensor:
 
 
 def sample_posterior(vae: VAE, posterior: Tensor, generator: Generators = None) -> Tensor:
-    """What `vae_posterior` gave to scaled latents (B, c, h, w)."""
+    """The output of `vae_posterior` to scaled latents (B, c, h, w)."""
     latents = posterior.to(vae.dtype)
     if posterior.shape[1] == 2 * vae.config.latent_channels:
         latents = DiagonalGaussianDistribution(latents).sample(generator)

@@ -102,7 +102,12 @@ def _train(run: Run, stop: StopSignal) -> Path:
                     features = conditions.features(batch.inputs, device)  # by name, B rows each
                 # Noise, time and dropout of each image are a function of its position in the run.
                 draws = draw(
-                    config.seed, batch.positions, x_0.shape[1:], device, adapter.num_coins, objective.num_uniforms
+                    config.seed,
+                    batch.positions,
+                    x_0.shape[1:],
+                    device,
+                    adapter.num_dropout_draws,
+                    objective.num_uniforms,
                 )
                 keep = adapter.keep(draws.dropout, config.condition_dropout)  # (B,) or (B, parts)
                 loss = objective.loss(state.denoise_with(features, keep), x_0, draws).mean()

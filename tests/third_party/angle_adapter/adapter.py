@@ -27,4 +27,4 @@ class AngleAdapter(ConditioningAdapter):
         wave = torch.arange(1, self.config.num_waves + 1, device=features["angle"].device)
         phase = features["angle"][:, None] * wave  # (B, num_waves)
         waves = torch.cat([phase.sin(), phase.cos()], dim=1)  # (B, 2 * num_waves)
-        return self.fill(pooled=self.proj(waves) * features["known"][:, None])  # (B, pooled_dim)
+        return self.to_conditioning(pooled=self.proj(waves) * features["known"][:, None])  # (B, pooled_dim)
