@@ -130,11 +130,19 @@ class WarmStart:
         self._server.wait(timeout=60)
 
     def start(
-        self, args: Sequence[object], env: dict[str, str] | None = None, num_processes: int = 1, cwd: str | None = None
+        self,
+        args: Sequence[object],
+        env: dict[str, str] | None = None,
+        num_processes: int = 1,
+        cwd: str | None = None,
+        quiet: bool = False,
     ) -> WarmProcess:
         """Start what `python *args` would run: `-m module`, `-c code` or a script, with its arguments.
 
         With several processes, what `torchrun --nproc_per_node num_processes *args` would run.
+
+        Args:
+            quiet: throw away what it writes; a pipe that nobody reads would hold it up.
         """
         env = self.env if env is None else env
         changed = {k for k in self.env.keys() | env.keys() if k.startswith(_READ_AT_IMPORT) and k in env}
@@ -143,7 +151,12 @@ class WarmStart:
         pipes = [os.pipe() for _ in range(3)]
         request = {"args": [str(a) for a in args], "env": env, "num_processes": num_processes}
         text = json.dumps(request | {"cwd": cwd or os.getcwd()}).encode()
-        socket.send_fds(self._connection, [text], [write for _, write in pipes])
+        writes = [write for _, write in pipes]
+        if quiet:
+            with open(os.devnull, "w") as nowhere:
+                socket.send_fds(self._connection, [text], [nowhere.fileno()] * 2 + writes[2:])
+        else:
+            socket.send_fds(self._connection, [text], writes)
         for _, write in pipes:
             os.close(write)
         return WarmProcess(*(read for read, _ in pipes))
