@@ -205,7 +205,7 @@ def sample_images(
     """
     mine = list(range(accelerator.process_index, len(conditions), accelerator.num_processes))
     made: list[tuple[int, Image.Image]] = []
-    size = pipe.unet.config.sample_size  # an int, or height and width
+    size = pipe.unet.config.sample_size or 128  # an int, or height and width
     num_pixels = size**2 if isinstance(size, int) else math.prod(size)
     batch_size, bar = min(64, max(batch_size, 128**2 // num_pixels)), getattr(pipe, "_progress_bar_config", {})
     # What an adapter draws is not to move the random numbers of the training.
