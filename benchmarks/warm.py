@@ -37,7 +37,7 @@ class WarmProcess:
     def __init__(self, out: int, err: int, status: int):
         self.stdout, self.stderr = (os.fdopen(fd, encoding="utf-8", errors="replace") for fd in (out, err))
         self._status, self.returncode = status, None
-        self.pid = int(self._line(60.0))
+        self.pid = int(self._line(250.0))  # the first one waits for the imports
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):
