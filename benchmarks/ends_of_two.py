@@ -58,7 +58,7 @@ BUSY = "while True: pass"
 def few_shapes() -> "datasets.Dataset":
     from cond_pipelines.data.shapes import load_shapes
 
-    return load_shapes(32)
+    return load_shapes(96)  # of fewer than 64 none are held out
 
 
 def as_flags(values: dict[str, object]) -> list[str]:

@@ -168,7 +168,7 @@ def test_those_of_an_earlier_version_are_gone_on_with(used, tmp_path):
 
 
 def test_a_damaged_manifest_falls_back_whatever_the_damage(used, tmp_path, capsys):
-    """Each bit; and what else may lie there."""
+    """A bit of each byte, each of the eight in turn; and what else may lie there."""
     for name in ("checkpoint-2", "checkpoint-4"):
         shutil.copytree(used / name, tmp_path / name)
     path = tmp_path / "checkpoint-4/manifest.json"
@@ -179,9 +179,9 @@ def test_a_damaged_manifest_falls_back_whatever_the_damage(used, tmp_path, capsy
         path.write_bytes(content)
         assert _choose(tmp_path, "latest", run_of_folder(used)) == (str(tmp_path / "checkpoint-2"), None), content[:40]
     assert "checkpoint-4 is passed over: manifest.json cannot be read" in "".join(capsys.readouterr())
-    for position in range(8 * (len(good) - 1)):
+    for position in range(len(good) - 1):
         content = bytearray(good)
-        content[position // 8] ^= 1 << position % 8
+        content[position] ^= 1 << position % 8
         path.write_bytes(content)
         assert broken(path.parent) is not None, position
 
