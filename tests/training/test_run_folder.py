@@ -317,7 +317,7 @@ def test_a_disk_that_fills_in_mid_run(small_disk, tmp_path, expected, capsys, ro
 
     def fill(event: str, args: tuple) -> None:
         nonlocal opened
-        if event == "open" and str(args[0]) == str(small_disk / "out/log.jsonl") and args[1] == "ab":
+        if event == "open" and str(args[0]) == str(small_disk / "out/log.jsonl") and str(args[1]).startswith("a"):
             opened += 1
             if opened == 2:
                 with suppress(OSError), open(filler, "wb", buffering=0) as file:
@@ -334,8 +334,8 @@ def test_a_disk_that_fills_in_mid_run(small_disk, tmp_path, expected, capsys, ro
         assert not room_again
         place = Path(str(error).rpartition("saved in ")[2])
     assert largest_difference(ConditionalPipeline.from_pretrained(place).unet, expected.unet) == 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: no room for the log")]
-    assert line.endswith("the run goes on, and its lines are written once there is room")
+    told = capsys.readouterr().err
+    assert opened >= 4 and told.count("warning: no room for the log and the pictures in") == 1, (opened, told)
     assert log_of(small_disk / "out", "step") == ([1, 2, 2, 3, 4, 4] if room_again else [1])
 
 

@@ -92,10 +92,10 @@ def test_fsdp_trains_as_one_process_does_and_resumes_exactly(warm):
         assert process.returncode == 0, told[-3000:]
         assert "nothing is sharded" not in told
 
-    options = argparse.Namespace(kind="fsdp2", steps=4, num_processes=2, mixed_precision="no")
+    options = argparse.Namespace(kind="fsdp2", steps=2, num_processes=2, mixed_precision="no")
     found = sharding_check.compare(options, start)
     assert found["against_one_process"] < ROUNDING_OF_LOSS and found["resumed_against_whole"] == 0
-    assert found["largest_difference_of_saved_weights"] < rounding_of_training(2e-3, 4)
+    assert found["largest_difference_of_saved_weights"] < rounding_of_training(2e-3, 2)
 
 
 REFUSED = """
