@@ -234,7 +234,7 @@ def launch(request: dict[str, object], fds: list[int]) -> NoReturn:
         store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # noqa: F841
     codes, left = [], set(pids)
     while left:
-        pid, code = os.wait()
+        pid, code = os.waitpid(-1, 0)
         left.remove(pid)
         codes.append(os.waitstatus_to_exitcode(code))
         if codes[-1] and left:  # as torchrun: the others could wait for it for ever
