@@ -31,7 +31,8 @@ LAYERS = [
         "demo_arguments",
     ),
     "pictures",
-    *("adapters", "objectives", "pipelines", "networks", "data", "settings", "sharing", "evaluation", "training"),
+    *("adapters", "objectives", "pipelines", "networks", "grids", "sample"),
+    *("data", "settings", "sharing", "evaluation", "training"),
     *("evaluate", "demo", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
@@ -140,6 +141,21 @@ def test_a_module_and_a_function_can_be_taken_in_at_once(name):
     # The training loop reads top to bottom in one function.
     long = {name: count for name, count in lines.items() if count > (100 if name == "_train" else 60)}
     assert long == {}
+
+
+# Constructors with diffusers' components and defaults.
+MANY_PARAMETERS = {"pipelines.conditional.__init__", "pipelines.settings.__init__"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_function_has_at_most_eight_parameters(name):
+    """More than eight belong together in a value object. A call of a pipeline has the names of diffusers'."""
+    many = {}
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.FunctionDef) and f"{name}.{node.name}" not in MANY_PARAMETERS:
+            parameters = [p.arg for p in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            many[node.name] = [p for p in parameters if p not in ("self", "cls")]
+    assert {function: parameters for function, parameters in many.items() if len(parameters) > 8} == {}
 
 
 def test_the_training_loop_can_be_taken_in_at_once():

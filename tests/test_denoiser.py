@@ -8,11 +8,13 @@ import torch.distributed as dist
 from parents_common import unet2d
 from pipelines_common import ID2LABEL, generators, quiet, sample, tiny_unet, trained
 from tiny_uvit import TinyUViT
+from training_common import ROUNDING_OF_LOSS, log_of, run
 
 from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, ConditionalPipeline, TextAdapter
 from cond_pipelines.networks.denoiser import denoise, size_multiple, socket, unwrapped
 from cond_pipelines.networks.surgery import with_socket
 from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.state import ConditionalDenoiser
 
 NETWORKS = {"UNet2DConditionModel": tiny_unet, "UNet2DModel": lambda: with_socket(unet2d()), "TinyUViT": TinyUViT}
@@ -101,6 +103,28 @@ def test_another_backbone_is_saved_and_loaded(uvit, tmp_path):
     loaded = quiet(ConditionalPipeline.from_pretrained(tmp_path))
     assert type(loaded.unet) is TinyUViT
     assert np.array_equal(sample(loaded, class_labels=["star", 0]), sample(pipe, class_labels=["star", 0]))
+
+
+def test_another_backbone_is_trained_by_its_row_of_the_table(tmp_path):
+    """And `--compile`: the compiled network is called, its losses are the same, and what it saves is not compiled."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    folders, num_graphs = [], []
+    for is_compiled in (False, True):
+        before = graphs["unique_graphs"]
+        changes = {"unet_size": "tiny_uvit:TINY_UVIT", "conditioning": "class", "compile": is_compiled}
+        folders.append(run(tmp_path / str(is_compiled), learning_rate=None, **changes))
+        num_graphs.append(graphs["unique_graphs"] - before)
+    assert num_graphs[0] == 0 and num_graphs[1] > 0
+    eager, compiled = map(log_of, folders)
+    assert len(eager) == 4 and np.allclose(eager, compiled, rtol=ROUNDING_OF_LOSS)
+    for folder in folders:
+        pipe = quiet(ConditionalPipeline.from_pretrained(folder))
+        assert type(pipe.unet) is TinyUViT and np.isfinite(sample(pipe, class_labels=["circle", 0])).all()
+
+
+def test_a_network_size_that_is_none():
+    with pytest.raises(ValueError, match="'tiny_uvit:TinyUViT' is a type, and a NetworkSize is needed"):
+        TrainingConfig(unet_size="tiny_uvit:TinyUViT")
 
 
 def test_denoise_is_the_network(uvit):

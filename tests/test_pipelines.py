@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from angle_adapter import AngleAdapter
+from autoguidance import AutoGuidance
 from pipelines_common import (
     CAPTIONS,
     ID2LABEL,
@@ -34,7 +35,7 @@ from cond_pipelines import (
     TextToImagePipeline,
     UnconditionalPipeline,
 )
-from cond_pipelines.pipelines.guidance import Guidance, rescale_guided
+from cond_pipelines.pipelines.guidance import rescale_guided
 from cond_pipelines.pipelines.sampling import Sampling, SamplingArguments
 from cond_pipelines.pipelines.vae import vae_encode, vae_scale_factor
 
@@ -441,20 +442,6 @@ def test_guidance_rescale(parents):
     pipe, _ = parents["class"]
     plain, rescaled = (sample(pipe, class_labels=[0, 1], guidance_rescale=phi) for phi in (0.0, 0.7))
     assert pipe.guidance_rescale == 0.7 and not np.allclose(plain, rescaled, atol=1e-3)
-
-
-class AutoGuidance(Guidance):
-    """The worked example of a second network: Karras et al. 2024, arXiv 2406.02507, Eq. 3."""
-
-    def __init__(self, weaker, scale):
-        self.weaker, self.scale = weaker, scale
-
-    def branches(self, cond, null):
-        return [(self.weaker, cond), (None, cond)]
-
-    def combine(self, predictions, step):
-        weak, main = predictions
-        return weak + self.scale * (main - weak)
 
 
 def another_unet():

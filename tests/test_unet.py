@@ -124,7 +124,7 @@ def test_overrides_reach_the_unet():
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (("xxxl", 32), "unknown UNet size 'xxxl'; choose one of xxs, xs, s, m, l, xl, xxl"),
+        (("xxxl", 32), "--unet_size 'xxxl' is not one of xxs, xs, s, m, l, xl, xxl, nor module:SIZE"),
         (("l", 4), "UNet size 'l' halves 3 times: sample_size 4 is too small"),
         (("s", (32, 2)), r"UNet size 's' halves 2 times: sample_size \(32, 2\) is too small"),
     ],

@@ -28,6 +28,8 @@ _EXPORTS = {
     "UnconditionalAdapter": "adapters",
     "UnconditionalPipeline": "pipelines",
     "build_unet": "networks.unet_sizes",
+    "image_grid": "pictures",
+    "sample_grid": "grids",
     "train": "training.loop",
 }
 
@@ -42,8 +44,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
         TextAdapter,
         UnconditionalAdapter,
     )
+    from .grids import sample_grid
     from .networks.unet_sizes import UNET_SIZES, build_unet
     from .objectives import Noised, Objective
+    from .pictures import image_grid
     from .pipelines import ClassConditionalPipeline, ConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
     from .training.config import TrainingConfig
     from .training.loop import train
@@ -66,6 +70,8 @@ __all__ = [
     "UnconditionalAdapter",
     "UnconditionalPipeline",
     "build_unet",
+    "image_grid",
+    "sample_grid",
     "train",
 ]
 

@@ -9,6 +9,7 @@ from .processes import command_line
 
 _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
+    "sample": "draw samples of a model: a row for each condition, a column for each setting",
     "demo": "train on shapes",
     "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
     "compare": "two evaluations: A/report.json B/report.json",
@@ -36,6 +37,8 @@ def main(args: list[str] | None = None) -> None:
             from .training.__main__ import main as run
         elif command == "evaluate":
             from .evaluate import main as run
+        elif command == "sample":
+            from .sample import main as run
         else:
             run = {"demo": demo, "compare": compare, "ema": ema, "card": card, "push": push}[command]
         run(args[1:])

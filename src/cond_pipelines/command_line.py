@@ -9,9 +9,9 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin
 
-from .flags import default_of, kinds_of
+from .flags import default_of, hints_of, kinds_of, settings_of
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -47,9 +47,9 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             formatter_class=_Help,
         )
-        hints = get_type_hints(config)
-        self.known = [setting.name for setting in fields(config)]
-        self.common = self.add_argument_group("the usual ones")
+        hints = hints_of(config)
+        self.known = [setting.name for setting in settings_of(config)]
+        self.common = self.add_argument_group("most used")
         declared = [(setting, group) for group in groups for setting in fields(group)]
         for setting in sorted((s for s, _ in declared if s.metadata["common"]), key=lambda s: s.metadata["common"]):
             _add(self.common, setting, hints[setting.name])
@@ -87,22 +87,24 @@ def unknown_name(name: str, known: Sequence[str], what: str) -> str:
     return f"unknown {what}{name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _add(section: Any, setting: Field[Any], hint: Any) -> None:
+def _add(section: argparse._ArgumentGroup, setting: Field[object], hint: object) -> None:
     kinds, _ = kinds_of(hint)
     name, default = setting.name, default_of(setting)
     text = setting.metadata["help"].replace("%", "%%")
     if kinds == [bool]:
-        section.add_argument(f"--{name}", nargs="?", const=True, type=_truth, help=text).default_on = default
-        off = {"dest": name, "action": "store_const", "const": False, "default": argparse.SUPPRESS}
+        action: Any = section.add_argument(f"--{name}", nargs="?", const=True, type=_truth, help=text)
+        action.default_on = default
+        off: dict[str, Any] = {"dest": name, "action": "store_const", "const": False, "default": argparse.SUPPRESS}
         section.add_argument(f"--no_{name}", help=argparse.SUPPRESS, **off)
         return
     if default not in (None, "", []) and "Default:" not in text and "default" not in text:
         text += f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
-    kind, more = kinds[0], {}
-    if get_origin(kind) is list:
-        kind, more = get_args(kind)[0], {"nargs": "+"}
+    kind, is_list = kinds[0], get_origin(kinds[0]) is list
+    if is_list:
+        kind = get_args(kind)[0]
     if not isinstance(kind, type):  # values of a Literal
         kind = type(kind)
+    more: dict[str, Any] = {"nargs": "+"} if is_list else {}
     section.add_argument(f"--{name}", type=kind, metavar=_METAVARS[kind], help=text, **more)
 
 

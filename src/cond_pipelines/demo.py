@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from .evaluation.features import extract, pixels
-from .evaluation.questions import distribution_rows
+from .evaluation.questions import Row, distribution_rows
 from .files import write_json
 from .pictures import image_grid
 from .pipelines.conditional import ConditionalPipeline
@@ -45,7 +46,7 @@ def demo_shapes() -> datasets.Dataset:
     return load_shapes(20_000, combinations="seen")
 
 
-def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str, Path]:
+def train_demo(output_dir: Path, speed: float = 1.0, **changes: object) -> dict[str, Path]:
     """Train the three models under `output_dir`.
 
     Args:
@@ -56,7 +57,7 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str
     for name, conditioning in _SETTINGS.items():
         print(f"\n=== {name}", flush=True)
         parent = folders.get("unconditional")
-        settings = {
+        settings: dict[str, Any] = {
             "conditioning": conditioning,
             "dataset_name": "cond_pipelines.demo:demo_shapes",
             "caption_column": "caption" if find_setting(conditioning).has_captions else None,
@@ -78,22 +79,26 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: Any) -> dict[str
     return folders
 
 
-def sample(pipe: ConditionalPipeline, conditions: list[Any], seed: int = 0, **sampling: Any) -> list[Image.Image]:
+def sample(
+    pipe: ConditionalPipeline, conditions: Sequence[object], seed: int = 0, **sampling: object
+) -> list[Image.Image]:
     """One image for each raw condition, each from a seed of its own, in batches; `sampling`: of the call."""
     images: list[Image.Image] = []
     for start in range(0, len(conditions), 128):
-        some = conditions[start : start + 128]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
+        batch = conditions[start : start + 128]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
         fast = fast_precision(pipe.device) == "bf16"
         with torch.autocast(pipe.device.type, torch.bfloat16, enabled=fast):  # as in training
-            images += pipe.sample(some, generator=generators, **sampling).images
+            images += pipe.sample(batch, generator=generators, **sampling).images
     return images
 
 
-def right(images: list[Image.Image], asked: list[dict[str, str]]) -> float:
-    """The share of images that show every attribute asked for."""
+def right(images: list[Image.Image], wanted: list[dict[str, str]]) -> float:
+    """The share of images that show every attribute of their prompt."""
     reads = [read_attributes(image) for image in images]
-    return sum(all(read[k] == v for k, v in want.items()) for read, want in zip(reads, asked, strict=True)) / len(asked)
+    return sum(all(read[k] == v for k, v in want.items()) for read, want in zip(reads, wanted, strict=True)) / len(
+        wanted
+    )
 
 
 def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 256) -> dict[str, Any]:
@@ -122,15 +127,15 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
 
     report["text_to_image"] = {}
     for kind, combinations in (("seen", seen), ("unseen", unseen)):
-        asked = [combinations[7 * i % len(combinations)] for i in range(num_samples)]  # all of them, mixed
-        prompts = [caption(**attributes) for attributes in asked]
+        wanted = [combinations[7 * i % len(combinations)] for i in range(num_samples)]  # all of them, mixed
+        prompts = [caption(**attributes) for attributes in wanted]
         images = sample(pipes["text_to_image"], prompts)
         if kind == "seen":
             evaluated["text_to_image"] = images
-        report["text_to_image"][f"all_right_{kind}"] = right(images, asked)
+        report["text_to_image"][f"all_right_{kind}"] = right(images, wanted)
         for key in _ATTRIBUTES:
-            report["text_to_image"][f"{key}_right_{kind}"] = right(images, [{key: a[key]} for a in asked])
-        short = [f"{a['colour']} {a['shape']} on {a['background']}" for a in asked[:10]]
+            report["text_to_image"][f"{key}_right_{kind}"] = right(images, [{key: a[key]} for a in wanted])
+        short = [f"{a['colour']} {a['shape']} on {a['background']}" for a in wanted[:10]]
         grid = image_grid(images[:10], columns=5, captions=short, min_side_px=128)
         panels.append((f"p(x|text): combinations {'seen' if kind == 'seen' else 'never seen'} in training", grid))
 
@@ -145,7 +150,7 @@ def report_demo(folders: dict[str, Path], output_dir: Path, num_samples: int = 2
     return report
 
 
-def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 2000) -> dict[str, list[dict[str, Any]]]:
+def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 2000) -> dict[str, list[Row]]:
     """Alike, all of it, new: what `cond-pipelines evaluate` measures, of samples that are there already.
 
     In pixels, which is good enough for images this small; the held-out images are drawn from another seed.
@@ -153,11 +158,11 @@ def evaluate_demo(samples: dict[str, list[Image.Image]], num_real: int = 2000) -
     real = load_shapes(num_real, combinations="seen")["image"]
     held_out = load_shapes(500, seed=1, combinations="seen")["image"]
     train, new = (extract(pixels, images, len(images), what="drawn shapes") for images in (real, held_out))
-    found = {}
+    rows = {}
     for name, images in samples.items():
         fake = extract(pixels, images, len(images), what=f"samples, {name}")
-        found[name], _ = distribution_rows(fake, train, new)
-    return found
+        rows[name], _ = distribution_rows(fake, train, new)
+    return rows
 
 
 def gallery(panels: list[tuple[str, Image.Image]]) -> Image.Image:

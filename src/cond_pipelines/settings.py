@@ -9,9 +9,9 @@ A setting of your own needs no change here. Put its row into your package: `--co
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -52,7 +52,7 @@ class AdapterInputs:
     source: str = "--conditioning"
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """`--adapter_config` as arguments. Raises UserError where it is no JSON object."""
         return arguments_of("--adapter_config", self.config)
 
@@ -70,17 +70,17 @@ def has_same_class(adapter: "ConditioningAdapter", inputs: AdapterInputs) -> boo
     return type(adapter) is inputs.adapter_class
 
 
-def as_yaml(text: str, id2label: Labels | None) -> Any:
+def as_yaml(text: str, id2label: Labels | None) -> object:
     """A number, a list, ... of `--validation_prompts`."""
     return yaml.safe_load(text)
 
 
-def first_examples(id2label: Labels, examples: list[Any]) -> str:
+def first_examples(id2label: Labels, examples: Sequence[object]) -> str:
     """The arguments of an example call: `condition=` and up to four conditions."""
     return f"condition={quoted(examples[:4])}"
 
 
-def quoted(value: Any) -> str:
+def quoted(value: object) -> str:
     """As Python source, in double quotes."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -97,9 +97,9 @@ class CardText:
     """
 
     formula: str = "p(x|c)"
-    sentence: str = ", told a condition of its own kind."
+    sentence: str = ", under a condition of its own kind."
     task: str | None = None
-    call: Callable[[Labels, list[Any]], str] = first_examples
+    call: Callable[[Labels, Sequence[object]], str] = first_examples
 
 
 @dataclass(frozen=True)
@@ -133,28 +133,32 @@ class Setting:
     has_captions: bool = False
     new_adapter: "Callable[[AdapterInputs], ConditioningAdapter]" = build_adapter
     adapter_fits: "Callable[[ConditioningAdapter, AdapterInputs], bool]" = has_same_class
-    read_prompt: Callable[[str, Labels | None], Any] = as_yaml
+    read_prompt: Callable[[str, Labels | None], object] = as_yaml
     evaluation_arguments: tuple[str, ...] = ()
     card: CardText = CardText()
 
     @property
     def pipeline_class(self) -> "type[ConditionalPipeline]":
         """The class that `pipeline` names."""
-        return load_object(self.pipeline)
+        cls: type[ConditionalPipeline] = load_object(self.pipeline)
+        return cls
 
     @property
     def adapter_class(self) -> "type[ConditioningAdapter]":
         """The class of `adapter`. Raises ValueError where it is no adapter."""
         from .adapters.base import ConditioningAdapter
 
-        return load_object(self.adapter, ConditioningAdapter) if isinstance(self.adapter, str) else self.adapter
+        if self.adapter is None:
+            raise ValueError(f"--conditioning {self.name} needs --adapter module:Class")
+        cls = load_object(self.adapter, ConditioningAdapter) if isinstance(self.adapter, str) else self.adapter
+        return cast("type[ConditioningAdapter]", cls)
 
     @property
     def is_known_by_pipeline(self) -> bool:
         """Whether the pipeline's class tells the setting: no other has it."""
         return self.pipeline != Setting.pipeline
 
-    def check_required(self, config: Any) -> None:
+    def check_required(self, config: object) -> None:
         """Raise ValueError where an argument in `required` is not given."""
         names = [text.split()[0].removeprefix("--") for text in self.required]
         if not all(getattr(config, name) for name in names):
@@ -183,24 +187,24 @@ _NONE = Setting(
 
 
 # ------------------------------------------------------------------------------------------- p(x|y)
-def _is_label(feature: Any) -> bool:
+def _is_label(feature: object) -> bool:
     import datasets
 
     return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)  # or a list of labels
 
 
-def _label_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[Labels, ParseValue]:
+def _label_parser(values: Callable[[], Iterable[object]], feature: object) -> tuple[Labels, ParseValue]:
     from .data.labels import label_parser
 
     return label_parser(values(), feature)
 
 
 def _class_adapter(inputs: AdapterInputs) -> "ConditioningAdapter":
-    id2label = {str(i): name for i, name in inputs.data.id2label.items()}
+    id2label = {str(i): name for i, name in (inputs.data.id2label or {}).items()}
     return inputs.adapter_class.for_unet(inputs.unet, id2label=id2label)
 
 
-def _label_of(text: str, id2label: Labels | None) -> Any:
+def _label_of(text: str, id2label: Labels | None) -> object:
     """A class name, or its id."""
     ids = {name: i for i, name in (id2label or {}).items()}
     return ids.get(text, int(text) if text.isdigit() else text)
@@ -232,14 +236,14 @@ _CLASS = Setting(
 
 
 # ------------------------------------------------------------------------------------------- p(x|text)
-def _is_text(feature: Any) -> bool:
+def _is_text(feature: object) -> bool:
     import datasets
 
     feature = getattr(feature, "feature", feature)  # a list of captions
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
-def _caption_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[None, ParseValue]:
+def _caption_parser(values: Callable[[], Iterable[object]], feature: object) -> tuple[None, ParseValue]:
     from .data.labels import parse_caption
 
     return None, parse_caption
@@ -271,7 +275,7 @@ _TEXT = Setting(
 
 
 # ------------------------------------------------------------------------------------------- p(x|vector)
-def _vector_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[None, ParseValue]:
+def _vector_parser(values: Callable[[], Iterable[object]], feature: object) -> tuple[None, ParseValue]:
     from .data.labels import vector_parser
 
     return None, vector_parser()
@@ -279,7 +283,7 @@ def _vector_parser(values: Callable[[], Iterable[Any]], feature: Any) -> tuple[N
 
 def _embedding_dim(data: "TrainingData") -> int | None:
     """Of the first vector; None for a streaming set, and where there is none."""
-    rows = [] if data.train is None else (data.conditions([i])[0] for i in data.train)
+    rows = [] if data.train is None else (data.conditions(data.train[i : i + 1])[0] for i in range(len(data.train)))
     return next((len(vector) for vector in rows if vector is not None), None)
 
 
@@ -327,7 +331,8 @@ def find_setting(name: str) -> Setting:
         return SETTINGS[name]
     if ":" not in name:
         raise ValueError(f"--conditioning {name!r} is not one of {', '.join(SETTINGS)}, nor module:SETTING")
-    return load_object(name, instance_of=Setting)
+    setting: Setting = load_object(name, instance_of=Setting)
+    return setting
 
 
 def setting_of(pipeline_class: str) -> Setting:

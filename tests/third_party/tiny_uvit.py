@@ -1,7 +1,8 @@
 """Another backbone in one file: a small U-ViT (Bao et al. 2023, arXiv 2209.12152), in which everything is a token.
 
 Its `forward` takes what UNet2DConditionModel's takes, its configuration has the names of that one's socket, and
-`size_multiple` says which sizes it takes. That is all that pipelines, adapters and training need.
+`size_multiple` says which sizes it takes. That is all that pipelines, adapters and training need. `TINY_UVIT` is a row
+of the table of sizes, outside of it: `--unet_size tiny_uvit:TINY_UVIT` trains a new one.
 """
 
 import torch
@@ -9,6 +10,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
+
+from cond_pipelines.networks.unet_sizes import NetworkSize
 
 
 class TinyUViT(ModelMixin, ConfigMixin):
@@ -48,14 +51,17 @@ class TinyUViT(ModelMixin, ConfigMixin):
         size = height // self.size_multiple, width // self.size_multiple
         time = self.time_embedding(self.time_proj(timestep.expand(batch_size)).to(sample.dtype))  # (B, D)
         time = time + self.pooled_in(class_labels)
-        told = torch.cat([time[:, None], self.token_in(encoder_hidden_states)], dim=1)  # (B, 1 + L, D)
+        condition = torch.cat([time[:, None], self.token_in(encoder_hidden_states)], dim=1)  # (B, 1 + L, D)
         patches = self.patch_in(sample).flatten(2).transpose(1, 2) + self.position  # (B, N, D)
-        x = torch.cat([told, patches], dim=1)  # (B, 1 + L + N, D)
+        x = torch.cat([condition, patches], dim=1)  # (B, 1 + L + N, D)
         ignored = None
         if encoder_attention_mask is not None:
             others = encoder_attention_mask.new_zeros(batch_size, 1 + patches.shape[1])
             ignored = torch.cat([others[:, :1], ~encoder_attention_mask, others[:, 1:]], dim=1)
         first = self.down(x, src_key_padding_mask=ignored)
         x = self.up(self.skip(torch.cat([first, x], dim=2)), src_key_padding_mask=ignored)
-        image = x[:, told.shape[1] :].transpose(1, 2).unflatten(2, size)  # (B, D, h, w)
+        image = x[:, condition.shape[1] :].transpose(1, 2).unflatten(2, size)  # (B, D, h, w)
         return (self.patch_out(image),)
+
+
+TINY_UVIT = NetworkSize(0.01, 3e-3, {"hidden_size": 16}, TinyUViT, num_halvings=1)  # --unet_size tiny_uvit:TINY_UVIT

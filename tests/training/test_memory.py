@@ -66,9 +66,9 @@ def measured(unet, batch_size: int, size: int, precision: str, tmp_path) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("name", "size", "precision"), [("xxs", 16, "no"), ("s", 32, "no"), ("m", 32, "bf16")])
 def test_the_estimate_is_what_the_allocator_gave_out(name, size, precision, checkpointing, tmp_path):
-    config = TrainingConfig()
+    config = TrainingConfig(mixed_precision=precision)
     make = partial(build_unet, name, sample_size=size)
-    kwargs = {"sample_size": size, "on_cpu": True, "precision": precision, "gradient_checkpointing": checkpointing}
+    kwargs = {"sample_size": size, "on_cpu": True, "gradient_checkpointing": checkpointing}
     memory = step_memory(make, config, **kwargs)
     unet = make().train()
     assert memory.gradients == 4 * sum(p.numel() for p in unet.parameters())
@@ -87,7 +87,7 @@ def test_a_text_encoder_that_is_trained_counts():
     config = TrainingConfig(conditioning="text", text_encoder_name_or_path="bert", train_text_encoder=True)
     with FakeTensorMode():
         bert = BertModel(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64))
-    kwargs = {"sample_size": 8, "on_cpu": True, "precision": "no", "text_encoder": bert}
+    kwargs = {"sample_size": 8, "on_cpu": True, "text_encoder": bert}
     frozen, trained = (
         step_memory(partial(build_unet, "xxs", sample_size=8), config, train_text_encoder=train, **kwargs)
         for train in (False, True)
@@ -143,8 +143,8 @@ def test_stable_diffusion_at_512_px():
     vae = fake_vae()
 
     def memory(checkpointing: bool, train: str = "unet") -> StepMemory:
-        config = TrainingConfig(pretrained_model_name_or_path="sd", train=train)
-        kwargs = {"sample_size": 64, "on_cpu": False, "precision": "bf16", "vae": vae}
+        config = TrainingConfig(pretrained_model_name_or_path="sd", train=train, mixed_precision="bf16")
+        kwargs = {"sample_size": 64, "on_cpu": False, "vae": vae}
         make = partial(UNet2DConditionModel, **STABLE_DIFFUSION)
         return step_memory(make, config, gradient_checkpointing=checkpointing, **kwargs)
 

@@ -1,16 +1,16 @@
 """Flags of other training scripts: taken where they mean the same, else answered; the document is made from them."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from cond_pipelines.flags import settings_of
 from cond_pipelines.training.config import TrainingConfig, parse_args
 from cond_pipelines.training.other_flags import DIFFUSERS, SD_SCRIPTS, TRAINER, answer, same_here, table
 
 README = (Path(__file__).parents[2] / "training" / "README.md").read_text(encoding="utf-8")
-KNOWN = [setting.name for setting in fields(TrainingConfig)]
+KNOWN = [setting.name for setting in settings_of(TrainingConfig)]
 TABLES = {"diffusers": DIFFUSERS, "sd-scripts": SD_SCRIPTS, "trainer": TRAINER}
 ROWS = [row for rows in TABLES.values() for row in rows]
 VALUES = {int: "3", float: "0.5", str: "x", bool: "true"}

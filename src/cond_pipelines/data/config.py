@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..flags import flag
+from ..flags import FRACTION, NOT_NEGATIVE, POSITIVE, check_values, flag
 
 IsFeature = Callable[[Any], bool]
 ParseValue = Callable[[Any], Any]
@@ -73,18 +73,18 @@ class DataArguments(_OfTheRun):
         None,
         "Resize images to this many pixels a side. Default: the images' own size, at most 256.",
         resume="model",
-        above=0,
+        bounds=POSITIVE,
         common=4,
     )
     with_prior_preservation: bool = flag(
         False,
-        "Train on the images of --class_data_dir too, so that a model keeps what it knows (DreamBooth).",
+        "Train on the images of --class_data_dir too, to keep what the model knows (DreamBooth).",
         resume="course",
         needs=("class_data_dir", "conditioning=none,class,text", "!streaming"),
     )
     class_data_dir: str | None = flag(
         None,
-        "Take the images to be kept from this folder, such as samples of the model itself.",
+        "Read the class images from this folder: samples of the pretrained model, for example.",
         resume="course",
         by="loaded",
         needs="with_prior_preservation",
@@ -97,9 +97,9 @@ class DataArguments(_OfTheRun):
     )
     prior_loss_weight: float = flag(
         1.0,
-        "Draw class images this many times as often as the others.",
+        "Draw class images this many times as often as the images of --train_data_dir.",
         resume="course",
-        above=0,
+        bounds=POSITIVE,
         needs="class_data_dir",
     )
     dataset_config_name: str | None = flag(
@@ -145,12 +145,12 @@ class DataArguments(_OfTheRun):
     )
     value_range: list[float] = flag(
         [],
-        "Map LOW HIGH to -1 and 1, for images that are not of 8 bits: 16-bit PNG, TIFF, .npy.",
+        "Map the pixel values LOW and HIGH to -1 and 1, for images of more than 8 bits: PNG, TIFF, .npy.",
         resume="model",
     )
     aspect_buckets: bool = flag(
         False,
-        "Keep images wide or tall, of about resolution x resolution pixels.",
+        "Keep the shape of wide and tall images; all have about resolution x resolution pixels.",
         resume="course",
         needs="!streaming",
     )
@@ -163,14 +163,13 @@ class DataArguments(_OfTheRun):
         "error", "Stop at an unreadable image and name it (error), or count it and go on (skip).", resume="free"
     )
     max_train_samples: int | None = flag(
-        None, "Use only the first N rows. Default: all.", resume="course", by="loaded", above=0
+        None, "Use only the first N rows. Default: all.", resume="course", by="loaded", bounds=POSITIVE
     )
     validation_fraction: float = flag(
         0.03,
         "Hold out this fraction of the images, at most 256, for the validation loss.",
         resume="course",
-        at_least=0,
-        below=1,
+        bounds=FRACTION,
         needs="!streaming",
     )
     cache_images: bool | None = flag(
@@ -197,13 +196,13 @@ class DataArguments(_OfTheRun):
     )
     dataloader_num_workers: int | None = flag(
         None,
-        "Load images in N processes. Default: none for decoded images on a CPU, two on a GPU; none off Linux.",
+        "Load images in N processes. Default: none for decoded images on a CPU, two on a GPU.",
         resume="free",
-        at_least=0,
+        bounds=NOT_NEGATIVE,
     )
 
-    def check_images(self) -> None:
-        """Raise ValueError for a range or a number of channels that no images have."""
+    def __post_init__(self) -> None:
+        check_values(self)
         if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
             raise ValueError(f"--value_range {self.value_range} must be two numbers, the lower one first")
         if self.channels not in (None, 1, 3, 4) and not self.value_range:

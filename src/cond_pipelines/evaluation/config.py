@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from ..command_line import Parser
-from ..flags import check_needs, check_values, flag
+from ..flags import AT_LEAST_ONE, check_needs, check_values, flag
 
 
 @dataclass
@@ -17,7 +17,7 @@ class EvaluationConfig:
     """
 
     model: str = flag("", "Evaluate this model: a folder or an id on the Hub. Also as the first argument.", common=1)
-    num_samples: int = flag(10_000, "Draw this many samples.", at_least=1, common=2)
+    num_samples: int = flag(10_000, "Draw this many samples.", bounds=AT_LEAST_ONE, common=2)
     feature_extractor: str = flag(
         "facebook/dinov2-base",
         "Compare in features of this transformers vision model, of module:callable, or in pixels.",
@@ -32,8 +32,8 @@ class EvaluationConfig:
         "Compare with this data set: a Hub id, or module:function. Default: that of training.",
         needs="!train_data_dir",
     )
-    num_real: int = flag(50_000, "Compare with at most this many training images.", at_least=1)
-    batch_size: int = flag(64, "Put this many images at once through the feature extractor.", at_least=1)
+    num_real: int = flag(50_000, "Compare with at most this many training images.", bounds=AT_LEAST_ONE)
+    batch_size: int = flag(64, "Put this many images at once through the feature extractor.", bounds=AT_LEAST_ONE)
     guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
     num_inference_steps: int | None = flag(None, "Draw samples in this many steps. Default: the pipeline's own.")
     seed: int = flag(0, "Set the seed of the samples.")
@@ -43,7 +43,9 @@ class EvaluationConfig:
         None, "Read classes with this transformers classifier, or module:callable that gives names or ids."
     )
     classify: bool = flag(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
-    num_classified: int = flag(256, "Classify at most this many held-out images.", at_least=1, needs="classify")
+    num_classified: int = flag(
+        256, "Classify at most this many held-out images.", bounds=AT_LEAST_ONE, needs="classify"
+    )
     sweep: list[str] = flag([], "Evaluate at each combination of guidance_scale=1,2,3 num_inference_steps=10,20.")
     write_best: str | None = flag(
         None, "Make the setting that is best by this measure the model's default, after a sweep.", needs="sweep"

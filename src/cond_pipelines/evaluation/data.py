@@ -9,7 +9,7 @@ from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
 from ..data.load import TrainingData, load_data
 from ..errors import UserError, read_yaml
-from ..flags import check_values, flag, with_effect
+from ..flags import flag, with_effect
 from ..pipelines.conditional import ConditionalPipeline
 from ..settings import SETTINGS, Setting, find_setting
 from .config import EvaluationConfig
@@ -25,10 +25,6 @@ class EvaluatedData(DataArguments):
 
     conditioning: str = flag("none", "The setting of the run, as in `TrainingConfig`.")
     seed: int = flag(0, "The seed of the run: which images are held out depends on it.")
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        self.check_images()
 
     @property
     def column(self) -> ConditionColumn | None:

@@ -162,6 +162,29 @@ class Rescale(Guidance):
         return rescale_guided(self.inner.combine(predictions, step), predictions[-1], self.share)
 
 
+@dataclass(frozen=True)
+class Between(Guidance):
+    """Classifier-free guidance towards a mixture of the two conditions of a call, the negative one and the condition.
+
+    Args:
+        weights: (B,) 0 to 1: of the condition; the rest is of the negative one.
+        scale: of the guidance.
+        no_condition: (B rows) the null condition, from which the guidance leads away.
+    """
+
+    weights: Tensor
+    scale: float
+    no_condition: "Conditioning"
+
+    def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
+        return [(None, self.no_condition), (None, null), (None, cond)]
+
+    def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
+        without, first, second = predictions
+        weights = self.weights.to(first)[:, None, None, None]  # (B, 1, 1, 1)
+        return without + self.scale * (torch.lerp(first, second, weights) - without)
+
+
 def rescale_guided(noise_pred: Tensor, noise_pred_cond: Tensor, guidance_rescale: float) -> Tensor:
     """Give the guided prediction the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891)."""
     dims = list(range(1, noise_pred.ndim))

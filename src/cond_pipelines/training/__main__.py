@@ -1,13 +1,11 @@
 """accelerate launch -m cond_pipelines.training --conditioning class --train_data_dir flowers --resolution 32"""
 
-from typing import Any
-
 from ..errors import one_line_errors
 from ..processes import command_line
 
 
 @command_line
-def main(args: list[str] | None = None, **defaults: Any) -> None:
+def main(args: list[str] | None = None, **defaults: object) -> None:
     """Parse the command line and train.
 
     Each ends in one line on stderr: bad arguments or data (exit code 2), a failure in the middle of the run (1), a

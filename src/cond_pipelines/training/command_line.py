@@ -1,21 +1,20 @@
 """The command line and YAML recipes of a training run, to a TrainingConfig."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..command_line import Parser, unknown_name, with_underscores
 from ..errors import read_yaml
-from ..flags import check_needs, kinds_of
+from ..flags import check_needs, hints_of, kinds_of, settings_of
 from .arguments import DataArguments, ModelArguments, OptimizationArguments, OutputArguments
 from .config import TrainingConfig
 from .other_flags import answer, same_here
 
-_KNOWN = [setting.name for setting in fields(TrainingConfig)]
+_KNOWN = [setting.name for setting in settings_of(TrainingConfig)]
 
 
-def parse_args(args: list[str] | None = None, **defaults: Any) -> TrainingConfig:
+def parse_args(args: list[str] | None = None, **defaults: object) -> TrainingConfig:
     """The command line to a TrainingConfig; `--config recipe.yaml` is read first, and the command line wins.
 
     Args:
@@ -99,7 +98,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def _as_numbers(recipe: dict[str, Any], parser: Parser) -> dict[str, Any]:
     """A recipe with text where a number or a boolean is wanted read as one: YAML 1.1 takes 1e-4 for text."""
-    hints = get_type_hints(TrainingConfig)
+    hints = hints_of(TrainingConfig)
     return {
         name: parser.parse([f"--{name}={value}"])[0][name]
         if isinstance(value, str) and kinds_of(hints[name])[0][0] in (int, float, bool)

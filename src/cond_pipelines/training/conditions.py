@@ -1,6 +1,6 @@
 """Raw conditions to the adapter's features, encoding each caption once where the encoder is frozen."""
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,6 +8,14 @@ from torch import Tensor
 from ..pipelines.conditional import ConditionalPipeline
 
 _REMEMBERED_BYTES = 2**30
+
+
+class Stored(Protocol):
+    """Features of captions by their token ids, as a dictionary or on disk."""
+
+    def __contains__(self, key: bytes, /) -> bool: ...
+
+    def __getitem__(self, key: bytes, /) -> dict[str, Tensor]: ...
 
 
 class ConditionEncoder:
@@ -23,12 +31,13 @@ class ConditionEncoder:
         self.tokenizer = pipe.components.get("tokenizer")
         self.encoder = pipe.components.get("text_encoder")
         self._remembered: dict[bytes, dict[str, Tensor]] = {}
-        self.stored: Any = {}  # by `keys`; see caching.py
+        self.stored: Stored = {}  # by `keys`; see caching.py
         self._bytes = 0
 
-    def preprocess(self, raw: list[Any]) -> dict[str, Tensor]:
+    def preprocess(self, raw: list[object]) -> dict[str, Tensor]:
         """Raw conditions of a batch to inputs, on the CPU."""
-        return self.adapter.preprocess(raw, self.tokenizer)
+        inputs: dict[str, Tensor] = self.adapter.preprocess(raw, self.tokenizer)
+        return inputs
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -36,17 +45,18 @@ class ConditionEncoder:
         if self.trainable:
             return _on(device, inputs)
         if self.encoder is None or "attention_mask" not in inputs:
-            return self.adapter.encode(_on(device, inputs), self.encoder)
+            encoded: dict[str, Tensor] = self.adapter.encode(_on(device, inputs), self.encoder)
+            return encoded
         keys = self.keys(inputs)
         if all(key in self.stored for key in keys):
             return _on(device, _padded([self.stored[key] for key in keys]))
-        found = {key: self._remembered[key] for key in keys if key in self._remembered}
-        first = {key: row for row, key in enumerate(keys) if key not in found}
+        known = {key: self._remembered[key] for key in keys if key in self._remembered}
+        first = {key: row for row, key in enumerate(keys) if key not in known}
         if first:
             for key, features in zip(first, self.encode_each(inputs, list(first.values()), device), strict=True):
-                found[key] = features
+                known[key] = features
                 self._remember(key, features)
-        return _padded([found[key] for key in keys])
+        return _padded([known[key] for key in keys])
 
     def keys(self, inputs: dict[str, Tensor]) -> list[bytes]:
         """The token ids of each caption, without padding; of inputs on the CPU."""
@@ -55,7 +65,7 @@ class ConditionEncoder:
 
     @torch.no_grad()
     def encode_each(self, inputs: dict[str, Tensor], rows: list[int], device: torch.device) -> list[dict[str, Tensor]]:
-        """The features of some rows of a batch of captions, each without the padding of the batch."""
+        """The features of these rows of a batch of captions, each without the padding of the batch."""
         inputs = {name: x[rows] for name, x in inputs.items()}
         encoded = self.adapter.encode(_on(device, inputs), self.encoder)
         lengths = inputs["attention_mask"].sum(dim=1).clamp(min=1).tolist()

@@ -1,7 +1,7 @@
 """TrainingConfig: everything that decides a run, checked; from the command line and from YAML by `command_line`."""
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ import yaml
 
 from ..data.config import ConditionColumn
 from ..files import write_text
-from ..flags import check_needs, check_values
+from ..flags import Grouped, check_needs
 from ..settings import Setting, find_setting
 from .arguments import OPTIMIZER_NAMES, DataArguments, ModelArguments, OptimizationArguments, OutputArguments
 
@@ -26,9 +26,23 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-@dataclass
-class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, ModelArguments):
-    """Everything that decides a training run.
+if TYPE_CHECKING:
+
+    class _Flat(OutputArguments, OptimizationArguments, DataArguments, ModelArguments):
+        """What an editor and mypy see: every argument is an attribute, with its type."""
+
+        def to_dict(self) -> dict[str, object]: ...
+
+else:
+    _Flat = Grouped
+
+
+@dataclass(init=False)
+class TrainingConfig(_Flat):
+    """Everything that decides a training run, in four groups.
+
+    Each argument is given, read and set by its own name, as on the command line: `config.resolution` is
+    `config.data.resolution`.
 
     Raises:
         ValueError: a value that no run can use, or one without effect; the message names the flag.
@@ -39,12 +53,15 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
         >>> folder = train(config)
     """
 
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
+    output: OutputArguments = field(default_factory=OutputArguments)
+
     def __post_init__(self) -> None:
-        check_values(self)
         self.setting.check_required(self)
-        self._check_lora()
-        self._check_optimizer()
-        self.check_images()
+        if self.use_lora and not self.pretrained_model_name_or_path:
+            raise ValueError("--train lora needs --pretrained_model_name_or_path: the model whose weights stay")
         check_needs(self)
 
     @property
@@ -52,27 +69,12 @@ class TrainingConfig(OutputArguments, OptimizationArguments, DataArguments, Mode
         """The row of `--conditioning` in the table of settings. Raises ValueError where there is none."""
         return find_setting(self.conditioning)
 
-    @property
+    @property  # type: ignore[override]  # of one group an attribute
     def column(self) -> ConditionColumn | None:
         """How the column of the conditions is found and read; None where the setting has none."""
         return self.setting.column
 
-    def _check_lora(self) -> None:
-        if self.use_lora and self.train not in ("unet", "lora"):
-            raise ValueError(f"--use_lora means --train lora, and --train {self.train} was given: leave one out")
-        self.train = "lora" if self.use_lora else self.train
-        self.use_lora = self.train == "lora"
-        if self.use_lora and not self.pretrained_model_name_or_path:
-            raise ValueError("--train lora needs --pretrained_model_name_or_path: the model whose weights stay")
-
-    def _check_optimizer(self) -> None:
-        if self.optimizer not in OPTIMIZER_NAMES and ":" not in self.optimizer:
-            names = ", ".join(OPTIMIZER_NAMES)
-            raise ValueError(f"--optimizer {self.optimizer!r} is not one of {names}, nor module:Class")
-        if self.optimizer == "prodigy" and {self.adapter_lr, self.text_encoder_lr} - {None, self.learning_rate or 1.0}:
-            raise ValueError("--adapter_lr and --text_encoder_lr: prodigy has one rate for all, leave them out")
-
     def save(self, path: str | Path) -> None:
         """Write as YAML, readable again with `--config`; the Hub token is left out."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("hub_token", "overwrite_output_dir")}
+        values = {k: v for k, v in self.to_dict().items() if k not in ("hub_token", "overwrite_output_dir")}
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,7 +1,6 @@
 """What a run uses where nothing was given: chosen from the images, the network, the device and its free memory."""
 
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 
 from ..data.load import TrainingData
 from ..flags import with_effect
-from ..networks.unet_sizes import build_unet
+from ..networks.unet_sizes import NetworkSize, build_unet, find_size, nearest_size
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.vae import VAE, vae_scale_factor
 from ..processes import available_cores
@@ -102,7 +101,6 @@ def _memory_of(
         config,
         sample_size=sample_size,
         on_cpu=on_cpu,
-        precision=config.mixed_precision,
         vae=vae,
         text_encoder=None if parent is None else parent.components.get("text_encoder"),
         train_text_encoder=_train_text_encoder(config),
@@ -193,7 +191,7 @@ def fill_defaults(
     size = config.unet_size or _unet_size(sample_size, on_cpu)
     batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images, num_parameters)
     fine_tuning = config.pretrained_model_name_or_path is not None
-    like = size if num_parameters is None else _size_like(num_parameters)
+    like = find_size(size) if num_parameters is None else nearest_size(num_parameters)
     learning_rate = config.learning_rate or _learning_rate(config, like, fine_tuning)
     adapter_lr, text_encoder_lr = learning_rate, NEW_TEXT_ENCODER_LR
     if config.learning_rate is None:  # an adapter may be new where the UNet is not
@@ -232,7 +230,7 @@ def fill_defaults(
         else config.default_guidance_scale,
     }
     # What has no effect in this run stays open.
-    has_effect = with_effect(TrainingConfig, vars(config) | chosen)
+    has_effect = with_effect(TrainingConfig, config.to_dict() | chosen)
     return replace(config, **{name: value for name, value in chosen.items() if name in has_effect})
 
 
@@ -282,34 +280,26 @@ def fast_precision(device: torch.device) -> str:
     return "no"
 
 
-_NUM_PARAMETERS = {
-    "xxs": 1e6,
-    "xs": 1.7e6,
-    "s": 2.8e6,
-    "m": 16e6,
-    "l": 139e6,
-    "xl": 416e6,
-    "xxl": 863e6,
-}  # of parameters
-_LEARNING_RATES = {"xxs": 2e-3, "xs": 2e-3, "s": 2e-3, "m": 8e-4, "l": 2e-4, "xl": 1e-4, "xxl": 1e-4}
 # Of Stable Diffusion and the like, by what is trained: as diffusers' train_text_to_image.py and
 # train_text_to_image_lora.py; between them where only the cross-attention is trained.
 _LARGE_PARENT = {"unet": 1e-5, "cross_attention": 5e-5, "lora": 1e-4, "adapter": 1e-4}
+_LARGE_MILLIONS = 300  # of parameters, from which on a pretrained network counts as large
 _LARGE_PARENT_IMAGES = 16  # of a step, as in diffusers' train_text_to_image.py
 _FEWEST_ON_GPU = 4  # images that make it worth its while without gradient checkpointing
 _NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 30, 2.5  # of our own models
 
 
-def _size_like(num_parameters: float) -> str:
-    return min(_NUM_PARAMETERS, key=lambda size: abs(math.log(num_parameters / _NUM_PARAMETERS[size])))
+def _is_large(size: NetworkSize) -> bool:
+    """Of Stable Diffusion's scale."""
+    return size.millions > _LARGE_MILLIONS
 
 
-def _learning_rate(config: TrainingConfig, like: str, fine_tuning: bool) -> float:
+def _learning_rate(config: TrainingConfig, size: NetworkSize, fine_tuning: bool) -> float:
     if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
         return 1.0
     if not fine_tuning:
-        return _LEARNING_RATES[like]
-    return _LARGE_PARENT[config.train] if like in ("xl", "xxl") else 0.5 * _LEARNING_RATES[like]
+        return size.learning_rate
+    return _LARGE_PARENT[config.train] if _is_large(size) else 0.5 * size.learning_rate
 
 
 def _unet_size(sample_size: int, on_cpu: bool) -> str:
@@ -326,7 +316,7 @@ def _batch_size(sample_size: int, on_cpu: bool, num_images: int | None, num_para
     # the held-out loss.
     most = 32 if on_cpu else 256
     batch_size = max(8, min(most, most * 32 * 32 // sample_size**2))
-    if num_parameters is not None and _size_like(num_parameters) in ("xl", "xxl"):
+    if num_parameters is not None and _is_large(nearest_size(num_parameters)):
         batch_size = min(batch_size, _LARGE_PARENT_IMAGES)
     return min(batch_size, max(1, num_images or batch_size))
 

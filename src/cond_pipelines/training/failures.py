@@ -4,22 +4,22 @@ import errno
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..data.dataset import BadRow
+from ..data.rows import BadRow
 from ..data.workers import STOPPING
 from ..errors import UserError, describe, of_a_limit
 from ..user_code import raised_by_user_code
 from .checkpoints import Progress, all_checkpoints
 
+Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
 
@@ -58,8 +58,9 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.before: dict[signal.Signals, Any] = {}
-        self.at_once, self.accelerator = True, None
+        self.before: dict[signal.Signals, Handler] = {}
+        self.at_once = True
+        self.accelerator: Accelerator  # from `hold` on
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python's own rule for signal handlers
@@ -85,11 +86,12 @@ class StopSignal:
     @property
     def now(self) -> bool:
         """Whether to skip what follows the last step; several processes always go through to its end."""
-        return self.signal is not None and self.accelerator.num_processes == 1  # else the others would wait for one
+        is_alone: bool = self.accelerator.num_processes == 1  # several would wait for the one that leaves
+        return self.signal is not None and is_alone
 
-    def check(self, *_: object) -> dict[str, Any]:
+    def check(self, *_: object) -> dict[str, object]:
         """A pipeline's `callback_on_step_end`. Raises StoppedAtOnce between two steps of the sampler."""
-        if self.now:
+        if self.now and self.signal is not None:
             raise StoppedAtOnce("", self.signal)
         return {}
 
@@ -142,10 +144,10 @@ def is_full_disk(error: OSError) -> bool:
 
 def how_to_go_on(output_dir: Path) -> str:
     """What is safe, and how to start from it."""
-    found = all_checkpoints(output_dir)
-    if not found:
+    checkpoints = all_checkpoints(output_dir)
+    if not checkpoints:
         return "nothing was saved yet (--checkpointing_steps saves now and then)"
-    return f"{found[-1]} is whole: go on with the same command and --resume_from_checkpoint latest"
+    return f"{checkpoints[-1]} is whole: go on with the same command and --resume_from_checkpoint latest"
 
 
 def _reason(error: BaseException) -> str | None:

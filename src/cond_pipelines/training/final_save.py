@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -49,24 +50,24 @@ def save_finished(
         if folder.run is not None and (place / LORA_FILE).is_file():
             mark_weights(place / LORA_FILE, folder.run)
 
-    others, told = list(_other_places(folder, config)), False
+    others, has_warned = list(_other_places(folder, config)), False
     while True:
         reason = _problem_of(lambda: _write_here(folder.path, write))
         if reason is None:
             return None
         for place in others:
-            if _problem_of(lambda place=place: _write_there(place, write)) is None:
+            if _problem_of(partial(_write_there, place, write)) is None:
                 return (
                     f"training is finished, but {folder.path} cannot be written to ({reason}); the trained model is "
                     f"saved in {place}"
                 )
-        if not told:
+        if not has_warned:
             tqdm.write(
                 f"warning: {folder.path} cannot be written to ({reason}), nor can {', '.join(map(str, others))}: the "
                 f"trained model is kept in memory; make room (a new try every {_WAIT_SEC} s, Ctrl-C gives it up)",
                 file=sys.stderr,
             )
-            told = True
+            has_warned = True
         time.sleep(_WAIT_SEC)
 
 
@@ -85,7 +86,7 @@ def _write_there(place: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write_here(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write all of the model beside the one that may be there, then put it in place, model_index.json last."""
+    """Write all of the model next to the one that may be there, then put it in place, model_index.json last."""
     staging = unfinished_folder(folder / "model")
     shutil.rmtree(staging, ignore_errors=True)
     try:

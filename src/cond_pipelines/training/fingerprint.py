@@ -3,7 +3,6 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ def fingerprint_of(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def plain_config(module: nn.Module) -> dict[str, Any]:
+def plain_config(module: nn.Module) -> dict[str, object]:
     """The configuration of a network, without where it was loaded from and by which version of a library."""
     config = getattr(module, "config", {})
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)

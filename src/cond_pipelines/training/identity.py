@@ -4,11 +4,11 @@ Which is which is declared at each field (`flags.flag(resume=...)`). Networks an
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..data.load import TrainingData
-from ..flags import shown
+from ..flags import settings_of, shown
 from ..objectives.base import Objective, name_of
 from ..pipelines.conditional import ConditionalPipeline
 from .arguments import OutputArguments
@@ -19,7 +19,7 @@ from .objective import own_arguments
 from .run_folder import RunFolder
 from .schedule import LearningRate, RunLength
 
-_DECLARED = {setting.name: setting.metadata for setting in fields(TrainingConfig)}
+_DECLARED = {setting.name: setting.metadata for setting in settings_of(TrainingConfig)}
 # What takes effect but is nothing to report: where a run writes, and what the line on the batch says already.
 _UNSAID = {setting.name for setting in fields(OutputArguments)} | {"train_batch_size", "gradient_accumulation_steps"}
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
@@ -76,7 +76,7 @@ class RunIdentity:
         """Of a run whose defaults are filled in; `loaded`: `loaded_identity`, and what else must not change."""
         adapter = {k: v for k, v in pipe.adapter.config.items() if not k.startswith("_")}
         loaded = loaded | {"adapter": f"{type(pipe.adapter).__name__} {adapter}", "UNet": plain_config(pipe.unet)}
-        values = {k: v for k, v in asdict(config).items() if k != "hub_token" and _DECLARED[k]["by"] == "value"}
+        values = {k: v for k, v in config.to_dict().items() if k != "hub_token" and _DECLARED[k]["by"] == "value"}
         return cls(json.loads(json.dumps(values | loaded, default=str)))
 
     def accept(self, before: dict[str, Any]) -> None:

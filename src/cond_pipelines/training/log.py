@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -54,7 +53,7 @@ class TrainingLog:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [line for line in self._lines() if line["step"] <= progress.step] if progress.step else []
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        values = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str) and k != "hub_token"}
+        values = {k: v for k, v in config.to_dict().items() if isinstance(v, int | float | str) and k != "hub_token"}
         start_trackers(accelerator, config.tracker_project_name, values)
         self.bar = tqdm(
             total=run.length.num_steps(progress),

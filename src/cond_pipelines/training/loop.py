@@ -59,6 +59,7 @@ def train(config: TrainingConfig) -> Path:
 def _train(run: Run, stop: StopSignal) -> Path:
     config, accelerator, device = run.config, run.accelerator, run.device
     pipe, adapter, objective = run.pipe, run.pipe.adapter, run.objective
+    num_draws = adapter.num_dropout_draws, objective.num_uniforms  # random numbers of an image, next to noise and time
     state = TrainState(run)
     conditions = ConditionEncoder(pipe, trainable=run.trains_text_encoder)
     cache(run, conditions)
@@ -68,13 +69,13 @@ def _train(run: Run, stop: StopSignal) -> Path:
         run.data.train,
         conditions.preprocess,
         Shard(
-            config.train_batch_size,
+            run.batch_size,
             seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start=state.progress.position,
         ),
-        num_workers=config.dataloader_num_workers,
+        num_workers=config.dataloader_num_workers or 0,
         pin_memory=device.type == "cuda",
     )
     evaluator = Evaluator(run) if config.evaluation_steps else None
@@ -101,14 +102,7 @@ def _train(run: Run, stop: StopSignal) -> Path:
                     x_0 = x_0_of(pipe, batch, config.seed, device)  # (B, C, h, w) images or latents
                     features = conditions.features(batch.inputs, device)  # by name, B rows each
                 # Noise, time and dropout of each image are a function of its position in the run.
-                draws = draw(
-                    config.seed,
-                    batch.positions,
-                    x_0.shape[1:],
-                    device,
-                    adapter.num_dropout_draws,
-                    objective.num_uniforms,
-                )
+                draws = draw(config.seed, batch.positions, x_0.shape[1:], device, *num_draws)
                 keep = adapter.keep(draws.dropout, config.condition_dropout)  # (B,) or (B, parts)
                 loss = objective.loss(state.denoise_with(features, keep), x_0, draws).mean()
                 accelerator.backward(loss)

@@ -1,4 +1,4 @@
-"""LoRA through PEFT (Hu et al. 2021, arXiv 2106.09685): small trained matrices beside the parent's frozen ones.
+"""LoRA through PEFT (Hu et al. 2021, arXiv 2106.09685): small trained matrices added to frozen ones.
 
 What the parent has gets a LoRA (its UNet, and its text encoder where that is trained); what it lacks is trained whole
 (the conditioning adapter, a new text encoder).
@@ -19,7 +19,7 @@ _TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "query", "key", "value", 
 
 
 def add_lora(module: nn.Module, config: TrainingConfig, target_modules: list[str] | None = None) -> None:
-    """Freeze a UNet or a text encoder, and put a LoRA that starts with no effect beside some of its matrices.
+    """Freeze a UNet or a text encoder, and add a LoRA that starts with no effect to the matrices of `target_modules`.
 
     Args:
         target_modules: ends of their names; default: the attention of a text encoder.
@@ -63,7 +63,7 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
         return pipe.save_pretrained(folder)
     from peft import get_peft_model_state_dict
 
-    layers: dict[str, Any] = {}
+    layers: dict[str, object] = {}
     for part in ("unet", "text_encoder"):
         if has_lora(module := pipe.components.get(part)):
             state = get_peft_model_state_dict(module)
@@ -73,10 +73,11 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
             layers[f"{part}_lora_layers"] = state if any(".lora_A." in name for name in named) else named
             layers[f"{part}_lora_adapter_metadata"] = _plain(module.peft_config["default"].to_dict())
     type(pipe).save_lora_weights(folder, **layers)
-    theirs = [m for k, m in parent.components.items() if isinstance(m, nn.Module) and k != "adapter"]
+    of_parent = {} if parent is None else parent.components
+    theirs = [m for k, m in of_parent.items() if isinstance(m, nn.Module) and k != "adapter"]
     components = {k: None if any(c is m for m in theirs) else c for k, c in pipe.components.items()}
     accepted = inspect.signature(type(pipe).__init__).parameters
-    settings = {k: pipe.config[k] for k in accepted if k in pipe.config and k not in components}
+    settings: dict[str, Any] = {k: pipe.config[k] for k in accepted if k in pipe.config and k not in components}
     rest = type(pipe)(**components, **settings)
     rest._optional_components = list(components)  # or diffusers warns of those that are left out
     rest.save_pretrained(folder)
@@ -90,6 +91,6 @@ def how_to_load(pipe: ConditionalPipeline, folder: str | Path) -> str:
     return f"ConditionalPipeline.from_pretrained({str(folder)!r}, unet=parent.unet, ...), pipe.load_lora_weights(...)"
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _plain(config: dict[str, object]) -> dict[str, object]:
     """As JSON takes it."""
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}

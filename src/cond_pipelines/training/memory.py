@@ -1,4 +1,4 @@
-"""How much memory a training step takes, found without taking it: the step is run on fake tensors.
+"""How much memory a training step takes, estimated without taking it: the step is run on fake tensors.
 
 A fake tensor has a shape, a dtype and a device, and no data. So the numbers below come from the network's own forward
 and backward pass, with autocast, attention and gradient checkpointing as they are, for Stable Diffusion in seconds.
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..networks.denoiser import socket
 from .config import TrainingConfig
 from .optimizers import trains_parameter
 
@@ -56,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._live: dict[int, weakref.ref] = {}
+        self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -71,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._live:
             return
 
-        def gone(_: weakref.ref) -> None:
+        def gone(_: weakref.ref[torch.UntypedStorage]) -> None:
             self.now -= size
             del self._live[key]
 
@@ -86,7 +87,6 @@ def step_memory(
     *,
     sample_size: int,
     on_cpu: bool,
-    precision: str,
     vae: nn.Module | None = None,
     text_encoder: nn.Module | None = None,
     train_text_encoder: bool = False,
@@ -97,13 +97,12 @@ def step_memory(
     Args:
         unet: makes the network; it is called on fake tensors.
         sample_size: of what it denoises, in pixels or latent pixels.
-        precision: "no", "bf16" or "fp16"; weights are float32 whatever it is.
         vae, text_encoder: the networks that will be there too.
 
     Example:
         >>> step_memory(lambda: build_unet("xxl", sample_size=64, channels=4), config, sample_size=64, ...).total(4)
     """
-    fakes = FakeTensorMode()
+    fakes, precision = FakeTensorMode(), config.mixed_precision or "no"  # weights are float32 whatever it is
     with fakes:
         net = unet().train()
         if gradient_checkpointing:
@@ -146,22 +145,22 @@ def _unet_bytes(net: nn.Module, batch_size: int, sample_size: int, precision: st
     """The peak of a forward and a backward pass, its gradients among it."""
     config = net.config
     x_t = torch.empty(batch_size, config.in_channels, sample_size, sample_size)  # (B, C, h, w)
-    told: dict[str, Tensor] = {}
-    if (token_dim := config.get("cross_attention_dim")) is not None:
+    token_dim, pooled_dim = socket(net)
+    inputs: dict[str, Tensor] = {}
+    if token_dim is not None:
         token_dim = token_dim[0] if isinstance(token_dim, list | tuple) else token_dim
-        told["encoder_hidden_states"] = torch.empty(batch_size, _NUM_TOKENS, token_dim, requires_grad=True)
-    if config.get("class_embed_type") is not None:
-        width = config.get("projection_class_embeddings_input_dim") or 4 * config.block_out_channels[0]
-        told["class_labels"] = torch.empty(batch_size, width, requires_grad=True)
+        inputs["encoder_hidden_states"] = torch.empty(batch_size, _NUM_TOKENS, token_dim, requires_grad=True)
+    if pooled_dim is not None and config.get("class_embed_type", "of its own") is not None:
+        inputs["class_labels"] = torch.empty(batch_size, pooled_dim, requires_grad=True)
     with LiveBytes() as live:
         with _autocast(precision):
-            prediction = net(x_t, torch.empty(batch_size), **told, return_dict=False)[0]
+            prediction = net(x_t, torch.empty(batch_size), **inputs, return_dict=False)[0]
         loss = prediction.float().square().mean()
         del prediction
         loss.backward()
     for parameter in net.parameters():
         parameter.grad = None
-    return live.peak
+    return int(live.peak)
 
 
 @torch.no_grad()
@@ -173,7 +172,7 @@ def _vae_bytes(vae: nn.Module, sample_size: int, precision: str, cached: bool) -
             images = vae.decode(latents, return_dict=False)[0]
         if not cached:
             vae.encode(images.float())
-    return live.peak
+    return int(live.peak)
 
 
 def _text_encoder_bytes(encoder: nn.Module, precision: str) -> int:
@@ -187,11 +186,12 @@ def _text_encoder_bytes(encoder: nn.Module, precision: str) -> int:
 def _num_lora_parameters(net: nn.Module, rank: int) -> int:
     """Two matrices, (rank, in) and (out, rank), for each weight that gets a LoRA."""
     weights = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-    return sum(rank * (w.shape[0] + w[0].numel()) for w in weights)
+    return int(sum(rank * (w.shape[0] + w[0].numel()) for w in weights))
 
 
 def free_bytes(device: torch.device) -> int:
     """What a run may take of the device's memory, or of the machine's where it computes on a CPU."""
-    if device.type != "cpu" and hasattr(module := getattr(torch, device.type, None), "mem_get_info"):
-        return int(_USABLE * module.mem_get_info(device)[0])
+    memory_of = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+    if device.type != "cpu" and memory_of is not None:
+        return int(_USABLE * memory_of(device)[0])
     return int(_USABLE * psutil.virtual_memory().available)

@@ -13,7 +13,7 @@ from torch import nn
 from ..adapters.base import ConditioningAdapter
 from ..data.labels import Choices
 from ..data.load import TrainingData
-from ..errors import reading
+from ..errors import arguments_of, reading
 from ..networks.denoiser import size_multiple
 from ..networks.pretrained import load_pipeline
 from ..networks.surgery import with_channels
@@ -72,7 +72,7 @@ def image_channels(config: TrainingConfig, parent: ConditionalPipeline | None, v
 
 
 def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
-    """A new scheduler of the class asked for. Raises ValueError where diffusers has none of that name."""
+    """A new scheduler of --scheduler. Raises ValueError where diffusers has none of that name."""
     name = config.scheduler or "FlowMatchEulerDiscreteScheduler"
     cls = getattr(diffusers, name, None)
     if cls is None or not name.endswith("Scheduler"):
@@ -89,7 +89,7 @@ def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
 def build_pipeline(
     config: TrainingConfig, data: TrainingData, vae: VAE | None = None, parent: ConditionalPipeline | None = None
 ) -> ConditionalPipeline:
-    """A pipeline of the setting asked for: new, or every UNet weight from a pretrained one of any setting."""
+    """A pipeline of --conditioning: new, or with every UNet weight of a pretrained one of any setting."""
     setting, dataset = config.setting, data.dataset
     scale = 1 if vae is None else vae_scale_factor(vae)
     if dataset.resolution % scale:
@@ -103,20 +103,19 @@ def build_pipeline(
     if parent is not None:
         unet = with_channels(parent.unet, dataset.channels if vae is None else vae.config.latent_channels)
         scheduler = build_scheduler(config, vae is not None) if config.scheduler else parent.scheduler
-        least = scale * 2 ** (len(unet.config.block_out_channels) - 1)
+        least = scale * 2 ** (len(unet.config.get("block_out_channels", (1,))) - 1)
         if dataset.resolution < least:
             raise ValueError(
                 f"--resolution {dataset.resolution} is too small for the pretrained UNet ({least} or more)"
-            )
-        if dataset.resolution % (multiple := scale * size_multiple(unet)):
-            raise ValueError(
-                f"--resolution {dataset.resolution} must be a multiple of {multiple} for the pretrained UNet"
             )
         unet.register_to_config(sample_size=sample_size)
     else:
         channels = dataset.channels if vae is None else vae.config.latent_channels
         unet = build_unet(config.unet_size, sample_size=sample_size, channels=channels)
         scheduler = build_scheduler(config, vae is not None)
+    if dataset.resolution % (multiple := scale * size_multiple(unet)):
+        whose = "pretrained UNet" if parent is not None else f"UNet size {config.unet_size}"
+        raise ValueError(f"--resolution {dataset.resolution} must be a multiple of {multiple} for the {whose}")
     components = {"unet": unet, "scheduler": scheduler, "vae": vae}
 
     if setting.has_captions or config.text_encoder_name_or_path:
@@ -178,18 +177,8 @@ def _adapter(
 
 def _with_its_own_config(config: TrainingConfig, adapter: ConditioningAdapter) -> ConditioningAdapter:
     """A pretrained model's adapter, which is kept. Raises ValueError where --adapter_config wants another."""
-    for name, value in _json("--adapter_config", config.adapter_config).items():
+    for name, value in arguments_of("--adapter_config", config.adapter_config).items():
         kept = json.loads(json.dumps(adapter.config.get(name), default=str))
         if kept is not None and kept != value:
             raise ValueError(f"--adapter_config: the pretrained model's adapter has {name} {kept}, and keeps it")
     return adapter
-
-
-def _json(flag: str, text: str | None) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} {text}: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f'{flag} {text}: must be a JSON object, such as {{"name": 1}}')
-    return found

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ..errors import arguments_of, reading
 from ..pipelines.conditional import ConditionalPipeline
 from ..user_code import load_object
+from .arguments import OptimizationArguments
 from .config import TrainingConfig
 from .lora import add_lora
 from .trackers import check_tracker
 
 # module:Class, its package on PyPI, and the arguments that are not its defaults.
-OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[str, str, dict[str, object]]] = {
     "adamw": ("torch.optim:AdamW", "torch", {"fused": True}),
     "adamw8bit": ("bitsandbytes.optim:AdamW8bit", "bitsandbytes", {}),
     "prodigy": ("prodigyopt:Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
@@ -43,19 +44,23 @@ def make_trainable(
         ValueError: nothing is left to train.
     """
     # What a trained module freezes itself stays frozen.
-    whole = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
+    unfrozen = [pipe.adapter] if config.train != "unet" else [pipe.unet, pipe.adapter]
     if config.setting.has_captions and config.train_text_encoder:
-        whole.append(pipe.text_encoder)
+        unfrozen.append(pipe.text_encoder)
         if config.condition_dropout and "null_prompt" in pipe.adapter.config:
             # "No prompt" is what it is in this training: null_tokens, though the encoder moves away from them.
             pipe.adapter.register_to_config(null_prompt=None)
     modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
     for module in modules:
-        if not any(module is m for m in whole):
+        if not any(module is m for m in unfrozen):
             module.requires_grad_(False)
     if config.train == "lora":
         add_lora(pipe.unet, config, config.lora_target_modules)
-        if pipe.adapter is not whole[-1] and whole[-1] is parent.components.get("text_encoder"):
+        if (
+            pipe.adapter is not unfrozen[-1]
+            and parent is not None
+            and unfrozen[-1] is parent.components.get("text_encoder")
+        ):
             add_lora(pipe.text_encoder, config)
     if config.train == "cross_attention":
         for name, parameter in pipe.unet.named_parameters():
@@ -88,28 +93,28 @@ def count_trained(pipe: ConditionalPipeline) -> str:
     for part in _PARTS:
         if (module := pipe.components.get(part)) is not None:
             sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-            trained, whole = sum(n for n, some in sizes if some), sum(n for n, _ in sizes)
-            counts.append(f"{part} {trained / 1e6:.2f} of {whole / 1e6:.2f} M")
+            trained, total = sum(n for n, is_trained in sizes if is_trained), sum(n for n, _ in sizes)
+            counts.append(f"{part} {trained / 1e6:.2f} of {total / 1e6:.2f} M")
     return ", ".join(counts)
 
 
-def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[dict[str, Any]]:
+def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[dict[str, object]]:
     """The trained parameters of each part, each with the peak rate of its own: UNet, adapter, text encoder.
 
     A new text encoder breaks at the rate that suits a small UNet: it learned the commonest word and no other.
     """
     rates = {"unet": config.learning_rate, "adapter": config.adapter_lr or config.learning_rate}
     rates["text_encoder"] = config.text_encoder_lr or config.learning_rate
-    found = {part: trainable([pipe.components[part]]) for part in _PARTS if pipe.components.get(part) is not None}
+    trained = {part: trainable([pipe.components[part]]) for part in _PARTS if pipe.components.get(part) is not None}
     return [
         {"params": parameters, "lr": rates[part], "initial_lr": rates[part]}
-        for part, parameters in found.items()
+        for part, parameters in trained.items()
         if parameters
     ]
 
 
 def check_packages(config: TrainingConfig) -> None:
-    """Raise ValueError, with the command that installs it, where a package or tracker is missing that was asked for."""
+    """Raise ValueError, with the command that installs it, for a package or tracker that is missing."""
     check_tracker(config.report_to)
     wanted = {}
     if config.optimizer in OPTIMIZERS:
@@ -126,8 +131,8 @@ def check_packages(config: TrainingConfig) -> None:
         )
 
 
-def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer asked for, by name or as module:Class; it gets the --adam_* arguments that it knows.
+def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    """The optimizer of --optimizer, by name or as module:Class; it gets the --adam_* arguments that it knows.
 
     Raises:
         ValueError: there is no such class, or it does not take an argument of --optimizer_config.
@@ -144,7 +149,7 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> tor
     # Adafactor's eps is a pair, of another meaning.
     taken = {k for k in shared if k in known and not (k == "eps" and isinstance(known[k].default, tuple))}
     for name, argument in _ADAM.items():
-        if argument not in taken and getattr(config, name) != getattr(TrainingConfig, name):
+        if argument not in taken and getattr(config, name) != getattr(OptimizationArguments, name):
             raise ValueError(
                 f"--{name} {getattr(config, name)} has no effect: --optimizer {config.optimizer} has no {argument}; "
                 "leave it out, or see --optimizer_config"
@@ -170,7 +175,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        groups: list[dict[str, Any]],
+        groups: list[dict[str, object]],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
@@ -189,8 +194,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         for matrices, optimizer in self._of_matrices.items():
-            if some := [p for p in param_group["params"] if (p.ndim == 2) == matrices]:
-                super().add_param_group(optimizer.defaults | param_group | {"params": some, "matrices": matrices})
+            if selected := [p for p in param_group["params"] if (p.ndim == 2) == matrices]:
+                super().add_param_group(optimizer.defaults | param_group | {"params": selected, "matrices": matrices})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -207,9 +212,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
 
-    def _joined(self, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def _joined(self, parts: dict[str, Any]) -> dict[str, object]:
         """The state of a checkpoint of before, which has one for each of the two optimizers."""
-        groups, state = self.state_dict()["param_groups"], {}
+        groups = self.state_dict()["param_groups"]
+        state: dict[int, object] = {}
         for name, matrices in (("muon", True), ("adamw", False)):
             numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
             state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}

@@ -57,7 +57,7 @@ DIFFUSERS = (
         "image_column caption_column",
         "T",
         "same",
-        "found by type or name when left out; `--label_column` for classes",
+        "default: by type or name; `--label_column` for classes",
     ),
     _row("max_train_samples", "T", "same"),
     _row("cache_dir", "U T", "same", "of `datasets`"),

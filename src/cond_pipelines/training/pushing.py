@@ -41,10 +41,10 @@ class HubPush:
         self.running.start()
 
     def finish(self, stopped: Callable[[], bool] = lambda: False) -> list[str]:
-        """Push the finished model; returns what to tell the user, nothing where all went well.
+        """Push the finished model; returns lines for the user, none where all went well.
 
         Args:
-            stopped: whether the push is to be left out, or left behind; asked several times a second.
+            stopped: whether to skip the push, or to leave it behind; called several times a second.
         """
         if not self.config.push_to_hub:
             return []
@@ -71,7 +71,7 @@ class HubPush:
         command += [] if private is None else ["--private" if private else "--no-private"]
         return f"the model is safe in {self.config.output_dir}; push it later: {shlex.join(command)}"
 
-    def _push(self, folder: str, message: str, temporary: tempfile.TemporaryDirectory | None = None) -> None:
+    def _push(self, folder: str, message: str, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
         try:
             push_folder(
                 folder,

@@ -67,7 +67,7 @@ class Run:
     @property
     def is_sharded(self) -> bool:
         """Whether each process holds only a part of every trained weight (FSDP)."""
-        return self.accelerator.distributed_type == DistributedType.FSDP
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -78,8 +78,12 @@ class Run:
     @property
     def images_per_step(self) -> int:
         """Images of one optimizer step, over all processes."""
-        config = self.config
-        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        return int(self.batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one batch of one process."""
+        return self.config.train_batch_size or 1  # `decide` has chosen one
 
 
 def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder) -> Run:
@@ -94,7 +98,8 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
     vae = load_vae(config, parent)
     with accelerator.main_process_first():  # one process prepares what the others read
         data = load_data(config, image_channels(config, parent, vae))
-    config, choices = decide(replace(config, mixed_precision=accelerator.precision), data, vae, parent, accelerator)
+    config = replace(config, mixed_precision=accelerator.precision)  # type: ignore[arg-type]  # one of the three
+    config, choices = decide(config, data, vae, parent, accelerator)
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     length = RunLength.of(config, None if data.train is None else len(data.train))
     pipe = build_pipeline(config, data, vae, parent)

@@ -78,7 +78,9 @@ class RunFolder:
         if config.overwrite_output_dir:
             for name in _INPUTS:
                 value = getattr(config, name)
-                if value and (self._would_delete(value) or (value == resume and self._resumes_here(resume))):
+                if value and (
+                    self._would_delete(value) or (resume is not None and value == resume and self._resumes_here(resume))
+                ):
                     raise ValueError(
                         f"--overwrite_output_dir deletes what --{name} {value} reads: leave one of them out"
                     )
@@ -93,15 +95,15 @@ class RunFolder:
         doomed = [made.resolve() for made in self._made()] if lies_here else []
         return any(d == path or d in path.parents or path in d.parents for d in doomed)
 
-    def _resumes_here(self, resume: str) -> bool:
-        return resume == "latest" or (self.path / resume).is_dir()
+    def _resumes_here(self, resume: str | None) -> bool:
+        return resume is not None and (resume == "latest" or (self.path / resume).is_dir())
 
     def _holds(self) -> str | None:
         """What would be lost, or mixed with something new."""
         if (self.path / "model_index.json").exists() or (self.path / LORA_FILE).exists():
             return "a finished model"
-        if found := all_checkpoints(self.path):
-            return f"checkpoints of another run ({found[-1].name})"
+        if checkpoints := all_checkpoints(self.path):
+            return f"checkpoints of another run ({checkpoints[-1].name})"
         if next(self.path.glob(f"{SNAPSHOTS}/[0-9]*.safetensors"), None):
             return f"another run's averages ({SNAPSHOTS}/)"
         return None
@@ -163,11 +165,11 @@ class RunFolder:
         logs = Path(self.config.logging_dir)
         if not logs.is_absolute() and ".." not in logs.parts:
             patterns += [f"{logs.as_posix()}/**/{name}" for name in ("events.out.tfevents.*", "hparams.yml")]
-        found = [p for pattern in patterns for p in sorted(self.path.glob(pattern)) if p.is_file() or p.is_symlink()]
-        found += [p for pattern in _FOLDERS for p in sorted(self.path.glob(pattern)) if p.is_dir()]
+        made = [p for pattern in patterns for p in sorted(self.path.glob(pattern)) if p.is_file() or p.is_symlink()]
+        made += [p for pattern in _FOLDERS for p in sorted(self.path.glob(pattern)) if p.is_dir()]
         if is_our_card(self.path / "README.md"):
-            found.append(self.path / "README.md")
-        return found + all_checkpoints(self.path)
+            made.append(self.path / "README.md")
+        return made + all_checkpoints(self.path)
 
     def _components(self) -> list[str]:
         try:

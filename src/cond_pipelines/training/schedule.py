@@ -53,7 +53,7 @@ class RunLength:
         # Clocks differ, and all processes must stop at the same step.
         shared = torch.tensor(done, dtype=torch.float32, device=accelerator.device)
         torch.distributed.broadcast(shared, src=0)
-        return shared.item()
+        return float(shared.item())
 
     def check_not_passed(self, progress: Progress, changed: bool) -> None:
         """Raise ValueError where a run that is resumed is longer already than it is to be.
@@ -108,8 +108,9 @@ class LearningRate:
 
     def __init__(self, config: TrainingConfig, optimizer: torch.optim.Optimizer, resolution: int = 10_000):
         self.config, self.optimizer, self.resolution = config, optimizer, resolution
+        self.peak = config.learning_rate or 0.0  # of a group without a rate of its own
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", config.learning_rate)
+            group.setdefault("initial_lr", self.peak)
         decay = {"num_decay_steps": round(config.lr_decay_fraction * resolution)}
         shape = get_scheduler(
             config.lr_scheduler,
@@ -130,11 +131,11 @@ class LearningRate:
             warmup = (step + 1) / max(1, self.config.lr_warmup_steps)
         else:
             warmup = max((step + 1) / _MOST_WARMUP_STEPS, done / _MOST_WARMUP_FRACTION)
-        return min(1.0, warmup) * self.shape(int(done * self.resolution))
+        return float(min(1.0, warmup) * self.shape(int(done * self.resolution)))
 
     def set(self, step: int, done: float) -> float:
         """Set and return the rate of the step about to be made; see `scale`."""
         scale = self.scale(step, done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
-        return self.config.learning_rate * scale
+        return self.peak * scale

@@ -1,4 +1,4 @@
-"""Runs whose processes share what one of them would hold: DeepSpeed and FSDP, as accelerate is told to use them.
+"""Runs whose processes share what one of them would hold: DeepSpeed and FSDP, as accelerate is configured.
 
 With FSDP each process holds a part of every weight that is trained. What is sampled from, measured and saved is then a
 copy of the pipeline with all of them, which is filled when it is needed.
@@ -34,27 +34,27 @@ class RunAccelerator(Accelerator):
         ValueError: fp16 with DeepSpeed.
     """
 
-    def __init__(self, precision: str, **kwargs: Any):
+    def __init__(self, precision: str, **kwargs: object):
         self.precision = precision
-        if _asked_for("DEEPSPEED") and precision == "fp16":
+        if _is_configured("DEEPSPEED") and precision == "fp16":
             raise ValueError("--mixed_precision fp16 does not go with DeepSpeed here: bf16 or no")
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # `accelerate launch` sets it to 1, unasked
         self.ddp_settings = DistributedDataParallelKwargs()  # `prepare` completes them
-        theirs = _asked_for("FSDP")
+        theirs = _is_configured("FSDP")
         super().__init__(mixed_precision=precision if theirs else None, kwargs_handlers=[self.ddp_settings], **kwargs)
         self.autocast_dtype = None if theirs else {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         if not theirs:
             self.native_amp = False
             self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         for kind in ("FSDP", "DEEPSPEED"):
-            if _asked_for(kind) and self.distributed_type != kind:  # without a word of accelerate
+            if _is_configured(kind) and self.distributed_type != kind:  # without a word of accelerate
                 self.print(
-                    f"warning: {kind} was asked for, this run is {self.distributed_type.value}: nothing is sharded, "
+                    f"warning: {kind} is configured, this run is {self.distributed_type.value}: nothing is sharded, "
                     f"each of {self.num_processes} process(es) on {self.device.type} holds the whole model",
                     file=sys.stderr,
                 )
 
-    def autocast(self, *args: Any, **kwargs: Any) -> Any:
+    def autocast(self, *args: Any, **kwargs: object) -> Any:
         if self.autocast_dtype is not None:
             return torch.autocast(self.device.type, self.autocast_dtype)
         return super().autocast(*args, **kwargs)
@@ -68,23 +68,23 @@ class RunAccelerator(Accelerator):
 
 
 def run_state() -> PartialState:
-    """The processes of this run, which accelerate joins when it is first asked.
+    """The processes of this run, joined at the first call.
 
-    On a CPU it has to be told so, or it starts that many runs of one process each, which write to one folder.
+    On a CPU accelerate needs `cpu=True`, or it starts that many runs of one process each, which write to one folder.
     """
-    if _asked_for("DEEPSPEED"):
+    if _is_configured("DEEPSPEED"):
         return PartialState(**({} if torch.accelerator.is_available() else {"backend": "gloo"}))
-    return PartialState(cpu=_asked_for("CPU"))
+    return PartialState(cpu=_is_configured("CPU"))
 
 
-def _asked_for(kind: str) -> bool:
+def _is_configured(kind: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
 
 
 def prepare(
     accelerator: RunAccelerator, config: TrainingConfig, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, Any]:
-    """As `accelerator.prepare`; DeepSpeed is told what it would otherwise take from a data loader or from its file.
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """As `accelerator.prepare`; DeepSpeed gets the batch size and the clipping from `config`, not from its file.
 
     Raises:
         ValueError: sharding does not go with the optimizer, or with --ema_lengths.
@@ -115,7 +115,7 @@ def _may_be_unused(model: nn.Module) -> bool:
     return bool(parts - {"cond_pipelines", "diffusers", "peft", "torch"})
 
 
-def how_sharded(accelerator: Accelerator) -> dict[str, Any]:
+def how_sharded(accelerator: Accelerator) -> dict[str, object]:
     """What must not change when a run is resumed: a checkpoint of one kind is not read by another."""
     kind = accelerator.distributed_type
     parts = {"number of DeepSpeed's processes": accelerator.num_processes} if kind == DistributedType.DEEPSPEED else {}

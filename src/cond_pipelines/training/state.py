@@ -141,7 +141,7 @@ class TrainState:
     # ------------------------------------------------------------------------------------------ once in a while
     def is_multiple_of(self, steps: int | None) -> bool:
         """Whether it is time for what is done every `steps` steps; None or 0: never."""
-        return bool(steps) and self.progress.step % steps == 0
+        return steps is not None and steps > 0 and self.progress.step % steps == 0
 
     @contextmanager
     def averaged(self, restore: bool = True) -> Iterator[ConditionalPipeline]:

@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,7 +28,7 @@ def write_summary(
     run: Run,
     state: TrainState,
     losses: dict[str, float | None],
-    conditions: list[Any],
+    conditions: list[object],
     images: list[Image.Image] | None,
 ) -> None:
     """Write samples.png, images/, training_summary.json and README.md into the output folder.

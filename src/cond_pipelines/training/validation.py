@@ -4,10 +4,9 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +29,7 @@ from .run import Run
 from .schedule import crossed
 from .state import TrainState
 
-Preprocess = Callable[[list[Any]], dict[str, Tensor]]  # an adapter's: raw conditions to inputs
+Preprocess = Callable[[list[object]], dict[str, Tensor]]  # an adapter's: raw conditions to inputs
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
 _EARLY_STEPS = (0, 50, 200)
 _EARLY_SHARE = 0.05  # of the run, for the grids at these steps together
@@ -52,6 +51,7 @@ class Validation:
 
     def __init__(self, run: Run, preprocess: Preprocess, step: int):
         self.config, self.data, self.objective, self.accelerator = run.config, run.data, run.objective, run.accelerator
+        self.batch_size, self.images_per_step = run.batch_size, run.images_per_step
         self.conditions = grid_conditions(run.config, run.data, run.config.num_validation_images, preprocess)
         preprocess(self.conditions)  # a bad one of --validation_prompts is an error before the first step
         self._num_early_images: int | None = None  # of an early grid, once it is known
@@ -84,10 +84,10 @@ class Validation:
             return None, None
         loss = None
         if regular:
-            loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, config.train_batch_size)
+            loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, self.batch_size)
         desc = f"Sampling {count} images after step {state.progress.step:,}"
         shown = self.conditions[:count]
-        images = sample_images(pipe, shown, self.accelerator, desc=desc, batch_size=config.train_batch_size)
+        images = sample_images(pipe, shown, self.accelerator, desc=desc, batch_size=self.batch_size)
         empty = [None] * (len(self.conditions) - count)  # so that all grids of a run are laid out alike
         return loss, labelled_grid(images + empty, self.conditions, self.data.id2label)
 
@@ -102,7 +102,7 @@ class Validation:
         if config.max_train_steps:
             # Counted in forward passes of an image, so that a resumed run has the same pictures. A training step takes
             # three of each: the backward pass costs two.
-            images = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+            images = self.images_per_step
             grids = sum(step < config.max_train_steps for step in _EARLY_STEPS)
             guided = pipe.config.default_guidance_scale != 1 and any(c is not None for c in self.conditions)
             passes = _NUM_STEPS * (2 if guided else 1)  # of one sample
@@ -120,7 +120,7 @@ class Validation:
         start = time.perf_counter()
         sample_images(pipe, self.conditions[:1], self.accelerator, num_inference_steps=1)
         sec = torch.tensor([time.perf_counter() - start], device=self.accelerator.device)
-        return self.accelerator.gather(sec).max().item()
+        return float(self.accelerator.gather(sec).max().item())
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def held_out_loss(
             cond, _ = pipe.encode_condition([row.condition for row in rows])
         losses.append(objective.loss(partial(_denoise, accelerator, pipe.unet, cond), x_0, draws))
         start += len(indices)
-    return torch.cat(losses).mean().item()
+    return float(torch.cat(losses).mean().item())
 
 
 def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t: Tensor, t: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t:
         return denoise(unet, x_t, t, cond)  # (B, C, h, w)
 
 
-def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, preprocess: Preprocess) -> list[Any]:
+def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, preprocess: Preprocess) -> list[object]:
     """Conditions of a sample grid: the validation prompts, else every class in turn, else conditions of the data.
 
     Args:
@@ -172,7 +172,7 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, prep
     return [usable[i % len(usable)] for i in range(count)]
 
 
-def _is_taken(condition: Any, preprocess: Preprocess) -> bool:
+def _is_taken(condition: object, preprocess: Preprocess) -> bool:
     try:
         preprocess([condition])
     except Exception:  # an adapter may raise anything
@@ -183,13 +183,13 @@ def _is_taken(condition: Any, preprocess: Preprocess) -> bool:
 @torch.no_grad()
 def sample_images(
     pipe: ConditionalPipeline,
-    conditions: list[Any],
+    conditions: Sequence[object],
     accelerator: Accelerator,
     num_inference_steps: int | None = _NUM_STEPS,
     seed: int = 0,
     desc: str = "Sampling",
     batch_size: int = 64,
-    on_step: Callable[..., dict[str, Any]] | None = None,
+    on_step: Callable[..., dict[str, object]] | None = None,
 ) -> list[Image.Image]:
     """One sample for each condition, from noise that never changes, made by all processes together.
 
@@ -229,7 +229,7 @@ def sample_images(
     return [image for _, image in sorted(gather_object(made), key=lambda pair: pair[0])]
 
 
-def _bar(accelerator: Accelerator, desc: str, unit: str) -> dict[str, Any]:
+def _bar(accelerator: Accelerator, desc: str, unit: str) -> dict[str, object]:
     """Arguments of a tqdm that says what is going on where it takes a while, and goes away."""
     silent = not accelerator.is_local_main_process
     return {"desc": desc, "unit": unit, "delay": _SILENCE_SEC, "leave": False, "disable": silent, "dynamic_ncols": True}
@@ -256,7 +256,7 @@ def write_animation(folder: Path) -> None:
 
 
 def labelled_grid(
-    images: list[Image.Image | None], conditions: list[Any], id2label: dict[int, str] | None = None
+    images: list[Image.Image | None], conditions: Sequence[object], id2label: dict[int, str] | None = None
 ) -> Image.Image:
     """The images, each with the name of its condition."""
     names = [condition_name(c, id2label) for c in conditions]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...flags import flag
+from ...flags import POSITIVE, check_values, flag
+from ...networks.unet_sizes import UNET_SIZES, find_size
 
 
 @dataclass
@@ -12,7 +13,7 @@ class ModelArguments:
 
     conditioning: str = flag(
         "none",
-        "Condition images on none, class, text, embedding (vectors), custom, or module:SETTING.",
+        "Choose the condition: none, class, text, embedding (a vector), custom or module:SETTING.",
         resume="model",
         common=3,
     )
@@ -24,14 +25,14 @@ class ModelArguments:
     )
     adapter_config: str | None = flag(
         None,
-        "Pass these arguments (JSON) to the constructor of your adapter, or of embedding's.",
+        "Pass these arguments (JSON) to the adapter's constructor, with your own adapter or embedding.",
         resume="model",
         by="loaded",
         needs="adapter | conditioning=embedding,custom",
     )
-    unet_size: Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"] | None = flag(
+    unet_size: str | None = flag(
         None,
-        "Build a UNet of this size: xxs, xs, s, m, l, xl or xxl. Default: fits the resolution.",
+        f"Build a UNet of this size: {', '.join(UNET_SIZES)} or module:SIZE. Default: by resolution.",
         resume="model",
         needs="!pretrained_model_name_or_path",
         common=7,
@@ -57,14 +58,14 @@ class ModelArguments:
     )
     text_encoder_name_or_path: str | None = flag(
         None,
-        "Read captions with this transformers text encoder. Default: train a small one on them.",
+        "Read captions with this transformers text encoder. Default: a small one, trained here.",
         resume="model",
         by="loaded",
         needs="conditioning=text,custom",
     )
     train_text_encoder: bool | None = flag(
         None,
-        "Train the text encoder too. Default: only a new one, which has learned nothing yet.",
+        "Train the text encoder too. Default: only a new one, whose weights are random.",
         resume="model",
         needs="conditioning=text",
     )
@@ -88,7 +89,7 @@ class ModelArguments:
     )
     objective: str | None = flag(
         None,
-        "Train with this loss: flow_matching, edm, ddpm or module:Class. Default: what fits the scheduler.",
+        "Train with this loss: flow_matching, edm, ddpm or module:Class. Default: the scheduler's.",
         resume="model",
         by="loaded",
     )
@@ -100,27 +101,32 @@ class ModelArguments:
     )
     logit_mean: float | None = flag(
         None,
-        "Shift flow matching's times: above 0, more noise. Default: the pretrained model's, or 0 (SD 3).",
+        "Shift flow matching's times; above 0: more noise. Default: the pretrained model's, or 0 (SD 3).",
         resume="course",
     )
     logit_std: float | None = flag(
         None,
-        "Spread flow matching's times: higher, more extremes. Default: the pretrained model's, or 1 (SD 3).",
+        "Set the spread of flow matching's times. Default: the pretrained model's, or 1 (SD 3).",
         resume="course",
-        above=0,
+        bounds=POSITIVE,
     )
     snr_gamma: float | None = flag(
         None,
-        "Weight a DDPM-family loss by min-SNR; 5.0 is usual. Default: the pretrained model's, or none.",
+        "Weight a DDPM-family loss by min-SNR, usually 5. Default: the pretrained model's, or none.",
         resume="course",
-        above=0,
+        bounds=POSITIVE,
         needs="scheduler | pretrained_model_name_or_path",
     )
     gradient_checkpointing: bool = flag(
         False,
-        "Compute activations twice: less memory, slower. On where memory is short and no batch size given.",
+        "Recompute activations: less memory, a third slower. Default: where memory is short.",
         resume="free",
     )
     compile: bool = flag(
         False, "Compile the UNet with torch.compile: minutes at the start, faster steps on a GPU.", resume="free"
     )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.unet_size is not None:
+            find_size(self.unet_size)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...flags import flag
+from ...flags import FRACTION, NOT_NEGATIVE, POSITIVE, check_values, flag
 
 OPTIMIZER_NAMES = ("adamw", "adamw8bit", "prodigy", "schedulefree", "muon", "adafactor")
 NEW_TEXT_ENCODER_LR = 3e-4
@@ -19,85 +19,105 @@ class OptimizationArguments:
 
     train: Literal["unet", "adapter", "cross_attention", "lora"] = flag(
         "unet",
-        "Train unet (all of it), cross_attention, lora, or the adapter only.",
+        "Which parameters to train: unet (all UNet weights), cross_attention, adapter (UNet frozen) or lora. "
+        "The adapter is always trained.",
         resume="model",
     )
     use_lora: bool = flag(False, "Train a LoRA on a pretrained model: the same as --train lora.", resume="model")
     rank: int = flag(
-        4, "Give the LoRA's matrices this rank: higher learns more.", resume="model", above=0, needs="use_lora"
+        4,
+        "Set the rank of the LoRA's matrices; a higher one learns more, in more memory.",
+        resume="model",
+        bounds=POSITIVE,
+        needs="use_lora",
     )
     lora_alpha: int | None = flag(
-        None, "Scale the LoRA by lora_alpha / rank. Default: rank.", resume="model", above=0, needs="use_lora"
+        None,
+        "Scale the LoRA by lora_alpha / rank. Default: rank, so by 1.",
+        resume="model",
+        bounds=POSITIVE,
+        needs="use_lora",
     )
     lora_target_modules: list[str] = flag(
         ["to_q", "to_k", "to_v", "to_out.0"],
-        "Put a LoRA on modules whose names end like this. Default: attention.",
+        "Add a LoRA to modules whose names end like this. Default: the attention's projections.",
         resume="model",
         needs="use_lora",
     )
     max_train_steps: int | None = flag(
-        None, "Stop after this many optimizer steps. Default: 100 passes.", resume="free", above=0, common=8
+        None,
+        "Stop after this many optimizer steps. Default: 100 epochs, within 3,000 to 100,000 steps.",
+        resume="free",
+        bounds=POSITIVE,
+        common=8,
     )
     num_train_epochs: int | None = flag(
         None,
-        "Stop after this many passes over the images, whatever the batch.",
+        "Stop after this many passes over the images, whatever the batch size.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
         needs=("!max_train_steps", "!streaming"),
         common=9,
     )
     max_train_minutes: float | None = flag(
-        None, "Stop after this many minutes; the learning-rate schedule fits them.", resume="free", above=0, common=10
+        None,
+        "Stop after this many minutes; the learning-rate schedule is stretched to fit.",
+        resume="free",
+        bounds=POSITIVE,
+        common=10,
     )
     train_batch_size: int | None = flag(
         None,
-        "Use this many images a step and process. Default: fits the network, resolution and free memory.",
+        "Set the images of a batch of each process. Default: fits network, resolution and free memory.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
         common=11,
     )
     learning_rate: float | None = flag(
-        None, "Set the peak learning rate. Default: suits the UNet's size.", resume="free", above=0, common=12
+        None,
+        "Set the peak learning rate. Default: by the UNet's size, from 2e-3 (small) to 1e-4 (large).",
+        resume="free",
+        bounds=POSITIVE,
+        common=12,
     )
     gradient_accumulation_steps: int | None = flag(
         None,
-        "Add up the gradients of N batches before a step. Default: 1; chosen where no batch size is given.",
+        "Average the gradients of N batches in a step. Default: 1, more where memory is short.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
     )
     adapter_lr: float | None = flag(
         None,
         "Set the peak learning rate of the conditioning adapter. Default: learning_rate, at least 1e-4.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
         needs="!conditioning=none | adapter",
         like_default=_like_learning_rate,
     )
     text_encoder_lr: float | None = flag(
         None,
-        "Set the peak learning rate of a trained text encoder. Default: 3e-4; pretrained: learning_rate.",
+        "Set the peak learning rate of a trained text encoder. Default: 3e-4 if new, else learning_rate.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
         needs=("conditioning=text", "!train_text_encoder=False"),
         like_default=_like_learning_rate,
     )
     lr_scheduler: Literal["constant", "linear", "cosine", "warmup_stable_decay"] | None = flag(
         None,
-        "Shape the rate: constant, linear, cosine or warmup_stable_decay. Default: the last.",
+        "Shape the learning rate: constant, linear, cosine or warmup_stable_decay. Default: the last.",
         resume="free",
     )
     lr_warmup_steps: int | None = flag(
         None,
-        "Raise the rate over N optimizer steps. Default: 100, at most a tenth of the run.",
+        "Raise the learning rate from 0 over N steps. Default: 100, at most a tenth of the run.",
         resume="free",
-        at_least=0,
+        bounds=NOT_NEGATIVE,
     )
     lr_decay_fraction: float = flag(
         0.7,
-        "Lower the rate over this last fraction of the run, with warmup_stable_decay.",
+        "Lower the rate to 0 over this last fraction of the run, with warmup_stable_decay.",
         resume="free",
-        at_least=0,
-        below=1,
+        bounds=FRACTION,
         needs="lr_scheduler=None,warmup_stable_decay",
     )
     optimizer: str = flag(
@@ -109,27 +129,34 @@ class OptimizationArguments:
         None, "Pass more arguments (JSON) to the optimizer's constructor.", resume="course"
     )
     adam_beta1: float = flag(
-        0.9, "Set beta1 of AdamW, and of others that have betas.", resume="free", needs="!optimizer=adafactor"
+        0.9, "Set beta1 of AdamW, or of another optimizer with betas.", resume="free", needs="!optimizer=adafactor"
     )
     adam_beta2: float = flag(
-        0.99, "Set beta2 of AdamW, and of others that have betas.", resume="free", needs="!optimizer=adafactor"
+        0.99, "Set beta2 of AdamW, or of another optimizer with betas.", resume="free", needs="!optimizer=adafactor"
     )
     adam_weight_decay: float = flag(
-        0.0, "Set the weight decay of any optimizer that has one.", resume="free", at_least=0
+        0.0, "Set the weight decay, of an optimizer that has one.", resume="free", bounds=NOT_NEGATIVE
     )
     adam_epsilon: float = flag(
-        1e-8, "Set eps of AdamW, and of others that have one number.", resume="free", needs="!optimizer=adafactor"
+        1e-8,
+        "Set epsilon of AdamW, or of another optimizer with one epsilon.",
+        resume="free",
+        needs="!optimizer=adafactor",
     )
-    max_grad_norm: float = flag(1.0, "Clip the gradient to this norm; 0: no clipping.", resume="free", at_least=0)
+    max_grad_norm: float = flag(
+        1.0, "Clip the norm of the gradient to this; 0: no clipping.", resume="free", bounds=NOT_NEGATIVE
+    )
     max_skipped_steps: int = flag(
-        20, "Stop after N steps in a row whose gradient is not finite.", resume="free", above=0
+        20,
+        "Stop after N skipped steps in a row: steps whose gradient is not finite.",
+        resume="free",
+        bounds=POSITIVE,
     )
     condition_dropout: float = flag(
         0.1,
-        "Hide this fraction of the conditions in training, for guidance and p(x).",
+        "Drop this fraction of the conditions, to learn p(x) too, which guidance needs.",
         resume="course",
-        at_least=0,
-        below=1,
+        bounds=FRACTION,
         needs="!conditioning=none",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
@@ -138,26 +165,45 @@ class OptimizationArguments:
     allow_tf32: bool = flag(True, "Allow TF32 matrix products on NVIDIA GPUs.", resume="free")
     use_ema: bool = flag(
         True,
-        "Keep a moving average of the weights, and save that.",
+        "Keep a moving average of the weights, and save it as the model.",
         resume="course",
         needs="!optimizer=schedulefree",
     )
     ema_max_decay: float | None = flag(
         None,
-        "Use diffusers' average, whose decay grows up to this. Default: EDM2's, over 5 % of the run.",
+        "Average weights as diffusers does, with a decay that grows to this. Default: EDM2's average.",
         resume="course",
         needs=("!optimizer=schedulefree", "use_ema"),
     )
     ema_inv_gamma: float = flag(
-        1.0, "Set g in the decay 1 - (1 + step / g) ** -ema_power.", resume="course", above=0, needs="ema_max_decay"
+        1.0,
+        "Set g of the decay 1 - (1 + step / g) ** -ema_power, with --ema_max_decay.",
+        resume="course",
+        bounds=POSITIVE,
+        needs="ema_max_decay",
     )
     ema_power: float = flag(
-        0.75, "Set p in the decay 1 - (1 + step / ema_inv_gamma) ** -p.", resume="course", needs="ema_max_decay"
+        0.75,
+        "Set p of the decay 1 - (1 + step / ema_inv_gamma) ** -p, with --ema_max_decay.",
+        resume="course",
+        needs="ema_max_decay",
     )
     ema_lengths: list[float] = flag(
         [],
-        "Keep EDM2's averages of these lengths too (0.05 0.10); `cond-pipelines ema` makes any of them.",
+        "Keep EDM2's averages of these lengths, such as 0.05 0.10, for `cond-pipelines ema`.",
         resume="course",
         needs="!optimizer=schedulefree",
     )
     seed: int = flag(0, "Set the seed of weights, data order, noise, times, dropout, crops and flips.", resume="course")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.use_lora and self.train not in ("unet", "lora"):
+            raise ValueError(f"--use_lora means --train lora, and --train {self.train} was given: leave one out")
+        self.train = "lora" if self.use_lora else self.train
+        self.use_lora = self.train == "lora"
+        if self.optimizer not in OPTIMIZER_NAMES and ":" not in self.optimizer:
+            names = ", ".join(OPTIMIZER_NAMES)
+            raise ValueError(f"--optimizer {self.optimizer!r} is not one of {names}, nor module:Class")
+        if self.optimizer == "prodigy" and {self.adapter_lr, self.text_encoder_lr} - {None, self.learning_rate or 1.0}:
+            raise ValueError("--adapter_lr and --text_encoder_lr: prodigy has one rate for all, leave them out")

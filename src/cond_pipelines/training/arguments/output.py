@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...flags import flag
+from ...flags import NOT_NEGATIVE, POSITIVE, check_values, flag
 
 
 @dataclass
@@ -17,82 +17,94 @@ class OutputArguments:
         False, "Delete what an earlier run made in output_dir, and nothing else there.", resume="free"
     )
     resume_from_checkpoint: str | None = flag(
-        None, "Go on from this checkpoint: a folder, or latest.", resume="free", common=14
+        None, "Resume the run from this checkpoint: a folder, or latest.", resume="free", common=14
     )
     checkpointing_steps: int | None = flag(
         None,
-        "Save a checkpoint to resume from every N steps. Default: none.",
+        "Save a checkpoint, from which to resume, every N optimizer steps. Default: none.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
         common=13,
     )
     checkpoints_total_limit: int | None = flag(
-        None, "Keep only the newest N checkpoints.", resume="free", above=0, needs="checkpointing_steps"
+        None, "Keep only the newest N checkpoints.", resume="free", bounds=POSITIVE, needs="checkpointing_steps"
     )
     report_to: str | None = flag(
-        None, "Log to tensorboard, wandb, ... or none. Default: tensorboard where it is installed.", resume="free"
+        None,
+        "Log to this tracker: tensorboard, wandb, ... or none. Default: tensorboard if installed.",
+        resume="free",
     )
     logging_dir: str = flag(
         "logs", "Put the tracker's files into this folder of output_dir.", resume="free", needs="!report_to=none"
     )
     tracker_project_name: str = flag(
-        "cond_pipelines", "Name the project, for trackers that have projects.", resume="free", needs="!report_to=none"
+        "cond_pipelines",
+        "Set the name of the project, for trackers that have projects.",
+        resume="free",
+        needs="!report_to=none",
     )
-    logging_steps: int = flag(50, "Write a line of the log every N optimizer steps.", resume="free", above=0)
+    logging_steps: int = flag(50, "Write a line of the log every N optimizer steps.", resume="free", bounds=POSITIVE)
     validation_steps: int | None = flag(
         None,
-        "Validate every N steps; 0: never, and no early samples. Default: four times in the run.",
+        "Measure held-out loss and draw samples every N steps; 0: never. Default: four times in the run.",
         resume="free",
-        at_least=0,
+        bounds=NOT_NEGATIVE,
     )
     validation_prompts: list[str] = flag(
         [],
-        "Draw these captions or labels in the sample grids. Default: from the data.",
+        "Draw sample grids of these captions or labels. Default: some of the data.",
         resume="free",
         needs="!conditioning=none",
     )
     num_validation_images: int = flag(
-        16, "Draw N images in a sample grid during training.", resume="free", above=0, needs="!validation_steps=0"
+        16,
+        "Draw N images in a sample grid during training.",
+        resume="free",
+        bounds=POSITIVE,
+        needs="!validation_steps=0",
     )
     evaluation_steps: int | None = flag(
-        None, "Measure samples against real images every N steps. Default: never.", resume="free", above=0
+        None, "Measure samples against real images every N steps. Default: never.", resume="free", bounds=POSITIVE
     )
     num_evaluation_samples: int = flag(
-        256, "Draw N samples for each such evaluation.", resume="free", above=0, needs="evaluation_steps"
+        256, "Draw N samples for each evaluation.", resume="free", bounds=POSITIVE, needs="evaluation_steps"
     )
     feature_extractor: str = flag(
         "pixels",
-        "Compare in features of a transformers vision model, of module:callable, or in pixels.",
+        "Compare in pixels, or in features of a transformers model or module:callable.",
         resume="free",
         needs="evaluation_steps",
     )
     default_num_inference_steps: int | None = flag(
         None,
-        "Save this number of steps as the pipeline's default. Default: the pretrained model's, or 30.",
+        "Set how many steps the saved pipeline samples in. Default: the pretrained model's, or 30.",
         resume="free",
-        above=0,
+        bounds=POSITIVE,
     )
     default_guidance_scale: float | None = flag(
         None,
-        "Save this guidance scale as the pipeline's default. Default: the pretrained model's, or 2.5.",
+        "Set the guidance scale of the saved pipeline. Default: the pretrained model's, or 2.5.",
         resume="free",
     )
     push_to_hub: bool = flag(False, "Upload the finished pipeline to the Hub.", resume="free")
     hub_model_id: str | None = flag(
-        None, "Name the model on the Hub and on its card. Default: the name of output_dir.", resume="free"
+        None, "Set the model's name on the Hub and on its card. Default: the name of output_dir.", resume="free"
     )
     hub_token: str | None = flag(
-        None, "Use this token. Default: the one you are logged in with.", resume="free", needs="push_to_hub"
+        None, "Upload with this token. Default: the one you are logged in with.", resume="free", needs="push_to_hub"
     )
     hub_private_repo: bool | None = flag(
         None,
-        "Make a new repository private; False: public. Default: as the Hub decides.",
+        "Make a new repository private; --no_hub_private_repo: public. Default: the Hub's own.",
         resume="free",
         needs="push_to_hub",
     )
     hub_strategy: Literal["end", "every_save"] = flag(
         "end",
-        "Push at the end, or at every_save: at each checkpoint too, in the background.",
+        "Upload at the end, or at every_save: at each checkpoint too, in the background.",
         resume="free",
         needs=("push_to_hub", "checkpointing_steps"),
     )
+
+    def __post_init__(self) -> None:
+        check_values(self)

@@ -1,0 +1,137 @@
+"""Rows by columns of samples from the same noise, with titles: what a model draws under which condition and setting."""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw
+
+from .pictures import image_grid, wrapped
+
+if TYPE_CHECKING:
+    from .pipelines.conditional import ConditionalPipeline
+
+_TITLE_WIDTH_PX, _LINE_PX, _MIN_SIDE_PX = 140, 14, 64
+
+
+def sample_grid(
+    pipe: "ConditionalPipeline",
+    rows: Sequence[object] = (None,),
+    columns: dict[str, Sequence[object]] | None = None,
+    *,
+    num_images: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    **sampling: object,
+) -> Image.Image:
+    """Draw each condition (a row) under each setting (a column). Images in a column start from the same noise.
+
+    Args:
+        rows: conditions, as the model's adapter takes them; None: no condition.
+        columns: arguments of the call and their values, such as {"guidance_scale": [1, 2, 4]}. Several arguments give
+            every combination.
+        num_images: of each condition and setting, side by side; the i-th has the noise of `seed + i`.
+        seed: 0 or more.
+        batch_size: images sampled together. It does not change the images.
+        sampling: arguments of every call, such as num_inference_steps=20.
+
+    Returns:
+        An RGB picture. Rows and columns have titles where there are several.
+
+    Raises:
+        ValueError: an argument that is given in `columns` and in `sampling`, or a condition the adapter cannot take.
+
+    Example:
+        >>> sample_grid(pipe, rows=["circle", "ring"], columns={"guidance_scale": [1, 2, 4]}).save("grid.png")
+    """
+    columns = columns or {}
+    if both := set(columns) & set(sampling):
+        raise ValueError(f"{', '.join(sorted(both))}: give it in columns or as an argument, not both")
+    if not rows or num_images < 1:
+        raise ValueError(f"{len(rows)} rows of {num_images} images: a grid has one image at least")
+    settings = [dict(zip(columns, values, strict=True)) for values in itertools.product(*columns.values())]
+    images: dict[tuple[int, int], list[Image.Image]] = {}
+    for column, setting in enumerate(settings):
+        drawn = _sample(pipe, rows, num_images, seed, batch_size, sampling | setting)
+        images |= {(row, column): drawn[row * num_images : (row + 1) * num_images] for row in range(len(rows))}
+    in_order = [image for row in range(len(rows)) for column in range(len(settings)) for image in images[row, column]]
+    row_titles = [title_of(condition) for condition in rows] if len(rows) > 1 or rows[0] is not None else []
+    column_titles = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
+    return with_titles(in_order, row_titles, column_titles if columns else [], num_images)
+
+
+def _sample(
+    pipe: "ConditionalPipeline",
+    rows: Sequence[object],
+    num_images: int,
+    seed: int,
+    batch_size: int,
+    sampling: dict[str, object],
+) -> list[Image.Image]:
+    conditions = [condition for condition in rows for _ in range(num_images)]
+    seeds = [seed + i for _ in rows for i in range(num_images)]
+    negative = sampling.pop("negative_condition", None)
+    images: list[Image.Image] = []
+    for start in range(0, len(conditions), batch_size):
+        part = slice(start, start + batch_size)
+        generator = [torch.Generator().manual_seed(s) for s in seeds[part]]
+        negatives = None if negative is None else [negative] * len(conditions[part])
+        images += pipe.sample(conditions[part], negatives, generator=generator, **sampling).images
+    return images
+
+
+def interpolation(
+    pipe: "ConditionalPipeline", first: object, second: object, num_steps: int = 8, seed: int = 0, **sampling: object
+) -> Image.Image:
+    """Images from the same noise, under conditions between two: e_w = (1 - w) e(first) + w e(second), w from 0 to 1.
+
+    Args:
+        first, second: conditions, as the model's adapter takes them.
+        num_steps: images, the first and the last under the two conditions themselves; at least 2.
+        sampling: arguments of the call.
+
+    Example:
+        >>> interpolation(pipe, "circle", "ring").save("between.png")
+    """
+    from .pipelines.guidance import Between
+
+    if num_steps < 2:
+        raise ValueError(f"{num_steps} steps between two conditions: there are 2 at least, the conditions themselves")
+    weights = torch.linspace(0, 1, num_steps)
+    scale = sampling.pop("guidance_scale", None)
+    scale = pipe.config.default_guidance_scale if scale is None else scale
+    with torch.no_grad():
+        cond, other = pipe.encode_condition([second] * num_steps, [first] * num_steps)
+        guidance = Between(weights, float(scale), pipe.adapter.null_like(cond))
+        generator = [torch.Generator().manual_seed(seed) for _ in range(num_steps)]
+        images = pipe.generate(cond, other, guidance=guidance, generator=generator, **sampling).images
+    titles = [title_of(first), *(f"{w:.2f}" for w in weights[1:-1].tolist()), title_of(second)]
+    return with_titles(images, [], titles, 1)
+
+
+def title_of(condition: object) -> str:
+    """A condition in a few words."""
+    return "no condition" if condition is None else str(condition)
+
+
+def with_titles(
+    images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], images_per_column: int
+) -> Image.Image:
+    """A grid of `images`, row by row, with a title left of each row and above each column."""
+    num_rows = max(1, len(rows))
+    per_row = len(images) // num_rows
+    grid = image_grid(images, columns=per_row, min_side_px=_MIN_SIDE_PX)
+    column_px, row_px = grid.width // max(1, len(columns)), grid.height // num_rows
+    above = [wrapped(title, column_px - 4, 4) for title in columns]
+    top = max(map(len, above), default=0) * _LINE_PX
+    left = _TITLE_WIDTH_PX if any(rows) else 0
+    picture = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    picture.paste(grid, (left, top))
+    draw = ImageDraw.Draw(picture)
+    for column, lines in enumerate(above):
+        draw.multiline_text((left + column * column_px + 4, 0), "\n".join(lines), fill="black")
+    for row, title in enumerate(rows):
+        lines = wrapped(title, left - 8, max(1, row_px // _LINE_PX))
+        draw.multiline_text((4, top + row * row_px + 4), "\n".join(lines), fill="black")
+    return picture
