@@ -197,7 +197,7 @@ def test_steps_and_guidance_of_a_pretrained_model_are_kept(tmp_path, capsys, par
         accelerator = build_accelerator(config, writable_folder(config.output_dir))
         with RunFolder(config, accelerator) as folder:
             prepared = prepare_run(config, accelerator, folder)
-        config, said, saved = prepared.pipe.config, prepared.choices, asdict(prepared.config)
+        config, said, saved = prepared.pipe.config, prepared.choices, prepared.config.to_dict()
     assert (config.default_num_inference_steps, config.default_guidance_scale) == expected
     assert f"{expected[0]} sampling steps, guidance {expected[1]:g}" in said
     assert (saved["default_num_inference_steps"], saved["default_guidance_scale"]) == expected
