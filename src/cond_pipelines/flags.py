@@ -127,7 +127,7 @@ class Grouped:
 
 def _groups(config: Any) -> dict[str, type[Any]]:
     """The groups of a configuration or its class, by name; none where it is flat."""
-    made = {setting.name: setting.default_factory for setting in fields(config)}
+    made: dict[str, object] = {setting.name: setting.default_factory for setting in fields(config)}
     return {name: group for name, group in made.items() if isinstance(group, type) and is_dataclass(group)}
 
 

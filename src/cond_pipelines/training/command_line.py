@@ -47,7 +47,8 @@ def parse_args(args: list[str] | None = None, **defaults: object) -> TrainingCon
         for name, other in (("max_train_steps", "num_train_epochs"), ("num_train_epochs", "max_train_steps")):
             if name in given and other not in given:
                 lower.pop(other, None)  # the length given on the command line is instead of the recipe's
-        config = TrainingConfig(**lower | given)
+        values: dict[str, Any] = lower | given
+        config = TrainingConfig(**values)
         check_needs(config, given)
     except ValueError as error:
         parser.error(str(error))

@@ -69,8 +69,8 @@ class TrainingConfig(_Flat):
         """The row of `--conditioning` in the table of settings. Raises ValueError where there is none."""
         return find_setting(self.conditioning)
 
-    @property  # type: ignore[override]  # of one group an attribute
-    def column(self) -> ConditionColumn | None:
+    @property
+    def column(self) -> ConditionColumn | None:  # type: ignore[override]  # of a group an attribute
         """How the column of the conditions is found and read; None where the setting has none."""
         return self.setting.column
 

@@ -11,7 +11,6 @@ import torch
 from ..console import show_any_text
 from ..data.batches import make_loader
 from ..data.draws import draw
-from ..data.shard import Shard
 from ..data.workers import signals_held
 from ..processes import use_all_cores
 from .caching import cache, x_0_of
@@ -68,13 +67,7 @@ def _train(run: Run, stop: StopSignal) -> Path:
         run.data.dataset,
         run.data.train,
         conditions.preprocess,
-        Shard(
-            run.batch_size,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            start=state.progress.position,
-        ),
+        run.shard(start=state.progress.position),
         num_workers=config.dataloader_num_workers or 0,
         pin_memory=device.type == "cuda",
     )

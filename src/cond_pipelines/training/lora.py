@@ -75,7 +75,7 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
     type(pipe).save_lora_weights(folder, **layers)
     of_parent = {} if parent is None else parent.components
     theirs = [m for k, m in of_parent.items() if isinstance(m, nn.Module) and k != "adapter"]
-    components = {k: None if any(c is m for m in theirs) else c for k, c in pipe.components.items()}
+    components: dict[str, Any] = {k: None if any(c is m for m in theirs) else c for k, c in pipe.components.items()}
     accepted = inspect.signature(type(pipe).__init__).parameters
     settings: dict[str, Any] = {k: pipe.config[k] for k in accepted if k in pipe.config and k not in components}
     rest = type(pipe)(**components, **settings)

@@ -180,7 +180,8 @@ def _text_encoder_bytes(encoder: nn.Module, precision: str) -> int:
     config = encoder.config.get_text_config()
     length, width, heads = _NUM_TOKENS, config.hidden_size, config.num_attention_heads
     of_layer = length * width * (34 + 5 * heads * length / width)  # bytes, in half precision
-    return round(config.num_hidden_layers * of_layer * (2 if precision == "no" else 1))
+    num_bytes: int = round(config.num_hidden_layers * of_layer * (2 if precision == "no" else 1))
+    return num_bytes
 
 
 def _num_lora_parameters(net: nn.Module, rank: int) -> int:

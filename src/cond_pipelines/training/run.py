@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..data.load import TrainingData, load_data
+from ..data.shard import Shard
 from ..objectives.base import Objective
 from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
@@ -84,6 +85,11 @@ class Run:
     def batch_size(self) -> int:
         """Images of one batch of one process."""
         return self.config.train_batch_size or 1  # `decide` has chosen one
+
+    def shard(self, start: int) -> Shard:
+        """Which images this process sees, from position `start` of the run on."""
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return Shard(self.batch_size, self.config.seed, rank, world_size, start)
 
 
 def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: RunFolder) -> Run:
