@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --no-compile  # Python compiles what is imported; half of the time
 
-.PHONY: demo test clean
+.PHONY: demo test test-oldest clean
 
 # The same virtual environment for both commands.
 .venv/.done: constraints.txt setup.cfg pyproject.toml
@@ -24,5 +24,9 @@ test: .venv/.done  ## lint, check types and test
 	.venv/bin/mypy
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
+test-oldest: .venv/.done  ## the lowest versions that setup.cfg allows; diffusers 0.35 to 0.42 without this package
+	.venv/bin/python tests/oldest.py floors
+	.venv/bin/python tests/oldest.py alone
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-oldest demo

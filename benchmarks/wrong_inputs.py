@@ -33,6 +33,7 @@ from training_common import flags, run
 Damage = Callable[[Path], None]
 TRAINING = ["train", *flags(max_train_steps=1)]
 SMALL = ["--num_samples", "8", "--num_real", "8", "--feature_extractor", "training_common:few_pixels"]
+SMALL += ["--dataset_name", "training_common:shapes"]
 
 
 # ----------------------------------------------------------------------------------------------- what is right

@@ -374,13 +374,20 @@ class TestClassLabelAdapter:
         ("kwargs", "line"),
         [
             ({}, "needs num_classes or id2label"),
-            ({"id2label": {1: "a", 2: "b"}}, r"must number the classes 0 .. 1, not \[1, 2\]"),
-            ({"num_classes": 3, "id2label": {0: "a", 1: "b"}}, r"must number the classes 0 .. 2, not \[0, 1\]"),
+            ({"num_classes": 2, "id2label": {1: "a", 2: "b"}}, r"must number classes 0 .. 1, not \[1, 2\]"),
+            ({"id2label": {-1: "a", 0: "b"}}, r"must number classes 0 .. 0, not \[-1, 0\]"),
         ],
     )
     def test_classes_must_be_numbered_from_zero(self, kwargs, line):
         with pytest.raises(ValueError, match=line):
             ClassLabelAdapter(**kwargs, pooled_dim=4)
+
+    def test_a_number_without_a_name_is_no_class(self):
+        adapter = ClassLabelAdapter(id2label={1: "1", 3: "3"}, pooled_dim=4)
+        assert adapter.num_classes == 4 and adapter.preprocess([1, "3", None])["label"].tolist() == [1, 3, -1]
+        for label in (0, 2):
+            with pytest.raises(ValueError, match=f"class label {label} is no class of this model: 1, 3; None means"):
+                adapter.preprocess([label])
 
     def test_config_round_trip(self, adapter, tmp_path):
         adapter.save_pretrained(tmp_path / "first")

@@ -23,6 +23,7 @@ LAYERS = [
         "user_code",
         "errors",
         "files",
+        "folders",
         "locks",
         "processes",
         "flags",
@@ -33,7 +34,7 @@ LAYERS = [
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "grids", "sample"),
     *("data", "settings", "sharing", "evaluation", "training"),
-    *("evaluate", "demo", "cli"),
+    *("evaluate", "demo", "inspection", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

@@ -35,9 +35,9 @@ def body_of(folder) -> str:
 def test_the_page_says_what_the_run_did(folder):
     _setting, path = folder
     text, summary = body_of(path), json.loads((path / "training_summary.json").read_text())
-    assert summary["steps"] == 4 and summary["images_seen"] == 32 and summary["num_images"] == 93
-    assert summary["num_held_out"] == 3 and summary["resolution_px"] == 8
-    assert "93 images for training, 3 held out" in text
+    assert summary["steps"] == 4 and summary["images_seen"] == 32 and summary["num_images"] == 86
+    assert summary["num_held_out"] == 10 and summary["resolution_px"] == 8
+    assert "86 images for training, 10 held out" in text
     assert "4 of 8 images (32 images seen)" in text and "CPU cores" in text
     assert f"{summary['held_out_loss']:.4f}" in text if summary["held_out_loss"] is not None else True
     assert "![Samples of this model](samples.png)" in text and "<Gallery />" in text and "![Loss](loss.png)" in text
@@ -48,7 +48,8 @@ def test_metadata(folder):
     setting, path = folder
     data = ModelCard.load(path / "README.md").data
     assert data.library_name == "diffusers"
-    assert data.pipeline_tag == ("text-to-image" if setting == "text" else "unconditional-image-generation")
+    tasks = {"none": "unconditional-image-generation", "class": None, "text": "text-to-image"}
+    assert data.pipeline_tag == tasks[setting]
     assert "cond-pipelines" in data.tags
     assert data.eval_results is None and data.license is None
     for entry in data.widget:

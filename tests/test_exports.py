@@ -91,7 +91,7 @@ def test_help_and_mistakes_are_answered_before_torch_is_imported():
         *(["train", *args] for args in (["--help"], ["--learning_rat", "1"], ["--resolution", "big"], ["--rank", "8"])),
         *([], ["--help"], ["tarin"], ["train", "--config", "nowhere.yaml"], ["evaluate", "--help"], ["evaluate"]),
         *(["evaluate", "model", "--num_sampels", "3"], ["demo", "--help"], ["demo", "--sped", "2"], ["compare"]),
-        *([command, "--help"] for command in ("compare", "ema", "card", "push")),
+        *([command, "--help"] for command in ("compare", "convert", "ema", "card", "push")),
     ]
     code = (
         "from cond_pipelines.cli import main as command",

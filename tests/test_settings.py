@@ -40,12 +40,17 @@ def test_a_third_party_setting_from_the_command_line_to_the_evaluation(tmp_path)
     assert "images from p(x|angle): a shape that points where you say." in card
 
     report = evaluate(
-        EvaluationConfig(model=str(tmp_path / "a"), num_samples=16, feature_extractor="training_common:few_pixels")
+        EvaluationConfig(
+            model=str(tmp_path / "a"),
+            dataset_name="test_settings:turned",
+            num_samples=16,
+            feature_extractor="training_common:few_pixels",
+        )
     )
     assert report["setting"] == "angle" and report["num_held_out"] > 10
     assert {row["question"] for row in report["measures"]} == {"alike?", "all of it?", "new?"}
     with pytest.raises(ValueError, match="--classifier needs a class-conditional model, and this one is 'angle'"):
-        evaluate(EvaluationConfig(model=str(tmp_path / "a"), classifier="a:b"))
+        evaluate(EvaluationConfig(model=str(tmp_path / "a"), dataset_name="test_settings:turned", classifier="a:b"))
 
     # ... and its adapter is kept where a run starts from the model.
     child = {"unet_size": None, "pretrained_model_name_or_path": str(tmp_path / "a"), "learning_rate": 1e-12}

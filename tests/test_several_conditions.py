@@ -113,7 +113,8 @@ def test_evaluating_several_labels_is_refused_in_one_line(tmp_path):
     settings = {"conditioning": "class", "validation_fraction": 0.6, "max_train_steps": 1}
     folder = run(tmp_path, dataset_name="test_several_conditions:with_labels", **settings)
     with pytest.raises(ValueError, match="several labels an image cannot be evaluated yet"):
-        evaluate(EvaluationConfig(model=str(folder), num_samples=20, feature_extractor="pixels"))
+        data = "test_several_conditions:with_labels"
+        evaluate(EvaluationConfig(model=str(folder), dataset_name=data, num_samples=20, feature_extractor="pixels"))
     assert not (folder / "evaluation").exists()
 
 

@@ -15,16 +15,8 @@ from wrong_inputs import READS, SMALL, TRAINING, outcome, right_model, try_damag
 from cond_pipelines.cli import main
 
 # Of the damaged files every n-th: loading a model, pushing it and training take their time.
-EVERY = {
-    "compare": 1,
-    "recipe without data": 1,
-    "card": 3,
-    "ema": 5,
-    "evaluate": 10,
-    "train": 10,
-    "push": 10,
-    "recipe": 20,
-}
+EVERY = {"compare": 1, "recipe without data": 3, "card": 3, "ema": 5, "evaluate": 10, "train": 10, "push": 10}
+EVERY |= {"recipe": 20}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +156,7 @@ def test_code_of_the_user_is_named(tmp_path, monkeypatch):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
-    import cond_pipelines.training.loop as loop
+    import cond_pipelines.training.run as loop
 
     monkeypatch.setattr(loop, "load_vae", lambda *args: [][3])
     with pytest.raises(IndexError):

@@ -11,8 +11,10 @@ _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
     "sample": "draw samples of a model: a row for each condition, a column for each setting",
     "demo": "train on shapes",
+    "inspect": "show what a training would see of a folder, and what it would leave out",
     "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
     "compare": "two evaluations: A/report.json B/report.json",
+    "convert": "a checkpoint of an earlier version, to be resumed",
     "ema": "a trained model with another length of its weights' moving average",
     "card": "write the model card of a folder again, from what is in it",
     "push": "upload a folder to the Hub",
@@ -22,7 +24,7 @@ _COMMANDS = {
 @command_line
 def main(args: list[str] | None = None) -> None:
     """`cond-pipelines COMMAND ...`: see `_COMMANDS`."""
-    epilog = "\n".join(f"  {name:6} {what}" for name, what in _COMMANDS.items())
+    epilog = "\n".join(f"  {name:8} {what}" for name, what in _COMMANDS.items())
     parser = OneLineParser(
         prog="cond-pipelines", epilog=epilog, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +42,15 @@ def main(args: list[str] | None = None) -> None:
         elif command == "sample":
             from .sample import main as run
         else:
-            run = {"demo": demo, "compare": compare, "ema": ema, "card": card, "push": push}[command]
+            run = {
+                "demo": demo,
+                "inspect": inspect,
+                "compare": compare,
+                "convert": convert,
+                "ema": ema,
+                "card": card,
+                "push": push,
+            }[command]
         run(args[1:])
 
 
@@ -53,6 +63,16 @@ def demo(args: list[str] | None = None) -> None:
     run_demo(**options)
 
 
+def inspect(args: list[str]) -> None:
+    """Show what a training would see of a data set."""
+    from .inspection import parse_config
+
+    config = parse_config(args)
+    from .inspection import inspect as lines_of
+
+    print(lines_of(config))
+
+
 def compare(args: list[str]) -> None:
     """Print two evaluations side by side, and which differences are larger than chance."""
     parser = OneLineParser(prog="cond-pipelines compare", description=compare.__doc__)
@@ -63,6 +83,16 @@ def compare(args: list[str]) -> None:
     from .evaluation.compare import read_report, table
 
     print(table(rows_of(read_report(options.a), read_report(options.b))))
+
+
+def convert(args: list[str]) -> None:
+    """Write a checkpoint of an earlier version anew, so that it can be resumed; nothing in it is run."""
+    parser = OneLineParser(prog="cond-pipelines convert", description=convert.__doc__)
+    parser.add_argument("checkpoint", help="its folder, such as OUTPUT_DIR/checkpoint-1000")
+    options = parser.parse_args(args)
+    from .training.checkpoints import convert_checkpoint
+
+    print(convert_checkpoint(options.checkpoint))
 
 
 def ema(args: list[str]) -> None:
@@ -102,6 +132,14 @@ def push(args: list[str]) -> None:
     parser.add_argument("--commit_message")
     parser.add_argument("--revision", help="the branch to commit to; made where it does not exist")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave what is not of this model; default: the same commit deletes it"
+    )
+    parser.add_argument(
+        "--include_training_images",
+        action="store_true",
+        help="upload evaluation/nearest.png too, which shows images of the training data",
+    )
     options = vars(parser.parse_args(args))
     from .sharing.push import push_folder
 

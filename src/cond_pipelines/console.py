@@ -17,6 +17,16 @@ def show_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def for_terminal(text: str) -> str:
+    r"""Text of others as a terminal may show it, on one line: what would move its cursor or hide text is written out.
+
+    Example:
+        >>> for_terminal("rose\x1b[2J")
+        'rose\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class _Steady:
     """A stream that falls silent when nobody can read it any more."""
 

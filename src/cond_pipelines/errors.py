@@ -18,11 +18,12 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 
 import yaml
 
-from .console import steady_streams
+from .console import for_terminal, steady_streams
 from .user_code import raised_by_user_code
 
 TRACEBACK_VARIABLE = "COND_PIPELINES_TRACEBACK"  # set to 1: errors keep their traceback
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN}
+_MAX_YAML_VALUES = 100_000
 _Facts = TypeVar("_Facts")
 
 
@@ -70,7 +71,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without the usage of all flags."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())}\n")
+        self.exit(2, f"error: {for_terminal(' '.join(message.split()))}\n")
 
 
 def end(line: str, code: int, error: BaseException) -> NoReturn:
@@ -78,7 +79,7 @@ def end(line: str, code: int, error: BaseException) -> NoReturn:
     if "tqdm" in sys.modules:
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", [])):
             bar.close()
-    sys.stderr.write(" ".join(line.split()) + "\n")
+    sys.stderr.write(for_terminal(" ".join(line.split())) + "\n")
     raise SystemExit(code) from error
 
 
@@ -139,12 +140,19 @@ def reading(what: str) -> Iterator[None]:
         raise UserError(text if text.startswith(what) else f"{what}: {text}") from error
 
 
-def read_text(path: str | Path) -> str:
-    """A UTF-8 text file. Raises UserError."""
+def read_text(path: str | Path, limit_mib: int = 64) -> str:
+    """A UTF-8 text file. Raises UserError, also for one that is larger than `limit_mib`."""
     try:
+        size = Path(path).stat().st_size
+        if not Path(path).is_file():
+            raise UserError(f"{path} is no file")
+        if size > limit_mib * 2**20:
+            raise UserError(f"{path} is too large to be read: {size / 2**20:,.0f} MiB, and the limit is {limit_mib}")
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # a ValueError: a NUL byte in the path
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -153,15 +161,27 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises UserError."""
     try:
         return _mapping(json.loads(read_text(path)), path)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         raise UserError(f"{path} is not JSON: {' '.join(str(error).split())}") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file of `key: value` lines; an empty one is {}. Raises UserError."""
-    text = read_text(path)
+    """A YAML file of `key: value` lines; an empty one is {}. Raises UserError.
+
+    An alias (`*name`) repeats a value. A few lines of them stand for more than any memory holds, so the values are
+    counted as they would be written out, before they are made.
+    """
+    text = read_text(path, limit_mib=1)
     try:
-        found = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None and _written_out(node, {}) > _MAX_YAML_VALUES:
+            raise UserError(f"{path} holds more than {_MAX_YAML_VALUES:,} values, with those that its aliases repeat")
+        found = None if node is None else loader.construct_document(node)
+    except UserError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -169,6 +189,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     return {} if found is None else _mapping(found, path)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for; more than all memory holds where it contains itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MAX_YAML_VALUES + 1  # until it is counted, for a node within itself
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 def arguments_of(flag: str, text: str | None) -> dict[str, Any]:

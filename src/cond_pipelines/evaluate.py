@@ -1,5 +1,6 @@
 """accelerate launch -m cond_pipelines.evaluate MODEL --num_samples 10000"""
 
+from .console import for_terminal
 from .errors import one_line_errors
 from .processes import command_line, use_all_cores
 
@@ -20,7 +21,7 @@ def main(args: list[str] | None = None) -> None:
             return
         for row in evaluate(config).get("measures", []):
             real = "" if row["real"] is None else f"  (held-out real images {row['real']})"
-            print(f"{row['question']:16} {row['name']}: {row['value']}{real}")
+            print(for_terminal(f"{row['question']:16} {row['name']}: {row['value']}{real}"))
 
 
 if __name__ == "__main__":

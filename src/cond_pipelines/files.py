@@ -5,14 +5,17 @@ write, fsync, rename, fsync the folder. A rename alone is not enough: file syste
 """
 
 import errno
+import functools
 import hashlib
+import hmac
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .errors import read_json
@@ -33,6 +36,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.unfinished")  # a suffix that nobody looks for
+    unfinished.unlink(missing_ok=True)  # it may be a link to a file elsewhere
     try:
         yield unfinished
         sync_file(unfinished)
@@ -162,31 +166,100 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- arrays
-def save_array(path: Path, array: "np.ndarray") -> None:
-    """Write a whole .npy file, which any reader reads, with a checksum behind the array."""
+def save_array(path: Path, array: "np.ndarray", seal: bytes = b"") -> None:
+    """Write a whole .npy file, which any reader reads, with a checksum behind the array.
+
+    Args:
+        seal: what the checksum depends on too: `load_array` takes the file with the same seal only. See `own_seal`.
+    """
     import numpy as np
 
     content = io.BytesIO()
     np.save(content, array)
     with whole_file(path) as unfinished, unfinished.open("wb") as file:
         file.write(content.getbuffer())
-        file.write(hashlib.sha256(content.getbuffer()).digest())
+        file.write(_digest(content.getbuffer()) + (_digest(content.getbuffer(), seal) if seal else b""))
 
 
-def load_array(path: Path) -> "np.ndarray":
-    """What `save_array` or `numpy.save` wrote. Raises ValueError where it is damaged."""
+def load_array(path: Path, seal: bytes = b"") -> "np.ndarray":
+    """What `save_array` wrote with the same seal; without one, also what `numpy.save` wrote.
+
+    Raises:
+        ValueError: it is damaged, or has another seal.
+    """
     import numpy as np
 
     data = path.read_bytes()
+    sealed, ending = data[: -2 * _DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if seal and not hmac.compare_digest(ending, _digest(sealed, seal)):
+        raise ValueError(f"{path} was not made here of the same model and settings, or is damaged")
     content = io.BytesIO(data)
     try:
-        array: np.ndarray = np.load(content)
+        array: np.ndarray = np.load(content, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    digest = data[content.tell() :]
-    if digest and digest != hashlib.sha256(data[: content.tell()]).digest():  # none: of an earlier version
+    digest = data[content.tell() :][:_DIGEST_BYTES]
+    if digest and digest != _digest(data[: content.tell()]):  # none: of an earlier version
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     return array
+
+
+def _digest(data: "bytes | memoryview", seal: bytes = b"") -> bytes:
+    return hmac.digest(seal, data, "sha256") if seal else hashlib.sha256(data).digest()
+
+
+def own_seal(key: Any) -> bytes:
+    """A seal of what was made here for `key`, any JSON: it depends on a secret of this user, so nobody else makes it.
+
+    The secret lies beside the caches of huggingface_hub. Where it cannot be written, it lasts as long as the process.
+    """
+    return hmac.digest(_secret(), json.dumps(key, sort_keys=True).encode(), "sha256")
+
+
+@functools.cache
+def _secret() -> bytes:
+    from huggingface_hub.constants import HF_HOME
+
+    path = Path(HF_HOME) / "cond_pipelines" / "secret"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(number, "wb") as file:
+                file.write(secrets.token_bytes(_DIGEST_BYTES))
+        if len(found := path.read_bytes()) == _DIGEST_BYTES:
+            return found
+    return secrets.token_bytes(_DIGEST_BYTES)
+
+
+def without_path(value: Any) -> Any:
+    """Only the last part of what is a path of this machine, also within lists, mappings and JSON in text.
+
+    Example:
+        >>> without_path({"model": "/home/ann/flowers", "from": "org/name"})
+        {'model': 'flowers', 'from': 'org/name'}
+    """
+    if isinstance(value, dict):
+        return {key: without_path(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_path(inner) for inner in value]
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    if value.startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            return json.dumps(without_path(json.loads(value)), ensure_ascii=False)
+    deep = os.path.isabs(value) and len(Path(value).parts) > 2  # "/imagine a cat" is a caption
+    local = deep or PureWindowsPath(value).is_absolute() or value.startswith(("~/", "./", "../"))
+    if local or (os.sep in value and _exists(value)):
+        return PureWindowsPath(value).name if "\\" in value else Path(value).name
+    return value
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except (OSError, ValueError):
+        return False
 
 
 def sha256_of(path: Path) -> str:

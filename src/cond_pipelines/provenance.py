@@ -10,8 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
+from .console import for_terminal
 from .errors import read_json
 from .files import sha256_of, whole_file
+from .folders import component_names, inside
 
 RUN_FILE, LORA_FILE, SUMMARY_FILE = "run.json", "pytorch_lora_weights.safetensors", "training_summary.json"
 _KEY = "run"
@@ -24,8 +26,9 @@ def weights_fingerprint(folder: str | Path) -> str | None:
         index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return None
-    components = [name for name, value in index.items() if isinstance(value, list)] if isinstance(index, dict) else []
+    components = component_names(index, folder / "model_index.json")
     files = sorted(path for name in components for path in (folder / name).glob("*.safetensors"))
+    files = [inside(folder, path.relative_to(folder)) for path in files]
     files += [folder / LORA_FILE] if (folder / LORA_FILE).is_file() else []
     digest = hashlib.sha256()
     for path in files:
@@ -51,9 +54,11 @@ def run_of_file(path: Path) -> str | None:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return (file.metadata() or {}).get(_KEY)
-        with Image.open(path) as image:
-            return image.info.get(_KEY)
+                found: str | None = (file.metadata() or {}).get(_KEY)
+                return found
+        with Image.open(path, formats=["PNG", "GIF"]) as image:  # no other is ours
+            run = image.info.get(_KEY)
+            return run if isinstance(run, str) else None
     except (OSError, ValueError, SyntaxError, SafetensorError):  # unreadable: another place says so
         return None
 
@@ -88,7 +93,7 @@ def report_belongs(report: Any, folder: Path, path: Path, facts: dict[str, Any])
 
 def ignored(path: Path, why: str) -> None:
     """Say that a result is left alone."""
-    tqdm.write(f"warning: {path} is ignored: {why}", file=sys.stderr)
+    tqdm.write(for_terminal(f"warning: {path} is ignored: {why}"), file=sys.stderr)
 
 
 # -------------------------------------------------------------------------------------------------- marked files

@@ -92,13 +92,14 @@ class CardText:
     Args:
         formula: the distribution, such as "p(x|y)".
         sentence: the end of "This model draws 16 x 16 px images from p(x|y)".
-        task: the Hub's pipeline tag; None: none fits.
+        task: the Hub's pipeline tag; None: none fits. tags: more of the Hub's tags.
         call: (class names by id, examples of conditions) -> arguments of an example call, as Python source.
     """
 
     formula: str = "p(x|c)"
     sentence: str = ", under a condition of its own kind."
     task: str | None = None
+    tags: tuple[str, ...] = ()
     call: Callable[[Labels, Sequence[object]], str] = first_examples
 
 
@@ -223,13 +224,13 @@ _CLASS = Setting(
     ),
     has_classes=True,
     new_adapter=_class_adapter,
-    adapter_fits=lambda adapter, inputs: adapter.id2label == inputs.data.id2label,
+    adapter_fits=lambda adapter, inputs: set((inputs.data.id2label or {}).values()) <= set(adapter.id2label.values()),
     read_prompt=_label_of,
     evaluation_arguments=("classifier", "classify"),
     card=CardText(
         formula="p(x|y)",
         sentence=": an image of the class you name.",
-        task="unconditional-image-generation",
+        tags=("class-conditional-image-generation",),
         call=lambda id2label, examples: f"class_labels={quoted(list(id2label.values())[:4])}",
     ),
 )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cond_pipelines.data.dataset import BadRow, ImageDataset
-from cond_pipelines.data.labels import Choices, label_parser, parse_caption
+from cond_pipelines.data.labels import Captions, label_parser, parse_caption
 from cond_pipelines.data.loading import Columns, load_source
 
 BAD_IMAGES = (3, 70, 99)
@@ -58,8 +58,9 @@ def test_class_label():
 
 
 def test_integer_labels():
+    """A number is its class's id; one that no image has is no class."""
     id2label, parse = label_parser([4, 0, None, -1, 2], INT)
-    assert id2label == {i: str(i) for i in range(5)}
+    assert id2label == {0: "0", 2: "2", 4: "4"}
     assert [parse(v) for v in (4, None, -1)] == [4, None, None]
     with pytest.raises(ValueError, match=r"label -7 is outside of 0 \.\. 4"):
         parse(-7)
@@ -73,8 +74,31 @@ def test_string_labels():
 
 def test_boolean_labels():
     id2label, parse = label_parser([True, False, None], datasets.Value("bool"))
-    assert len(id2label) == 2
+    assert id2label == {0: "False", 1: "True"}
     assert [parse(v) for v in (True, False, None)] == [1, 0, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1.0, 2.0, float("nan"), 3.0], {1: "1", 2: "2", 3: "3"}),
+        (["NA", "None", "null", "x"], {0: "NA", 1: "None", 2: "null", 3: "x"}),
+        (["10", "9", "1"], {0: "1", 1: "9", 2: "10"}),
+        ([1.5, 2.0], {0: "1.5", 1: "2"}),
+    ],
+)
+def test_labels_are_what_was_written(values, names):
+    """Whole floats are whole numbers, text stays text, digit strings are sorted as numbers."""
+    feature = datasets.Dataset.from_dict({"x": values}).features["x"]
+    id2label, parse = label_parser(values, feature)
+    assert id2label == names
+    for value in values:
+        assert parse(value) is None if value != value else id2label[parse(value)] in (str(value), str(value)[:-2])
+
+
+def test_a_label_column_without_a_label_is_refused():
+    with pytest.raises(ValueError, match="the label column holds no label"):
+        label_parser([None, -1], CLASS_LABEL)
 
 
 def test_several_labels_of_an_image():
@@ -105,7 +129,7 @@ def test_no_labels(values, feature, message):
 # ----------------------------------------------------------------------------------------------------- captions
 def test_captions():
     assert parse_caption("a cat") == "a cat"
-    assert parse_caption(["a cat", "", None, "  ", "one cat"]) == Choices(["a cat", "one cat"])
+    assert parse_caption(["a cat", "", None, "  ", "one cat"]) == Captions(["a cat", "one cat"])
 
 
 @pytest.mark.parametrize("value", ["", "  \n", None, [], ["", None]])
@@ -194,15 +218,13 @@ def test_a_bad_image_found_later_stops_or_is_replaced(caplog):
 def test_a_stand_in_comes_from_the_same_split():
     """Otherwise a bad image would let a held-out one into training."""
     images = [png(i) for i in range(NUM_IMAGES)]
-    held_out = make(images, cls=lazy_dataset).split(0.5)[1]
-    for i in held_out:
-        images[i] = png(200)
+    held_out = make(images, cls=lazy_dataset).split(0.25)[1]
     before = next(i - 1 for i in held_out if i - 1 not in held_out)
     images[before] = images[held_out[-1]] = b"broken"
     dataset = make(images, cls=lazy_dataset, on_bad_image="skip")
-    train, held_out = dataset.split(0.5)
-    assert max(shade(dataset[0, i]) for i in train) < 200
-    assert {shade(dataset[0, i]) for i in held_out} == {200}
+    train, _ = dataset.use_split(held_out)
+    assert not {shade(dataset[0, i]) for i in train} & set(held_out.tolist())
+    assert {shade(dataset[0, i]) for i in held_out} <= set(held_out.tolist())
     assert len(dataset.skipped) == 2
 
 
@@ -285,9 +307,11 @@ def test_split_is_disjoint_complete_and_fixed():
     assert len(held_out) == 20
     assert sorted([*train, *held_out]) == list(range(200))
     assert (dataset.split(0.1)[1] == held_out).all()
-    assert len(dataset.split(0.9, most=50)[1]) == 50
+    assert len(dataset.split(0.9)[1]) == 50  # a quarter
+    assert len(dataset.split(0.01)[1]) == 10
+    assert len(dataset.split(0.9, most=20)[1]) == 20
     assert len(dataset.split(0.0)[1]) == 0
-    assert len(make([png(0)] * 63).split(0.5)[1]) == 0
+    assert len(make([png(i) for i in range(39)]).split(0.5)[1]) == 0
 
 
 # ------------------------------------------------------------------------------------------------------ summary

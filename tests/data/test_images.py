@@ -1,12 +1,13 @@
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from cond_pipelines.data.images import convert, crop, num_channels, open_image, resize, to_array
+from cond_pipelines.data.images import convert, crop, num_channels, open_image, read_header, resize, to_array
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -257,3 +258,73 @@ def test_random_crop_reaches_every_place_and_nothing_else():
     array = np.arange(9)[None, :, None] + np.zeros((3, 1, 1), int)
     rng = np.random.default_rng(0)
     assert {int(crop(array, 3, rng)[0, 0, 0]) for _ in range(300)} == set(range(7))
+
+
+# --------------------------------------------------------------------------------- other formats, profiles, frames
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_avif_and_heic(format):
+    if format == "HEIF":
+        pillow_heif = pytest.importorskip("pillow_heif")
+        pillow_heif.register_heif_opener()
+    image = Image.new("RGB", (64, 64), RED)
+    assert np.abs(to_array(through_file(image, format), 3, 8).astype(int) - RED).max() <= 8
+
+
+def test_heic_without_its_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(OSError, match="it is HEIC or HEIF: pip install pillow-heif"):
+        open_image(b"\0\0\0\x18ftypheix" + bytes(40))
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, WHITE, (0, 0, 255))]
+    for format in ("GIF", "WEBP", "PNG"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **{"lossless": True})
+        assert read_header(data).num_frames == 3
+        assert np.abs(to_array(open_image(data), 3, 8).astype(int) - RED).max() <= 2
+
+
+def test_a_profile_of_other_colours_becomes_srgb():
+    """Full red of sRGB, written in a profile with red and green exchanged."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    image = Image.new("RGB", (4, 4), RED)
+    assert to_array(through_file(image, icc_profile=srgb.tobytes()), 3, 4)[0, 0].tolist() == list(RED)
+    swapped = bytearray(srgb.tobytes())
+    swapped = bytes(swapped).replace(b"rXYZ", b"tmp!").replace(b"gXYZ", b"rXYZ").replace(b"tmp!", b"gXYZ")
+    swapped = swapped.replace(b"s\0R\0G\0B", b"m\0I\0N\0E").replace(b"sRGB", b"mine")
+    green = to_array(through_file(image, icc_profile=swapped), 3, 4)[0, 0].tolist()
+    assert green[1] > 250 and green[0] < 30, green
+    assert to_array(through_file(image, icc_profile=b"damaged"), 3, 4)[0, 0].tolist() == list(RED)
+
+
+def png_16(values):
+    """A PNG of several channels of 16 bits, which Pillow does not write."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_png_of_16_bits_and_several_channels(channels):
+    """Pillow reads 8 of the 16 bits: right as an image of 8 bits, refused where its values are declared."""
+    values = np.full((4, 4, channels), 40_000)
+    assert abs(int(to_array(open_image(png_16(values)), 4, 4)[0, 0, 0]) - 40_000 / 257) <= 1
+    with pytest.raises(OSError, match=r"several channels of 16 bits, of which Pillow reads 8: save it as TIFF or .npy"):
+        open_image(png_16(values), deep=True)
+
+
+def test_tiff_of_16_bits_and_three_channels_keeps_them():
+    import tifffile
+
+    file, values = io.BytesIO(), np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    tifffile.imwrite(file, values, photometric="rgb")
+    array = to_array(open_image(file.getvalue(), deep=True), 3, 8, value_range=(0, 65535))
+    assert np.abs((array + 1) / 2 * 65535 - values).max() < 0.1
+
+
+def test_a_bomb_says_how_to_allow_it():
+    with pytest.raises(OSError, match=r"exceeds limit .*; COND_PIPELINES_MOST_PIXELS=3600000000 allows it"):
+        open_image(bomb())

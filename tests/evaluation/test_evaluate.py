@@ -18,10 +18,12 @@ from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
 from cond_pipelines.evaluation.sampling import _is_there, draw_samples, read_samples
+from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.networks.text_encoders import new_text_encoder
 
 EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
+DATA = "training_common:shapes"
 SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}
 
 
@@ -34,7 +36,8 @@ def model(request, tmp_path_factory):
 
 
 def config(folder, **more):
-    return EvaluationConfig(**{"model": str(folder), "num_samples": 70, "feature_extractor": EXTRACTOR} | more)
+    settings = {"model": str(folder), "dataset_name": DATA, "num_samples": 70, "feature_extractor": EXTRACTOR}
+    return EvaluationConfig(**settings | more)
 
 
 def test_the_report(model):
@@ -194,7 +197,18 @@ def test_a_sweep(model, capsys):
     copy = folder.parent / "swept"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
     flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--write_best", "Frechet distance"]
-    main(["evaluate", str(copy), *flags, "--sweep", "guidance_scale=1,3", "num_inference_steps=1,2"])
+    main(
+        [
+            "evaluate",
+            str(copy),
+            "--dataset_name",
+            DATA,
+            *flags,
+            "--sweep",
+            "guidance_scale=1,3",
+            "num_inference_steps=1,2",
+        ]
+    )
     reports = json.loads((copy / "evaluation/sweep.json").read_text())
     settings = [(report["guidance_scale"], report["num_inference_steps"]) for report in reports]
     assert settings == [(1, 1), (1, 2), (3, 1), (3, 2)]
@@ -221,7 +235,7 @@ def test_a_sweep(model, capsys):
 )
 def test_bad_sweeps(model, capsys, flags, words):
     with pytest.raises(SystemExit):
-        main(["evaluate", str(model[1]), "--feature_extractor", EXTRACTOR, *flags])
+        main(["evaluate", str(model[1]), "--dataset_name", DATA, "--feature_extractor", EXTRACTOR, *flags])
     assert words in capsys.readouterr().err
 
 
@@ -267,7 +281,7 @@ def test_samples_of_another_run_are_refused(model, tmp_path):
 def test_the_command(model, capsys):
     setting, folder = model
     extractor = "pixels" if setting == "none" else EXTRACTOR
-    main(["evaluate", str(folder), "--num_samples", "70", "--feature_extractor", extractor])
+    main(["evaluate", str(folder), "--dataset_name", DATA, "--num_samples", "70", "--feature_extractor", extractor])
     assert "Frechet distance: " in capsys.readouterr().out
 
 
@@ -276,9 +290,12 @@ def test_the_command(model, capsys):
     [
         ([], "name a model"),
         (["nowhere", "--num_samples", "0"], "--num_samples 0"),
-        (["{folder}", "--feature_extractor", "no_module:f", "--num_samples", "70"], "no_module:f"),
         (
-            ["{folder}", "--feature_extractor", "nowhere/model", "--num_samples", "70"],
+            ["{folder}", "--feature_extractor", "no_module:f", "--num_samples", "70", "--dataset_name", DATA],
+            "no_module:f",
+        ),
+        (
+            ["{folder}", "--feature_extractor", "nowhere/model", "--num_samples", "70", "--dataset_name", DATA],
             "--feature_extractor nowhere/model",
         ),
         (["{folder}", "--train_data_dir", "nowhere", "--num_samples", "70"], "--train_data_dir nowhere"),
@@ -362,7 +379,7 @@ def test_damaged_features_and_samples_are_made_again(tmp_path, damage, capsys):
     (path,) = tmp_path.glob("features-*.npy")
     good = path.read_bytes()
     path.write_bytes({"zeroed": bytes(len(good)), "cut off": good[:-40], "empty": b""}[damage])
-    assert not _is_there(path)  # as draw_samples looks for its parts
+    assert not _is_there(path, own_seal({"a": 1}))  # as draw_samples looks for its parts
     again = cached(tmp_path, {"a": 1}, lambda: np.full((4, 2), 2, np.float32))
     assert again.sum() == 16 and cached(tmp_path, {"a": 1}, list).sum() == 16
     assert "is damaged" in capsys.readouterr().err

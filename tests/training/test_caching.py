@@ -103,7 +103,7 @@ def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
     dataset = ImageDataset(Dataset.load_from_disk(str(tmp_path / "rows")), Columns("image"), 8, 3)
     assert mapped_mib(dataset.rows[number] for number in range(2500)) > 120  # as `datasets` has it
     dataset = ImageDataset(Dataset.load_from_disk(str(tmp_path / "rows")), Columns("image"), 8, 3)
-    assert mapped_mib(dataset._image(number) for number in range(2500)) < 80
+    assert mapped_mib(dataset.undecoded(number) for number in range(2500)) < 80
 
 
 def test_bad_images_are_known_from_the_file_too(trained, images, capsys):

@@ -112,7 +112,7 @@ def test_resumed_equals_uninterrupted(arguments, lora_folder, tmp_path):
 
 def test_only_the_lora_is_averaged(arguments, lora_folder, tmp_path):
     folder = run(tmp_path, **arguments | {"use_ema": True, "max_train_steps": 30})
-    average = torch.load(folder / "checkpoint-30/custom_checkpoint_0.pkl")["values"]
+    average = load_file(folder / "checkpoint-30/averages.safetensors").values()
     trained = [
         *load_file(folder / LORA).values(),
         *load_file(folder / "adapter/diffusion_pytorch_model.safetensors").values(),

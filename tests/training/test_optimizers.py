@@ -50,8 +50,8 @@ def test_what_is_trained_and_nothing_else(train, more, parts, parent, tmp_path, 
     assert changed <= chosen
     assert len(changed) > 0.9 * len(chosen)  # the rest: biases that softmax ignores, words that no caption has
     count = sum(before[name].numel() for name in chosen)
-    average = torch.load(tmp_path / "checkpoint-2" / "custom_checkpoint_0.pkl")  # of what is trained only
-    assert sum(x.numel() for x in average["values"]) == count
+    average = load_file(tmp_path / "checkpoint-2" / "averages.safetensors")  # of what is trained only
+    assert sum(x.numel() for x in average.values()) == count
     shown = capsys.readouterr()
     (line,) = [line for line in (shown.out + shown.err).splitlines() if f"trained parameters (--train {train})" in line]
     assert f"adapter {count_of(before, 'adapter'):.2f} of {count_of(before, 'adapter'):.2f} M" in line

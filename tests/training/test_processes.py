@@ -85,6 +85,7 @@ def test_evaluate_by_two_processes_measures_what_one_does(tmp_path, warm):
     """And it ends: the report is that of one process, to the last digit of each measure."""
     model = run(tmp_path / "model", conditioning="class", max_train_steps=2, validation_fraction=0.3)
     few = ["--num_samples", "18", "--num_real", "20", "--feature_extractor", "training_common:few_pixels"]
+    few += ["--dataset_name", "training_common:shapes"]
     main_of_evaluate([str(model), *few, "--output_dir", str(tmp_path / "one")])
     args = [str(model), *few, "--output_dir", str(tmp_path / "two")]
     process = warm.start(["-m", "cond_pipelines.evaluate", *args], num_processes=2)

@@ -75,6 +75,7 @@ def test_rates_reach_other_optimizers_too(optimizer, tmp_path):
 def test_epochs_are_seen_whole_with_another_batch(batch_size, tmp_path):
     """96 shapes, three of them held out: two epochs are 186 images, whatever the batch."""
     more = {"max_train_steps": None, "num_train_epochs": 2, "checkpointing_steps": 12, "logging_steps": 1}
+    more |= {"held_out_by": "row"}
     run(tmp_path, **more)
     assert log_of(tmp_path, "images")[-2:] == [184, 192]
     shutil.rmtree(tmp_path / "checkpoint-24")
@@ -231,6 +232,7 @@ def test_a_checkpoint_of_before_resumes(saved, tmp_path):
     manifest.pop("sha256")
     now = manifest["identity"]
     same = ("conditioning", "resolution", "channels", "aspect_buckets", "data set", "adapter", "scheduler", "seed")
+    same += ("held_out_by",)  # what a run of before held out: test_written_by_0_1.py
     old = {name: now[name] for name in (*same, "optimizer", "use_ema", "ema_lengths")} | {"value range": []}
     manifest["identity"] = old | {"train": ["unet"], "sharding": "none"}
     write_checked_json(path, manifest)

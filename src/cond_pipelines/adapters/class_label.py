@@ -23,8 +23,9 @@ class ClassLabelAdapter(ConditioningAdapter):
 
     Args:
         num_classes: number of classes; from `id2label` where that is given.
-        id2label: {0: "cat", 1: "dog"}; saved in the configuration, so that a model knows its classes' names. DiT's
-            own works too: {0: "tench, Tinca tinca", ...} is known by either name, or by both as they stand.
+        id2label: {0: "cat", 1: "dog"}; saved in the configuration, so that a model knows its classes' names. A
+            number without a name is no class. DiT's own works too: {0: "tench, Tinca tinca", ...} is known by either
+            name, or by both as they stand.
         embedding_dim: of a class's vector.
         token_dim, pooled_dim: the UNet's socket; see `for_unet`.
 
@@ -52,13 +53,11 @@ class ClassLabelAdapter(ConditioningAdapter):
         super().__init__()
         # JSON turns the keys into strings.
         self.id2label = {int(i): name for i, name in (id2label or {}).items()}
-        self.num_classes = num_classes or len(self.id2label)
+        self.num_classes = num_classes or max(self.id2label, default=-1) + 1
         if not self.num_classes:
             raise ValueError("ClassLabelAdapter needs num_classes or id2label, and got neither")
-        if id2label and sorted(self.id2label) != list(range(self.num_classes)):
-            raise ValueError(
-                f"id2label must number the classes 0 .. {self.num_classes - 1}, not {sorted(self.id2label)}"
-            )
+        if id2label and not all(0 <= i < self.num_classes for i in self.id2label):
+            raise ValueError(f"id2label must number classes 0 .. {self.num_classes - 1}, not {sorted(self.id2label)}")
         self.register_to_config(num_classes=self.num_classes)
         # Standard normal vectors behind a projection that starts at zero. Vectors that start at zero themselves grow by
         # no more than the learning rate a step: too slow for a small network's first minutes.
@@ -87,7 +86,12 @@ class ClassLabelAdapter(ConditioningAdapter):
             raise ValueError(f"unknown class label {label!r}{hint} (known: {known or 'ids only'})")
         if not 0 <= int(label) < self.num_classes:
             raise ValueError(f"class label {label} is outside of 0 .. {self.num_classes - 1}; None means no label")
+        if self.id2label and int(label) not in self.id2label:
+            raise ValueError(f"class label {label} is no class of this model: {self._known_ids()}; None means no label")
         return int(label)
+
+    def _known_ids(self) -> str:
+        return ", ".join(map(str, list(self.id2label)[:20])) + (", ..." if len(self.id2label) > 20 else "")
 
     def preprocess(self, raw: RawConditions, processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         each = [label if isinstance(label, list | tuple) else [label] for label in raw]

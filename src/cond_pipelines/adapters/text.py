@@ -3,6 +3,7 @@
 This file travels with a checkpoint. It needs adapters/base.py only.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,12 +18,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def lost_words(texts: Sequence[object], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
+    """Lines on what of some captions a model does not see.
+
+    Args:
+        tokenizer: one that `new_text_encoder` made knows which of its tokens were trained; of another, only captions
+            that are cut are counted.
+
+    Example:
+        >>> lost_words(["a red star"], tokenizer, max_length=64)
+        ["words that no caption of the training had: 'star'"]
+    """
+    lines = []
+    known = [text for text in texts if isinstance(text, str) and text.strip()]
+    ids = tokenizer(known, verbose=False)["input_ids"] if known else []
+    cut = [(text, len(row)) for text, row in zip(known, ids, strict=True) if len(row) > max_length]
+    if cut:
+        text, length = max(cut, key=lambda one: one[1])
+        kept = tokenizer.decode(tokenizer(text, truncation=True, max_length=max_length)["input_ids"][-8:-1])
+        lines.append(
+            f"captions cut after {max_length} tokens: {len(cut):,} of {len(known):,}; the longest has {length:,} "
+            f"tokens, and ends for the model with {kept.strip()!r}"
+        )
+    trained = set(tokenizer.init_kwargs.get("trained_ids") or ())
+    if trained:
+        words = dict.fromkeys(word for text in known for word in text.split())
+        unseen = [word for word in words if not trained.issuperset(tokenizer(word)["input_ids"])]
+        if unseen:
+            shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
+            lines.append(f"words that no caption of the training had: {shown}")
+    return lines
+
+
 class TextAdapter(ConditioningAdapter):
     """p(x|text): the last hidden states of any transformers text encoder (CLIP, T5, BERT-like, GPT-like).
 
     The hidden states are normalised, because encoders differ in scale by orders of magnitude, then projected to the
     socket: each token for cross-attention, their mean with the time embedding. Tokenizers are used as they are: we
-    pad by hand with a mask, so a tokenizer without a pad token (the GPT kind) works and is not changed.
+    pad by hand with a mask, so a tokenizer without a pad token (the GPT kind) works and is not changed. An empty
+    caption is none, as for Stable Diffusion.
 
     Args:
         hidden_size: of the text encoder; `for_unet(unet, text_encoder=...)` reads it.
@@ -61,7 +95,8 @@ class TextAdapter(ConditioningAdapter):
             raise ValueError("TextAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
         max_length = min(self.config.max_length, processor.model_max_length)
         ids = [
-            [] if text is None else processor(text, truncation=True, max_length=max_length)["input_ids"] for text in raw
+            processor(text, truncation=True, max_length=max_length)["input_ids"] if text and text.strip() else []
+            for text in raw
         ]
         length = max(1, max(len(row) for row in ids))  # of the longest caption here, not of the encoder
         pad = processor.pad_token_id or 0  # masked, so any valid id will do
@@ -69,6 +104,10 @@ class TextAdapter(ConditioningAdapter):
             "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in ids]),  # (B, L)
             "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids]),  # (B, L)
         }
+
+    def lost_words(self, texts: Sequence[object], processor: "PreTrainedTokenizerBase") -> list[str]:
+        """Lines on what of some captions the model does not see: tokens that are cut, words that were never trained."""
+        return lost_words(texts, processor, min(self.config.max_length, processor.model_max_length))
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
         if encoder is None:
@@ -172,6 +211,10 @@ class PromptAdapter(ConditioningAdapter):
             "attention_mask": present.expand_as(inputs.input_ids).long(),  # (B, L): padding counts
             "tokenizer_mask": inputs.attention_mask,  # (B, L): without padding, for the few encoders that take it
         }
+
+    def lost_words(self, texts: Sequence[object], processor: "PreTrainedTokenizerBase") -> list[str]:
+        """Lines on captions that are cut; see `lost_words`."""
+        return lost_words(texts, processor, min(self.config.max_length, processor.model_max_length))
 
     def encode(self, inputs: Features, encoder: nn.Module | None = None) -> Features:
         if encoder is None:

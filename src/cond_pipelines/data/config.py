@@ -102,6 +102,19 @@ class DataArguments(_OfTheRun):
         bounds=POSITIVE,
         needs="class_data_dir",
     )
+    data_format: Literal["images", "arrays", "parquet", "arrow", "tar", "zip"] | None = flag(
+        None,
+        "Read these files of a folder with several kinds. Default: the kind that holds most images.",
+        resume="course",
+        by="loaded",
+        needs="train_data_dir",
+    )
+    folder_repeats: bool = flag(
+        False,
+        "Draw images of a folder named 10_cat ten times as often, as kohya's scripts do.",
+        resume="course",
+        needs=("train_data_dir", "!streaming"),
+    )
     dataset_config_name: str | None = flag(
         None,
         "Load this configuration of the Hub data set.",
@@ -167,9 +180,16 @@ class DataArguments(_OfTheRun):
     )
     validation_fraction: float = flag(
         0.03,
-        "Hold out this fraction of the images, at most 256, for the validation loss.",
+        "Hold out this fraction of the images for validation, 10 to 256, at most a quarter.",
         resume="course",
         bounds=FRACTION,
+        needs="!streaming",
+    )
+    held_out_by: Literal["content", "row"] = flag(
+        "content",
+        "Hold out images with all their rows (content), or rows, as earlier versions did (row).",
+        resume="course",
+        by="loaded",
         needs="!streaming",
     )
     cache_images: bool | None = flag(

@@ -9,19 +9,23 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 from ..data import images as im
 from ..errors import describe
 from .array_file import MOST_MAPPED_BYTES, ArrayFile
 from .buckets import nearest_size
+from .contents import Stored, fingerprint, of_decoded, of_files, stored_files, times_of_files
 from .decoded import DecodedImages
 from .fingerprints import data_fingerprint, images_fingerprint
-from .labels import Choices
+from .labels import Captions, draw
 from .loading import Columns, as_files, reopened
 from .rows import BadRow, Row, row_name
+from .split import MOST_HELD_OUT, hold_out
 from .summary import summary_of_conditions, summary_of_skipped
 
 _logger = logging.getLogger(__name__)
+_DECODING = 2  # raised where the same file gives other pixels than before, so that what was kept is made again
 
 
 @dataclass
@@ -42,6 +46,7 @@ class ImageDataset(torch.utils.data.Dataset):
         cache_dir: where decoded images are kept in a file, if they are.
         cache_images: True: in a file; False: decoded at every use; None: in memory, in a file or not at all, by what
             room and time it takes.
+        has_classes: conditions are labels, so that one image of each stays in training.
     """
 
     rows: datasets.Dataset
@@ -58,15 +63,15 @@ class ImageDataset(torch.utils.data.Dataset):
     buckets: list[tuple[int, int]] | None = None
     cache_dir: Path | None = None
     cache_images: bool | None = None
+    has_classes: bool = False
     skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._read_bytes = 0
+        self._read_bytes, self.animated = 0, set[str]()
         used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
         self.rows = as_files(self.rows.select_columns(used), self.columns.image)
         self.splits: list[np.ndarray] = []
-        if isinstance(self.rows, datasets.Dataset):
-            self.usable = np.arange(len(self.rows))
+        self.usable = np.arange(len(self.rows) if isinstance(self.rows, datasets.Dataset) else 0)
         self.kept = DecodedImages(
             decode=self._decode,
             undecoded=self._images,
@@ -131,15 +136,13 @@ class ImageDataset(torch.utils.data.Dataset):
         self, array: np.ndarray, condition: Any, position: int, size: int | tuple[int, int] | None = None
     ) -> Row:
         size = size or self.resolution
-        if self.center_crop and not self.random_flip and not isinstance(condition, Choices):
+        if self.center_crop and not self.random_flip and not isinstance(condition, Captions):
             return Row(im.crop(array, size, None), condition)  # nothing is random
         # Philox is counter-based: an independent stream for every position, at no cost of skipping there.
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, position]))
         pixels = im.crop(array, size, None if self.center_crop else rng)
         flipped = bool(self.random_flip and rng.random() < 0.5)
-        if isinstance(condition, Choices):
-            condition = condition[rng.integers(len(condition))]
-        return Row(pixels[:, ::-1] if flipped else pixels, condition, flipped)
+        return Row(pixels[:, ::-1] if flipped else pixels, draw(condition, rng), flipped)
 
     def _array(self, row: int) -> np.ndarray:
         return self.kept[row] if row in self.kept else self.read_image(row)
@@ -154,10 +157,8 @@ class ImageDataset(torch.utils.data.Dataset):
             return self.resolution
         if row not in self._sizes:
             try:
-                found = im.size_px(self._image(row))
-            except MemoryError:
-                raise
-            except Exception as error:  # PIL has no base class for what broken files raise
+                found = im.size_px(self.undecoded(row))
+            except OSError as error:
                 raise self._unreadable(error, self.name(row)) from error
             self._sizes[row] = nearest_size(*found, self.buckets)
         return self._sizes[row]
@@ -174,11 +175,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def name(self, row: int) -> str:
         """How a user finds this row: its file where there is one."""
-        return row_name(f"row {row}", self._image(row))
+        return row_name(f"row {row}", self.undecoded(row))
 
     def read_image(self, row: int) -> np.ndarray:
         """(H, W, C) uint8 with the shorter side at the resolution. Raises BadRow."""
-        return self._to_array(self._image(row), lambda: self.name(row))
+        return self._to_array(self.undecoded(row), lambda: self.name(row))
 
     def read_condition(self, row: int) -> Any:
         """The raw condition, None where the setting has none. Raises BadRow."""
@@ -191,13 +192,13 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _to_array(self, value: Any, name: Callable[[], str]) -> np.ndarray:
         try:
-            image, size = im.open_image(value), self.resolution
+            image, size = im.open_image(value, deep=self.value_range is not None), self.resolution
+            if isinstance(image, Image.Image) and image.info.get(im.ANIMATED):
+                self.animated.add(name())
             if self.buckets is not None:
                 size = nearest_size(*im.size_px(image), self.buckets)
             return im.to_array(image, self.channels, size, self.interpolation, self.value_range)
-        except MemoryError:
-            raise
-        except Exception as error:  # neither PIL nor numpy has a base class for what broken files and arrays raise
+        except (Exception, MemoryError) as error:  # there is no base class for what broken files and arrays raise
             raise self._unreadable(error, name()) from error
 
     def _decode(self, row: int, value: Any) -> np.ndarray:
@@ -207,6 +208,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.cache_dir / f"images-{self.images_fingerprint()}"
 
     def _unreadable(self, error: Exception, name: str) -> BadRow:
+        if isinstance(error, MemoryError):
+            error = OSError("it needs more memory than there is")
         reason = " ".join(str(error).split()) or type(error).__name__
         return BadRow(f"{name}: unreadable image: {reason}; mend it, or --on_bad_image skip")
 
@@ -241,6 +244,16 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"no usable image among {len(self.rows)} rows" + "".join(f"; {s}" for s in self.skipped[:3])
             )
 
+    def renumber(self, ids: dict[int, int]) -> None:
+        """Give each label another id."""
+        before = self.parse_condition
+
+        def renumbered(label: Any) -> Any:
+            return tuple(ids[i] for i in label) if isinstance(label, tuple) else ids.get(label)
+
+        self.parse_condition = lambda value: renumbered(before(value))
+        self._conditions = {row: renumbered(label) for row, label in self._conditions.items()}
+
     def _reject(self, error: BadRow) -> None:
         """Of a row found bad in the check."""
         if self.on_bad_image == "error":
@@ -255,6 +268,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def images_fingerprint(self) -> str:
         """Of every image file, by its content or by path, size and time, and of how it is decoded."""
         how = (len(self.rows), self.channels, self.resolution, self.interpolation, self.value_range, self.buckets)
+        how += (_DECODING,)
         parts = (range(start, min(start + 256, len(self.rows))) for start in range(0, len(self.rows), 256))
         return images_fingerprint((value for part in parts for value in self._images(list(part))), how)
 
@@ -267,7 +281,8 @@ class ImageDataset(torch.utils.data.Dataset):
         images = self.rows[some][self.columns.image]
         return data_fingerprint(how, self.usable, images, [self._conditions.get(row) for row in some])
 
-    def _image(self, row: int) -> Any:
+    def undecoded(self, row: int) -> Any:
+        """The image of a row of `rows`, as {"bytes", "path"}."""
         return self._images([row])[0]
 
     def _images(self, rows: list[int]) -> list[Any]:
@@ -278,21 +293,44 @@ class ImageDataset(torch.utils.data.Dataset):
             self.rows, self._read_bytes = reopened(self.rows), 0
         return values
 
-    def split(self, fraction: float, most: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """(training, held-out) indices, drawn from the seed; no image is held out of fewer than 64."""
-        held_out = 0 if len(self) < 64 else min(most, round(len(self) * fraction))
-        order = np.random.default_rng(self.seed).permutation(len(self))
-        self.splits = [np.sort(order[held_out:]), np.sort(order[:held_out])]
-        return self.splits[0], self.splits[1]
+    def content_keys(self) -> list[bytes]:
+        """A short checksum of each usable image: of its pixels where they are kept decoded, of its file otherwise."""
+        if self.decoded:
+            return of_decoded(self.kept[row] for row in self.usable.tolist())
+        return of_files(self._stored_files)
+
+    def _stored_files(self) -> Iterator[Stored]:
+        return stored_files(self.rows, self.columns.image, self.usable)
+
+    def content_fingerprint(self, keys: list[bytes]) -> str:
+        """Of all images and conditions; `keys`: `content_keys`."""
+        return fingerprint(keys, (self._conditions.get(row) for row in self.usable.tolist()))
+
+    def times_of_files(self) -> str:
+        """Of the times at which the images' files were changed."""
+        return times_of_files(self._stored_files())
+
+    def use_split(self, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(training, held-out) indices; what stands in for a bad image comes from the same of the two."""
+        train = np.setdiff1d(np.arange(len(self)), held_out)
+        self.splits = [train, held_out]
+        return train, held_out
+
+    def split(self, fraction: float, most: int = MOST_HELD_OUT) -> tuple[np.ndarray, np.ndarray]:
+        """(training, held-out) indices, drawn from the seed by the images' content; see `split.hold_out`."""
+        classes = [self._conditions.get(row) for row in self.usable.tolist()] if self.has_classes else None
+        return self.use_split(hold_out(self.content_keys(), classes, fraction, self.seed, most))
 
     def conditions(self) -> list[Any]:
         """Of the usable rows, as parsed, where they were read in the check."""
         return [self._conditions[r] for r in self.usable if r in self._conditions]
 
     def summary(self, condition_names: dict[int, str] | None = None) -> str:
-        """What was found, for a person."""
+        """How many images and conditions there are, for a person."""
         counts = f"{len(self):,} usable of {len(self.rows):,}"
         lines = [f"images: {counts}, {self.resolution} px, {self.channels} channel(s)"]
+        if self.animated:
+            lines.append(f"animations, of which the first frame is used: {len(self.animated):,}")
         return "\n".join(
             [*lines, *summary_of_conditions(self.conditions(), condition_names), *summary_of_skipped(self.skipped)]
         )

@@ -1,18 +1,60 @@
 """Values of a label or caption column to raw conditions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import datasets
 import numpy as np
 
+from .folder import in_order
 
-class Choices(tuple):
-    """Several conditions of one image, such as captions; one is drawn each time."""
+ParseLabel = Callable[[Any], Any]
 
 
-def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[Any], Any]]:
+class Captions(tuple[str, ...]):
+    """All captions of one image. Training draws one of them each time.
+
+    Example:
+        >>> captions = Captions(["a cat", "one cat"])
+        >>> captions.first, captions.draw(np.random.default_rng(0))
+        ('a cat', 'one cat')
+    """
+
+    @property
+    def first(self) -> str:
+        """The one that stands for the image where it is shown or evaluated."""
+        return self[0]
+
+    def draw(self, rng: np.random.Generator) -> str:
+        """One of them, each as likely."""
+        return self[rng.integers(len(self))]
+
+
+Choices = Captions  # the name of before
+
+
+def first(condition: Any) -> Any:
+    """The one condition that stands for an image: its first caption, or the condition itself."""
+    return condition.first if isinstance(condition, Captions) else condition
+
+
+def draw(condition: Any, rng: np.random.Generator) -> Any:
+    """The condition of one training step: one of several captions, or the condition itself."""
+    return condition.draw(rng) if isinstance(condition, Captions) else condition
+
+
+def all_of(conditions: Iterable[Any]) -> Iterator[Any]:
+    """Every condition, each caption of an image by itself."""
+    for condition in conditions:
+        yield from condition if isinstance(condition, Captions) else [condition]
+
+
+# ---------------------------------------------------------------------------------------------------------- labels
+def label_parser(values: Iterable[Any], feature: Any) -> tuple[dict[int, str], ParseLabel]:
     """Class names and a parser for a column of labels, or of lists of labels.
+
+    Whole numbers are ids of classes, also where they are stored as floats, and a number that no image has is no class.
+    Booleans and text are names, which are sorted; those that are all whole numbers are sorted as numbers.
 
     Args:
         values: all values of the column.
@@ -21,6 +63,9 @@ def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[A
     Returns:
         id2label, and a function from a value to its id, or to a tuple of ids (None: no label), that raises ValueError
         for a bad one.
+
+    Raises:
+        ValueError: no value is a label.
     """
     of_one = getattr(feature, "feature", None)
     if isinstance(of_one, datasets.ClassLabel | datasets.Value):
@@ -33,32 +78,53 @@ def label_parser(values: Any, feature: Any) -> tuple[dict[int, str], Callable[[A
         return id2label, parse_several
     if isinstance(feature, datasets.ClassLabel):
         id2label = dict(enumerate(feature.names))
-    else:
-        values = list(values)
-        if not isinstance(feature, datasets.Value):
-            raise ValueError(f"the label column holds no labels but {feature}: name another with --label_column")
-        known = sorted({v for v in values if v is not None and v != "" and v != -1})
-        if not known:
+        given = list(values)
+        if given and all(_as_label(value) is None for value in given):
             raise ValueError("the label column holds no label")
-        if all(isinstance(v, int) for v in known):
-            if max(known) > 100 * len(known) + 1000:
-                raise ValueError(f"labels up to {max(known)}, only {len(known)} different: number them 0, 1, 2, ...")
-            id2label = {i: str(i) for i in range(max(known) + 1)}
-        else:
-            id2label = dict(enumerate(str(v) for v in known))
-    ids = {name: i for i, name in id2label.items()}
-    numeric = isinstance(feature, datasets.ClassLabel) or all(isinstance(v, int) for v in values if v is not None)
+        ids: dict[int | str, int] = {i: i for i in id2label}
+    elif isinstance(feature, datasets.Value):
+        id2label, ids = _classes_of({label for value in values if (label := _as_label(value)) is not None})
+    else:
+        raise ValueError(f"the label column holds no labels but {feature}: name another with --label_column")
 
     def parse(value: Any) -> int | None:
-        if value is None or value == "" or value == -1:
+        label = _as_label(value)
+        if label is None:
             return None
-        if numeric:
-            if value not in id2label:
-                raise ValueError(f"label {value} is outside of 0 .. {len(id2label) - 1}")
-            return int(value)
-        return ids[str(value)]
+        if label not in ids:
+            known = list(id2label)
+            of_all = f"{known[0]} .. {known[-1]}" if isinstance(label, int) else ", ".join(list(id2label.values())[:20])
+            raise ValueError(f"label {value} is outside of {of_all}")
+        return ids[label]
 
     return id2label, parse
+
+
+def _as_label(value: Any) -> int | str | None:
+    """A number or a name; None for what means that there is none: None, "", -1 and not-a-number."""
+    if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer()):
+        return None if value == -1 else int(value)
+    return str(value)
+
+
+def _classes_of(labels: set[int | str]) -> tuple[dict[int, str], dict[int | str, int]]:
+    """(class names by id, ids by label). Raises ValueError where there is none, or ids are far apart."""
+    if not labels:
+        raise ValueError("the label column holds no label")
+    numbers = sorted(label for label in labels if isinstance(label, int) and label >= 0)
+    if all(isinstance(label, int) for label in labels):
+        if not numbers:
+            raise ValueError("the label column holds no label that is 0 or more")
+        if numbers[-1] > 100 * len(numbers) + 1000:
+            raise ValueError(f"labels up to {numbers[-1]}, only {len(numbers)} different: number them 0, 1, 2, ...")
+        return {i: str(i) for i in numbers}, {i: i for i in numbers}
+    id2label = dict(enumerate(in_order({str(label) for label in labels})))
+    ids = {name: i for i, name in id2label.items()}
+    return id2label, {label: ids[str(label)] for label in labels}
 
 
 def vector_parser() -> Callable[[Any], np.ndarray | None]:
@@ -83,7 +149,7 @@ def vector_parser() -> Callable[[Any], np.ndarray | None]:
 
 
 def condition_name(condition: Any, id2label: dict[int, str] | None = None) -> str:
-    """What an image was told, for a person."""
+    """A condition in words."""
     if isinstance(condition, dict):
         return ", ".join(f"{k} {condition_name(v)}" for k, v in condition.items() if v is not None) or "nothing"
     if isinstance(condition, tuple):
@@ -94,7 +160,7 @@ def condition_name(condition: Any, id2label: dict[int, str] | None = None) -> st
     return str((id2label or {}).get(condition, condition))
 
 
-def parse_caption(value: Any) -> str | Choices:
+def parse_caption(value: Any) -> str | Captions:
     """One caption or several; raises ValueError where nothing is said."""
     captions = [c for c in (value if isinstance(value, list | tuple) else [value]) if c is not None]
     if not all(isinstance(c, str) for c in captions):
@@ -102,4 +168,4 @@ def parse_caption(value: Any) -> str | Choices:
     captions = [c for c in captions if c.strip()]
     if not captions:
         raise ValueError(f"empty caption {value!r}")
-    return Choices(captions) if isinstance(value, list | tuple) else captions[0]
+    return Captions(captions) if isinstance(value, list | tuple) else captions[0]

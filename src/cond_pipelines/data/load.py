@@ -1,6 +1,8 @@
 """From arguments to a checked data set."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data import images as im
+from .account import Account
 from .buckets import bucket_sizes
 from .config import DataArguments
 from .dataset import ImageDataset, row_name
-from .labels import Choices
+from .folder import REPEATS
+from .labels import first
 from .loading import as_files, find_columns, load_source, readable
 from .prior import balanced, with_prior
+from .split import hold_out, hold_out_rows, num_with_near_duplicate, number_to_hold_out, thumbnail
 
 
 @dataclass
@@ -27,17 +32,50 @@ class TrainingData:
         dataset: reads rows.
         train, held_out: indices into it; None, and empty, for a streaming set.
         id2label: class names, for class labels.
+        account: the files that are left out, and how the others are read.
+        content: a fingerprint of all images and conditions; None for a streaming set.
+        held_out_by: "row" where that gives the same rows as "content".
     """
 
     dataset: ImageDataset
     train: np.ndarray | None
     held_out: np.ndarray
     id2label: dict[int, str] | None
+    account: Account = field(default_factory=Account)
+    content: str | None = None
+    held_out_by: str = "row"
 
     def conditions(self, indices: np.ndarray) -> list[Any]:
-        """Raw conditions of some rows, the first where a row has several."""
-        found = [self.dataset.read_condition(int(self.dataset.usable[i])) for i in indices]
-        return [c[0] if isinstance(c, Choices) else c for c in found]
+        """Raw conditions of rows, the first where a row has several."""
+        return [first(self.dataset.read_condition(int(self.dataset.usable[i]))) for i in indices]
+
+    def use_labels(self, label_id: Callable[[str], int], whose: str) -> None:
+        """Number the classes as a model does, by their names.
+
+        Args:
+            label_id: the model's id of a name; raises ValueError for one that it does not know.
+            whose: the model, for the error.
+
+        Raises:
+            ValueError: the data have a class that the model does not know.
+        """
+        ids = {}
+        for i, name in (self.id2label or {}).items():
+            try:
+                ids[i] = label_id(name)
+            except ValueError as error:
+                raise ValueError(f"the data have a class {name!r}, and {whose} does not: {error}") from error
+        self.id2label = {ids[i]: name for i, name in (self.id2label or {}).items()}
+        self.dataset.renumber(ids)
+
+    def summary(self) -> str:
+        """What a run sees, for a person: the images, what is left out, the conditions, the held-out images."""
+        if self.train is None:
+            size = f"{self.dataset.resolution} px, {self.dataset.channels} channel(s)"
+            return "\n".join([f"images: streamed, {size}", *self.account.lines()])
+        images, *rest = self.dataset.summary(self.id2label).splitlines()
+        held_out = f"held out for validation: {len(self.held_out):,}"
+        return "\n".join([images, *self.account.lines(), *rest, held_out])
 
 
 def load_data(config: DataArguments, channels: int | None = None) -> TrainingData:
@@ -51,7 +89,8 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
     """
     if channels and config.channels not in (None, channels):
         raise ValueError(f"--channels {config.channels}, but the pretrained model takes {channels}: leave it out")
-    source = _source(config)
+    account = Account()
+    source = _source(config, account)
     streamed = not hasattr(source, "__len__")
     column = config.column
     named = None if column is None else getattr(config, column.flag)
@@ -80,19 +119,58 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
         buckets=bucket_sizes(resolution) if config.aspect_buckets else None,
         cache_dir=cache_home(config),
         cache_images=config.cache_images,
+        has_classes=id2label is not None,
     )
     if streamed:
-        return TrainingData(dataset, None, np.array([], dtype=int), id2label)
+        return TrainingData(dataset, None, np.array([], dtype=int), id2label, account)
     dataset.check()
-    split = dataset.split(config.validation_fraction)
+    data = _split(config, dataset, id2label, account)
     if config.class_data_dir:
-        split = balanced(*split, dataset.usable >= num_own, config.prior_loss_weight)
-    return TrainingData(dataset, *split, id2label)
+        is_prior = dataset.usable >= num_own
+        data.train, data.held_out = balanced(data.train, data.held_out, is_prior, config.prior_loss_weight)
+    if config.folder_repeats:
+        data.train = _repeated(data.train, dataset, source)
+    return data
 
 
-def _source(config: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
+def _split(
+    config: DataArguments, dataset: ImageDataset, id2label: dict[int, str] | None, account: Account
+) -> TrainingData:
+    """Training and held-out images, and lines on copies among them."""
+    keys = dataset.content_keys()
+    content = dataset.content_fingerprint(keys)
+    by_row = hold_out_rows(len(dataset), config.validation_fraction, config.seed)
+    held_out = by_row
+    if config.held_out_by == "content":
+        classes = dataset.conditions() if dataset.has_classes else None
+        held_out = hold_out(keys, classes, config.validation_fraction, config.seed)
+    train, held_out = dataset.use_split(held_out)
+    num_images = len(set(keys))
+    if num_images < len(keys):
+        account.notes.append(f"rows with the same image as another row: {len(keys) - num_images:,}")
+    wanted = number_to_hold_out(num_images, config.validation_fraction)
+    if config.held_out_by == "content" and len({keys[i] for i in held_out}) < wanted:
+        account.notes.append(f"fewer than {wanted} images are held out: the last one of a class is trained on")
+    if dataset.decoded and len(held_out):
+        scale = 1.0 if config.value_range == [] else 127.5
+        thumbnails = (
+            (thumbnail(dataset.centre(int(dataset.usable[i]))) for i in indices) for indices in (held_out, train)
+        )
+        if near := num_with_near_duplicate(*thumbnails, scale=scale):
+            account.notes.append(f"held-out images with a near-duplicate in training: {near:,}")
+    rule = "row" if np.array_equal(held_out, by_row) else config.held_out_by
+    return TrainingData(dataset, train, held_out, id2label, account, content, rule)
+
+
+def _repeated(train: np.ndarray, dataset: ImageDataset, source: datasets.Dataset) -> np.ndarray:
+    """Indices to train on, each as often as its folder's name says. Raises ValueError where none says so."""
+    if REPEATS not in source.column_names:
+        raise ValueError("--folder_repeats needs folders named such as 10_cat: leave it out")
+    return np.repeat(train, np.array(source[REPEATS])[dataset.usable[train]])
+
+
+def _source(config: DataArguments, account: Account) -> datasets.Dataset | datasets.IterableDataset:
     """The rows, with known features, at most `--max_train_samples` of them."""
-    # `datasets` looks through a large folder without a word, for a minute where there are 60,000 files.
     PartialState().on_main_process(tqdm.write)(f"reading {config.train_data_dir or config.dataset_name}")
     source = load_source(
         config.train_data_dir,
@@ -101,13 +179,20 @@ def _source(config: DataArguments) -> datasets.Dataset | datasets.IterableDatase
         config.dataset_split,
         config.streaming,
         config.cache_dir,
+        config.data_format,
+        account,
     )
     streamed = not hasattr(source, "__len__")
     if streamed and source.features is None:
         source = source._resolve_features()
-    if config.max_train_samples is not None:
-        source = source.take(config.max_train_samples if streamed else min(config.max_train_samples, len(source)))
-    return source
+    if config.max_train_samples is None or (not streamed and config.max_train_samples >= len(source)):
+        return source
+    if streamed:
+        return source.take(config.max_train_samples)
+    # Random rows, as diffusers' scripts take them: the first ones of class folders are all of one class.
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.max_train_samples]
+    account.notes.append(f"--max_train_samples: {config.max_train_samples:,} of {len(source):,} rows, drawn at random")
+    return source.select(np.sort(chosen))
 
 
 def _values(source: datasets.Dataset | datasets.IterableDataset, column: str, streamed: bool) -> list[Any]:
@@ -131,22 +216,36 @@ def cache_home(config: DataArguments) -> Path:
 
 
 def _look(config: DataArguments, source: Any, image_column: str, streamed: bool) -> tuple[int, int]:
-    """Resolution and channels where they are not given, from the first readable images."""
+    """Resolution and channels where they are not given: of 64 images, and of all headers where those are gray."""
     if config.resolution and config.channels:
         return config.resolution, config.channels
     images, bad, rows = [], [], as_files(source.select_columns([image_column]), image_column)
-    first = rows.take(64) if streamed else rows.select(range(min(64, len(rows))))
-    for row, values in enumerate(readable(first, "the data set")):
+    chosen = range(64) if streamed else np.unique(np.linspace(0, len(rows) - 1, min(64, len(rows))).round())
+    sample = rows.take(64) if streamed else rows.select([int(row) for row in chosen])
+    for row, values in zip(chosen, readable(sample, "the data set"), strict=False):
         try:
-            images.append(im.open_image(values[image_column]))
+            images.append(im.open_image(values[image_column], deep=bool(config.value_range)))
         except OSError as error:  # the check of the whole set comes later
-            bad.append(
-                f"{row_name(f'row {row}', values[image_column])}: unreadable image: {' '.join(str(error).split())}"
-            )
+            name = row_name(f"row {int(row)}", values[image_column])
+            bad.append(f"{name}: unreadable image: {' '.join(str(error).split())}")
     if bad and not images and config.on_bad_image == "error":
         raise ValueError(f"{bad[0]}; mend it, or --on_bad_image skip")
     if not images:
         raise ValueError(f"none of the first {len(bad)} images can be read; {bad[0]}" if bad else "there are no images")
     side = int(np.median([im.shorter_side_px(image) for image in images]))
     resolution = config.resolution or min(256, max(8, side // 8 * 8))
-    return resolution, config.channels or max(im.num_channels(image) for image in images)
+    channels = config.channels or max(im.num_channels(image) for image in images)
+    if channels == 1 and not config.channels and not streamed and not config.value_range and _any_colour(rows):
+        channels = 3
+    return resolution, channels
+
+
+def _any_colour(rows: datasets.Dataset) -> bool:
+    """Whether an image is of colour, by the files' headers."""
+    for start in range(0, len(rows), 256):
+        for value in rows[start : start + 256][rows.column_names[0]]:
+            with suppress(OSError):
+                header = im.read_header(value)
+                if header is not None and not im.is_gray(header.mode):
+                    return True
+    return False

@@ -2,17 +2,20 @@
 
 import itertools
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import UserError, describe
 from ..user_code import load_object
+from .account import Account
 from .config import ConditionColumn
+from .formats import kind_of
+from .sources import DataFormat, read_source, what_cannot_be_loaded
 
 _IMAGES = ConditionColumn(
     flag="image_column",
@@ -37,53 +40,54 @@ def load_source(
     split: str = "train",
     streaming: bool = False,
     cache_dir: str | None = None,
+    data_format: DataFormat | None = None,
+    account: Account | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a data set from a folder, the Hub, or a function.
 
     Args:
-        train_data_dir: image folder, folder of parquet or arrow files, or what `save_to_disk` wrote.
-        dataset_name: Hub id, or "module:function" with a function that returns a data set.
+        train_data_dir: folder of images, parquet, arrow, tar or .zip files, one such file, or a saved data set.
+        dataset_name: Hub id, a folder, or "module:function" with a function that returns a data set.
+        data_format: which files of a folder to read; see `sources.read_source`.
+        account: notes the files that are left out.
 
     Raises:
         ValueError: in one line, where there is nothing to load.
     """
+    account = Account() if account is None else account
     if bool(train_data_dir) == bool(dataset_name):
         raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
-    if train_data_dir and not Path(train_data_dir).is_dir():
+    if dataset_name and not dataset_config_name and Path(dataset_name).is_dir():
+        train_data_dir, dataset_name = dataset_name, None
+    if train_data_dir and not Path(train_data_dir).is_dir() and kind_of(train_data_dir) in (None, "images", "arrays"):
         raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
     if dataset_name and ":" in dataset_name:
-        if dataset_config_name:
-            raise UserError(
-                f"--dataset_config_name {dataset_config_name} has no effect on {dataset_name}: leave it out"
-            )
-        data = load_object(dataset_name, num_arguments=0)()
-        kinds = (datasets.Dataset, datasets.IterableDataset)
-        if not isinstance(data, (*kinds, dict)) or not all(isinstance(x, kinds) for x in _splits(data)):
-            raise UserError(f"--dataset_name {dataset_name} returned a {type(data).__name__}, not a datasets.Dataset")
-        return _chosen(data, split, streaming)
+        return _of_function(dataset_name, dataset_config_name, split, streaming)
     try:
         if train_data_dir and any((Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")):
             return _chosen(datasets.load_from_disk(train_data_dir), split, streaming)
-        builder = _builder(Path(train_data_dir)) if train_data_dir else dataset_name
-        if builder == ".npy":
-            if streaming or split != "train":
-                raise ValueError(
-                    "--streaming and --dataset_split have no effect on a folder of .npy files: leave them out"
-                )
-            return _array_folder(Path(train_data_dir), cache_dir)
-        found = datasets.load_dataset(
-            builder,
-            dataset_config_name,
-            data_dir=train_data_dir,
-            streaming=streaming,
-            cache_dir=cache_dir,
-        )
-        return found[_pick_split(found, split)]
+        if train_data_dir:
+            return read_source(train_data_dir, split, data_format, account, streaming, cache_dir)
+        loaded = datasets.load_dataset(dataset_name, dataset_config_name, streaming=streaming, cache_dir=cache_dir)
+        chosen = _pick_split(loaded, split)
+        if len(loaded) > 1:
+            account.notes.append(f"splits: {', '.join(loaded)}; used: {chosen}")
+        return loaded[chosen]
     except Exception as error:  # neither `datasets` nor the libraries below it have a base class for damaged files
-        cause = error.__cause__ or error
-        plain = isinstance(cause, OSError | datasets.exceptions.DatasetsError | ValueError)
-        reason = " ".join(str(cause).split()) if plain and str(cause) else describe(cause)
-        raise UserError(f"cannot load {train_data_dir or dataset_name}: {reason}") from error
+        raise what_cannot_be_loaded(train_data_dir or str(dataset_name), error) from error
+
+
+def _of_function(
+    name: str, config_name: str | None, split: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
+    """What "module:function" returns."""
+    if config_name:
+        raise UserError(f"--dataset_config_name {config_name} has no effect on {name}: leave it out")
+    data = load_object(name, num_arguments=0)()
+    kinds = (datasets.Dataset, datasets.IterableDataset)
+    if not isinstance(data, (*kinds, dict)) or not all(isinstance(x, kinds) for x in _splits(data)):
+        raise UserError(f"--dataset_name {name} returned a {type(data).__name__}, not a datasets.Dataset")
+    return _chosen(data, split, streaming)
 
 
 def _splits(data: Any) -> list[Any]:
@@ -98,33 +102,27 @@ def _chosen(data: Any, split: str, streaming: bool) -> datasets.Dataset | datase
     return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
 
 
-def _array_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset:
-    """A folder of .npy files as `imagefolder` reads images: metadata.jsonl or .csv, or one sub-folder per class."""
-    metadata = next((p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.is_file()), None)
-    if metadata is not None:
-        kind = "csv" if metadata.suffix == ".csv" else "json"
-        rows = datasets.load_dataset(kind, data_files=str(metadata), split="train", cache_dir=cache_dir)
-        if "file_name" not in rows.column_names:
-            raise ValueError(f"{metadata} has no column file_name")
-        paths, rows = [str(folder / name) for name in rows["file_name"]], rows.remove_columns("file_name")
-    else:
-        paths = sorted(str(p) for p in folder.rglob("*.npy"))
-        names = sorted({Path(p).parent.name for p in paths if Path(p).parent != folder})
-        rows = datasets.Dataset.from_dict({"label": [Path(p).parent.name for p in paths]} if names else {})
-        rows = rows.cast_column("label", datasets.ClassLabel(names=names)) if names else rows
-    images = {"image": [{"bytes": None, "path": path} for path in paths]}
-    found = datasets.Dataset.from_dict(images, datasets.Features(image=datasets.Image(decode=False)))
-    return datasets.concatenate_datasets([found, rows], axis=1) if rows.column_names else found
-
-
 def as_files(rows: Any, image_column: str) -> Any:
     """`rows` with the images undecoded, as {"bytes", "path"}. Raises ValueError where the column holds none."""
     feature = rows.features[image_column]
+    _refuse_urls(rows, image_column)
     is_file = getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary")
     is_image = isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} & set(feature))
     if not (is_file or is_image):
         raise ValueError(f"column {image_column!r} holds no images but {feature}: name another with --image_column")
     return rows.cast_column(image_column, datasets.Image(decode=False))
+
+
+def _refuse_urls(rows: Any, column: str) -> None:
+    """Raise UserError for a column of addresses: downloading is not this package's."""
+    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
+        return
+    first = next((value for value in (row[column] for row in rows.take(16)) if value), None)
+    if first is not None and re.match(r"(https?|s3|gs|ftp)://", first):
+        raise UserError(
+            f"column {column!r} holds addresses of images ({first[:60]}), not images: fetch them first, for instance "
+            f"with img2dataset --url_list TABLE --url_col {column} --output_format files --output_folder FOLDER"
+        )
 
 
 def readable(rows: Any, where: str, first: int = 0) -> Iterator[dict[str, Any]]:
@@ -144,16 +142,6 @@ def readable(rows: Any, where: str, first: int = 0) -> Iterator[dict[str, Any]]:
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows, of files that are mapped into memory anew: what was read of the old mapping counts as ours."""
     return pickle.loads(pickle.dumps(rows)) if rows.cache_files else rows
-
-
-def _builder(folder: Path) -> str:
-    suffixes = {p.suffix.lower() for p in folder.rglob("*") if p.is_file()}
-    for suffix, builder in ((".parquet", "parquet"), (".arrow", "arrow"), (".tar", "webdataset"), (".npy", ".npy")):
-        if suffix in suffixes:
-            return builder
-    if not suffixes & {*ImageFolder.EXTENSIONS, ".zip"}:
-        raise ValueError("there are no images in it (nor parquet, arrow or tar files)")
-    return "imagefolder"
 
 
 def _pick_split(found: Any, split: str) -> str:
@@ -199,4 +187,9 @@ def _find(features: datasets.Features, column: ConditionColumn, given: str | Non
     if len(possible) == 1:
         return possible[0]
     what = column.flag.removesuffix("_column")
+    if what == "image" and (urls := [name for name in features if "url" in name.lower().split("_")]):
+        raise ValueError(
+            f"no image column among {there}, but {urls[0]!r}: fetch the images first, for instance with img2dataset "
+            f"--url_list TABLE --url_col {urls[0]} --output_format files --output_folder FOLDER"
+        )
     raise ValueError(f"no {what} column among {there}: name it with {column.remedy}")

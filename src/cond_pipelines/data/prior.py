@@ -1,4 +1,4 @@
-"""Prior preservation: images of what the model knows already, beside the few that it is to learn.
+"""Prior preservation: images of what the model knows already, together with the few that it is to learn.
 
 DreamBooth (Ruiz et al. 2022, arXiv 2208.12242, Eq. 2) adds their loss, times a weight. Here they are rows of the data
 set that are drawn as often as the weight says: the same gradient in expectation, in the one loop.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .labels import Choices
+from .labels import all_of
 
 
 def summary_of_conditions(conditions: list[Any], id2label: dict[int, str] | None = None) -> list[str]:
@@ -15,7 +15,7 @@ def summary_of_conditions(conditions: list[Any], id2label: dict[int, str] | None
         shown = [f"{name} {counts.get(i, 0):,}" for i, name in list(id2label.items())[:20]]
         more = f", and {len(id2label) - 20} more" if len(id2label) > 20 else ""
         return [f"classes ({len(id2label)}): {', '.join(shown)}{more}; without a label: {counts[None]:,}"]
-    texts = [t for c in conditions for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
+    texts = [text for text in all_of(conditions) if isinstance(text, str)]
     if not texts:
         return []
     words = np.array([len(t.split()) for t in texts])

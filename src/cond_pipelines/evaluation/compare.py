@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..console import for_terminal
 from ..errors import checked, read_json
+from ..folders import check_model_folder
 
 _SAME = (
     "setting",
@@ -68,6 +70,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
 def read_report(path: str | Path) -> dict[str, Any]:
     """A report.json, or the one of a model's folder. Raises ValueError where there is none, or an incomplete one."""
     path = Path(path)
+    if path.is_dir():
+        check_model_folder(path)
     found = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
     if found is None:
         raise ValueError(f"{path} is no evaluation's report.json, and holds none")
@@ -85,6 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         interval = "" if row["interval"] is None else f" [{row['interval'][0]:g}, {row['interval'][1]:g}]"
         return f"{row['value']:g}{interval}"
 
+    rows = [row | {"name": for_terminal(row["name"])} for row in rows]
     width = max((len(row["name"]) for row in rows), default=10)
     lines = [f"{'measure':{width}}  {'A':28}  {'B':28}  verdict"]
     lines += [f"{r['name']:{width}}  {shown(r['a']):28}  {shown(r['b']):28}  {r['verdict']}" for r in rows]

@@ -9,11 +9,11 @@ from ..flags import AT_LEAST_ONE, check_needs, check_values, flag
 
 @dataclass
 class EvaluationConfig:
-    """Everything that decides an evaluation. The data are those that the model was trained on, as its
-    training_config.yaml names them, where nothing else is given.
+    """Everything that decides an evaluation. How the data were prepared is read from the model's training_config.yaml;
+    the data themselves, which are paths or code, are named here.
 
     Example:
-        >>> evaluate(EvaluationConfig(model="flowers", num_samples=2000, feature_extractor="facebook/dinov2-base"))
+        >>> evaluate(EvaluationConfig(model="flowers", train_data_dir="flower_images", num_samples=2000))
     """
 
     model: str = flag("", "Evaluate this model: a folder or an id on the Hub. Also as the first argument.", common=1)
@@ -26,11 +26,20 @@ class EvaluationConfig:
     output_dir: str | None = flag(
         None, "Write the report to this folder. Default: evaluation/ in the model's, or here for a Hub id.", common=4
     )
-    train_data_dir: str | None = flag(None, "Compare with the images of this folder. Default: those of training.")
+    train_data_dir: str | None = flag(
+        None, "Compare with the images of this folder, such as the one of training.", common=5
+    )
     dataset_name: str | None = flag(
         None,
-        "Compare with this data set: a Hub id, or module:function. Default: that of training.",
+        "Compare with this data set: a Hub id, or module:function.",
         needs="!train_data_dir",
+        common=6,
+    )
+    class_data_dir: str | None = flag(
+        None, "Take this folder for the class images of a model trained with --with_prior_preservation."
+    )
+    conditioning: str | None = flag(
+        None, "Take this row of a third party for the model's setting, as module:SETTING. Default: the adapter's."
     )
     num_real: int = flag(50_000, "Compare with at most this many training images.", bounds=AT_LEAST_ONE)
     batch_size: int = flag(64, "Put this many images at once through the feature extractor.", bounds=AT_LEAST_ONE)

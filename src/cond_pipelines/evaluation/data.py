@@ -1,5 +1,7 @@
 """The real images that a model is compared with: those of its training run, or others."""
 
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Any
 
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
+from ..data.labels import all_of
 from ..data.load import TrainingData, load_data
 from ..errors import UserError, read_yaml
 from ..flags import flag, with_effect
+from ..folders import inside
 from ..pipelines.conditional import ConditionalPipeline
 from ..settings import SETTINGS, Setting, find_setting
 from .config import EvaluationConfig
@@ -32,18 +36,40 @@ class EvaluatedData(DataArguments):
         return find_setting(self.conditioning).column
 
 
+# Of training_config.yaml: where to read or write, and what to run. Whoever made the folder wrote it.
+_NOT_FOLLOWED = ("train_data_dir", "dataset_name", "class_data_dir", "cache_dir")
+
+
 def recorded_config(model: str) -> dict[str, Any]:
     """What a model's training_config.yaml holds; nothing where there is none, as of a model on the Hub."""
-    path = Path(model) / "training_config.yaml"
-    return read_yaml(path) if path.is_file() else {}
+    path = inside(model, "training_config.yaml") if Path(model).is_dir() else None
+    return read_yaml(path) if path is not None and path.is_file() else {}
 
 
-def setting_name(adapter: ConditioningAdapter, recorded: Mapping[str, Any]) -> str:
-    """The `--conditioning` that a model was trained with: a third party's row is known by its import path only."""
+def setting_name(config: EvaluationConfig, adapter: ConditioningAdapter, recorded: Mapping[str, Any]) -> str:
+    """The `--conditioning` that a model was trained with: a third party's row is known by its import path only.
+
+    Raises:
+        UserError: the folder names a module that is not imported, and the command line does not.
+    """
     if adapter.conditioning in SETTINGS:
         return adapter.conditioning
     name = str(recorded.get("conditioning", ""))
-    return name if ":" in name else "custom"
+    if config.conditioning is not None:
+        return config.conditioning
+    if ":" not in name:
+        return "custom"
+    if name.partition(":")[0] not in sys.modules:
+        raise UserError(_unfollowed(config.model, "conditioning", name))
+    return name
+
+
+def _unfollowed(model: str, flag: str, value: object) -> str:
+    """The line on a path or a module that only the folder names."""
+    return (
+        f"{model}: its training_config.yaml names --{flag} {value}, which is not followed on its own word; "
+        f"if you trust it, add to the command: {shlex.join([f'--{flag}', str(value)])}"
+    )
 
 
 def check_setting(config: EvaluationConfig, setting: Setting) -> None:
@@ -66,12 +92,20 @@ def load_evaluated_data(
     Raises:
         ValueError: the data cannot be loaded, or a model of them cannot be evaluated.
     """
-    known = dict(recorded)
-    given = {"train_data_dir": config.train_data_dir, "dataset_name": config.dataset_name}
-    if any(given.values()):
-        known |= given
-    if not (known.get("train_data_dir") or known.get("dataset_name")):
+    known = {name: value for name, value in recorded.items() if name not in _NOT_FOLLOWED}
+    given = {name: getattr(config, name) for name in ("train_data_dir", "dataset_name", "class_data_dir")}
+    if not (config.train_data_dir or config.dataset_name):
+        for name in ("train_data_dir", "dataset_name"):
+            if recorded.get(name):
+                raise UserError(_unfollowed(config.model, name, recorded[name]))
         raise ValueError("name the real images: --train_data_dir or --dataset_name")
+    same = all(given[name] == recorded.get(name) for name in ("train_data_dir", "dataset_name"))
+    if same and recorded.get("class_data_dir") and not config.class_data_dir:
+        raise UserError(_unfollowed(config.model, "class_data_dir", recorded["class_data_dir"]))
+    if not config.class_data_dir:
+        known |= {"with_prior_preservation": False, "class_prompt": None, "prior_loss_weight": 1.0}
+    known |= given
+    known["held_out_by"] = recorded.get("held_out_by", "row") if same and recorded else "content"  # formerly rows
     if known.get("aspect_buckets") or known.get("value_range"):
         raise ValueError("models with --aspect_buckets or --value_range cannot be evaluated yet")
     size = pipe.unet.config.sample_size
@@ -83,6 +117,10 @@ def load_evaluated_data(
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
         raise ValueError("models with several labels an image cannot be evaluated yet")
+    if data.id2label and (names := getattr(pipe.adapter, "id2label", None)):
+        used = set(all_of(data.dataset.conditions()))
+        data.id2label = {i: name for i, name in data.id2label.items() if i in used}
+        data.use_labels(pipe.adapter.label_id, f"the model ({', '.join(list(names.values())[:20])})")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data

@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from ..console import show_any_text
-from ..data.labels import Choices
+from ..data.labels import all_of
 from ..data.load import TrainingData
 from ..errors import read_text
 from ..evaluation import measures as m
+from ..files import without_path
+from ..folders import check_model_folder, inside
 from ..locks import locked_folder
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
@@ -40,18 +42,28 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """
     show_any_text()
     accelerator = Accelerator()
-    folder = Path(
-        config.output_dir or (Path(config.model) / "evaluation" if Path(config.model).is_dir() else "evaluation")
-    )
-    weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
+    if config.conditioning is not None:
+        find_setting(config.conditioning)  # imports the package that the model's adapter is of
+    folder = output_folder(config)
     pipe = load_pipeline(config.model).to(accelerator.device)
+    weights = weights_fingerprint(config.model) if accelerator.is_main_process else None
     recorded = recorded_config(config.model)
-    conditioning = setting_name(pipe.adapter, recorded)
+    conditioning = setting_name(config, pipe.adapter, recorded)
     setting = find_setting(conditioning)
     check_setting(config, setting)
     data = load_evaluated_data(config, pipe, conditioning, recorded)
     with locked_folder(folder, accelerator.is_main_process):
         return _evaluate(config, accelerator, folder, pipe, setting, data, weights)
+
+
+def output_folder(config: EvaluationConfig) -> Path:
+    """Where an evaluation writes. Raises UserError for a model's folder whose links would lead elsewhere."""
+    if config.output_dir:
+        return Path(config.output_dir)
+    if not Path(config.model).is_dir():
+        return Path("evaluation")
+    check_model_folder(config.model)
+    return inside(config.model, "evaluation")
 
 
 def _evaluate(
@@ -89,14 +101,14 @@ def _evaluate(
     rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
     more, classes = _condition_rows(config, folder, pipe, setting, data, sets)
     report = {
-        "model": config.model,
+        "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "weights": weights,
         "setting": pipe.adapter.conditioning,
         "num_samples": config.num_samples,
         "num_train": len(train),
         "num_held_out": len(data.held_out),
-        "feature_extractor": config.feature_extractor,
-        "clip_model": config.clip_model,
+        "feature_extractor": without_path(config.feature_extractor),
+        "clip_model": without_path(config.clip_model),
         "unseen_captions": _fingerprint(asked.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
         **_sampler(config, pipe, is_guided=any(condition is not None for condition in asked[""])),
@@ -207,8 +219,7 @@ def _unseen_captions(
     """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
     seen = set()
     for i in data.train:
-        captions = data.dataset.read_condition(int(data.dataset.usable[i]))
-        seen.update(captions if isinstance(captions, Choices) else [captions])
+        seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
     found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
     if config.unseen_captions:
         lines = read_text(config.unseen_captions).splitlines()
@@ -246,8 +257,9 @@ def _classified(
     """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
     known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
     images = [real_image(data, data.held_out[i]) for i in known]
-    found = pipe.classify(images, list(data.id2label), seed=config.seed)
-    right = np.array([int(best) == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
+    classes = list(data.id2label)
+    found = pipe.classify(images, classes, seed=config.seed)
+    right = np.array([classes[best] == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
     sure = found.probabilities.max(dim=1).values.numpy()
     return [
         mean_row("obeys y?", "held-out images classified right", right),
@@ -262,5 +274,4 @@ def _classified(
 def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:
     if data.dataset.columns.condition is None:
         return [None] * len(rows)
-    found = [data.dataset.read_condition(int(data.dataset.usable[i])) for i in rows]
-    return [c[0] if isinstance(c, Choices) else c for c in found]
+    return data.conditions(rows)

@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import UserError, reading
-from ..files import load_array, save_array
+from ..files import load_array, own_seal, save_array
+from ..networks.readable import SAFE, readable_folder
 from ..user_code import load_object
 
 # (N images as RGB PIL) -> (N, D) float32
@@ -24,10 +25,10 @@ Extractor = Callable[[list[Image.Image]], np.ndarray]
 class _Preprocessing:
     """A model's own preprocessing by transformers, with Pillow, so that torchvision is not needed."""
 
-    def __init__(self, name_or_path: str, device: torch.device | str):
+    def __init__(self, name_or_path: str | Path, device: torch.device | str):
         from transformers import AutoImageProcessor
 
-        self.processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
+        self.processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False)
         self.device = device
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
@@ -49,10 +50,11 @@ class VisionModel:
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu"):
         from transformers import AutoModel, CLIPVisionModelWithProjection
 
-        self.preprocess = _Preprocessing(name_or_path, device)
-        model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        folder = readable_folder(name_or_path)
+        self.preprocess = _Preprocessing(folder, device)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, **SAFE)
         if hasattr(model, "vision_model") and hasattr(model, "text_model"):  # CLIP's image half, projected
-            model = CLIPVisionModelWithProjection.from_pretrained(name_or_path, dtype=torch.float32)
+            model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32, **SAFE)
         self.model = model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
@@ -80,9 +82,10 @@ class CLIPScore:
         from transformers import AutoTokenizer, CLIPModel
 
         with reading(f"--clip_model {name_or_path}"):
-            self.preprocess = _Preprocessing(name_or_path, device)
-            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
+            folder = readable_folder(name_or_path)
+            self.preprocess = _Preprocessing(folder, device)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, **SAFE)
         self.model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
@@ -120,8 +123,9 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
     from transformers import AutoModelForImageClassification
 
     with reading(f"--classifier {name}"):
-        preprocess = _Preprocessing(name, device)
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        folder = readable_folder(name)
+        preprocess = _Preprocessing(folder, device)
+        model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **SAFE)
     theirs = model.config.id2label
     missing = [label for label in ids if label not in theirs.values()]
     if missing:
@@ -193,11 +197,11 @@ def cached(folder: Path, key: dict, make: Callable[[], np.ndarray]) -> np.ndarra
     path = folder / f"features-{name}.npy"
     if path.is_file():
         try:
-            return load_array(path)
+            return load_array(path, own_seal(key))
         except ValueError as error:
             tqdm.write(f"warning: {error}: it is made again", file=sys.stderr)
     features = make()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # several evaluations may share the folder
-        save_array(path, features)
+        save_array(path, features, own_seal(key))
     return features

@@ -23,6 +23,7 @@ from ..objectives.ddpm import DDPM
 from ..objectives.edm import EDM
 from ..objectives.flow_matching import FlowMatching
 from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.image_inputs import is_deep, values_to_signed
 
 # Of the noise levels that tell conditions apart: less noise hides nothing, more noise leaves nothing.
 _LOG_SNR = (-6.0, 5.0)
@@ -242,7 +243,9 @@ def flow_bits_per_dim(
 # ------------------------------------------------------------------------------------------------------- details
 def _x_0(pipe: ConditionalPipeline, images: Tensor | list[Image.Image], seed: int) -> Tensor:
     """Images, or the VAE's latents of them, as the UNet takes them: (N, C, h, w) float32 on its device."""
-    if not isinstance(images, Tensor):
+    if not isinstance(images, Tensor) and any(map(is_deep, images)):
+        images = values_to_signed(pipe, list(images))
+    elif not isinstance(images, Tensor):
         pixels = np.stack([np.asarray(image).reshape(image.height, image.width, -1) for image in images])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     x_0 = pipe.encode_images(images.to(pipe._execution_device), torch.Generator().manual_seed(seed)).float()

@@ -103,7 +103,8 @@ def label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row], dict[st
         return [], {}
     probe = m.Probe(train.features, labels)
     read, ceiling = probe(fake.features), None
-    frequency = np.bincount(labels, minlength=len(id2label)) / len(labels)
+    num_classes, known = max(id2label) + 1, list(id2label)  # a number without a name is no class
+    frequency = np.bincount(labels, minlength=num_classes) / len(labels)
     if len(shown):
         read_real = probe(held_out.features)
         ceiling = float((read_real == shown).mean())
@@ -112,7 +113,7 @@ def label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row], dict[st
     floor = m.imbalance(read_real, frequency) if len(shown) else None
     rows.append(row("all of it?", "class imbalance", m.imbalance(read, frequency), interval, floor, "lower"))
     classes: dict[str, Any] = {"names": list(id2label.values()), "frechet_distance": [], "kernel_distance": []}
-    classes["confusion"] = m.confusion(asked, read, len(id2label)).tolist()
+    classes["confusion"] = m.confusion(asked, read, num_classes)[np.ix_(known, known)].tolist()
     for label in id2label:
         mine, real = fake.features[asked == label], train.features[labels == label]
         enough = min(len(mine), len(real)) >= 10

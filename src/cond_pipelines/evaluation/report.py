@@ -10,6 +10,7 @@ from PIL import Image
 from ..data.load import TrainingData
 from ..files import write_json, write_text
 from ..provenance import save_picture
+from ..sharing.escaping import markdown_text, table_cell
 from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
 from .sampling import read_samples, to_image
 
@@ -18,9 +19,9 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.json and report.md."""
     write_json(folder / "report.json", report)
     lines = [
-        f"# Evaluation of {report['model']}\n",
+        f"# Evaluation of {markdown_text(report['model'])}\n",
         f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
-        f"{report['num_held_out']:,} held-out ones, features of {report['feature_extractor']}, "
+        f"{report['num_held_out']:,} held-out ones, features of {markdown_text(report['feature_extractor'])}, "
         f"{report['num_inference_steps']} steps, guidance scale {report['guidance_scale']}.\n",
         "| question | measure | samples | 95 % interval | held-out real images | better |",
         "|---|---|---|---|---|---|",
@@ -28,7 +29,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     for row in report["measures"]:
         interval = "" if row["interval"] is None else f"{row['interval'][0]} to {row['interval'][1]}"
         real = "" if row["real"] is None else row["real"]
-        lines.append(f"| {row['question']} | {row['name']} | {row['value']} | {interval} | {real} | {row['better']} |")
+        cells = [row["question"], row["name"], row["value"], interval, real, row["better"]]
+        lines.append(f"| {' | '.join(map(table_cell, cells))} |")
     lines += _class_lines(report["classes"])
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 
@@ -44,7 +46,7 @@ def _class_lines(classes: dict[str, Any]) -> list[str]:
         other = f"{classes['names'][wrong.argmax()]} ({wrong.max()})" if wrong.max() else ""
         distances = [classes[k][i] for k in ("frechet_distance", "kernel_distance")]
         cells = [name, counts.sum(), counts[i], other, *("" if d is None else d for d in distances)]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append("| " + " | ".join(map(table_cell, cells)) + " |")
     return lines
 
 

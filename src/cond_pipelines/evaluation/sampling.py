@@ -1,5 +1,6 @@
 """Samples to measure: one seed an image, in parts that a killed run keeps and that processes share."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import read_json
-from ..files import load_array, save_array, write_json
+from ..files import load_array, own_seal, save_array, write_json
 from ..pipelines.conditional import ConditionalPipeline
 
 _PART = 64  # images of a file
@@ -41,10 +43,16 @@ def draw_samples(
     """
     settings = settings or {}
     key = {"seed": seed, "settings": settings, "count": len(conditions), "conditions": str(conditions[:1000])}
+    key |= {"model": weights_of(pipe), "sampler": sampler_of(pipe, settings)}
+    seal = own_seal(key)
+    names = [f"{i:05d}.npy" for i in range(-(-len(conditions) // _PART))]
     if accelerator.is_main_process:
-        _check_key(folder, key | {"model": weights_of(pipe)})
+        _check_key(folder, key)
+        for path in folder.glob("[0-9]*.npy"):
+            if path.name not in names:
+                path.unlink()  # would be read as one more part
     accelerator.wait_for_everyone()
-    missing = [i for i in range(-(-len(conditions) // _PART)) if not _is_there(folder / f"{i:05d}.npy")]
+    missing = [i for i, name in enumerate(names) if not _is_there(folder / name, seal)]
     accelerator.wait_for_everyone()  # all have looked before one writes
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     pipe.set_progress_bar_config(disable=True)
@@ -55,7 +63,7 @@ def draw_samples(
         with torch.no_grad():
             images = pipe.sample(some, generator=generators, output_type="np", **settings).images
         # (64, H, W, C) in [0, 1]
-        save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8))
+        save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8), seal)
     accelerator.wait_for_everyone()
 
 
@@ -76,10 +84,10 @@ def _check_key(folder: Path, key: dict[str, Any]) -> None:
     write_json(path, key)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a part was drawn; a damaged one counts as not drawn."""
+def _is_there(path: Path, seal: bytes) -> bool:
+    """Whether a part was drawn here with the same weights, scheduler and settings; a damaged one was not."""
     try:
-        load_array(path)
+        load_array(path, seal)
     except FileNotFoundError:
         return False
     except ValueError as error:
@@ -89,9 +97,21 @@ def _is_there(path: Path) -> bool:
 
 
 def weights_of(pipe: ConditionalPipeline) -> str:
-    """A number that any change of the weights changes."""
-    total = sum(p.detach().double().abs().sum().item() for m in (pipe.unet, pipe.adapter) for p in m.parameters())
-    return f"{total:.9e}"
+    """A hash of all weights."""
+    digest = hashlib.sha256()
+    for name, module in sorted(pipe.components.items()):
+        for key, value in sorted(module.state_dict().items()) if isinstance(module, nn.Module) else []:
+            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def sampler_of(pipe: ConditionalPipeline, settings: dict[str, Any]) -> dict[str, Any]:
+    """The scheduler, and the pipeline's defaults for what `settings` do not say."""
+    of_settings = [f"default_{name}" for name in settings]
+    defaults = {k: v for k, v in pipe.config.items() if k.startswith("default_") and k not in of_settings}
+    values = defaults | {"scheduler": type(pipe.scheduler).__name__} | dict(pipe.scheduler.config)
+    return {name: str(value) for name, value in values.items() if name != "_diffusers_version"}
 
 
 def read_samples(folder: Path) -> Iterator[Image.Image]:

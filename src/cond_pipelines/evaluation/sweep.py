@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
+from ..sharing.escaping import table_cell
 from .config import EvaluationConfig
-from .evaluate import evaluate
+from .evaluate import evaluate, output_folder
 
 _SWEPT = {"guidance_scale": float, "num_inference_steps": int}
 
@@ -39,7 +40,7 @@ def sweep(config: EvaluationConfig) -> list[dict[str, Any]]:
     grid, model = parse_grid(config.sweep), Path(config.model)
     if config.write_best and not model.is_dir():
         raise ValueError(f"--write_best needs a folder, and {config.model} is none")
-    folder = Path(config.output_dir or (model / "evaluation" if model.is_dir() else "evaluation"))
+    folder = output_folder(config)
     reports = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
@@ -78,7 +79,10 @@ def table(reports: list[dict[str, Any]]) -> str:
     if not reports[0]:
         return ""
     names, measures = list(_SWEPT), [row["name"] for row in reports[0]["measures"]]
-    lines = ["| " + " | ".join([*names, *measures]) + " |", "|---" * (len(names) + len(measures)) + "|"]
+    lines = [
+        "| " + " | ".join(map(table_cell, [*names, *measures])) + " |",
+        "|---" * (len(names) + len(measures)) + "|",
+    ]
     for report in reports:
         values = [f"{report[name]:g}" for name in names] + [str(row["value"]) for row in report["measures"]]
         lines.append("| " + " | ".join(values) + " |")

@@ -8,27 +8,39 @@ The images stay the same bit for bit. From there any setting is a swap of the ad
 
 import inspect
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
 
 from ..adapters.denoiser import Network
 from ..adapters.text import PromptAdapter
 from ..adapters.unconditional import UnconditionalAdapter
 from ..errors import UserError, reading
+from ..folders import check_model_folder
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.remote_code import _HUB_ARGUMENTS
 from ..pipelines.settings import TextToImagePipeline, UnconditionalPipeline
+from .readable import readable_folder
 from .surgery import with_socket
 
 _STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 PARENTS: dict[str, type[ConditionalPipeline]] = {
     **dict.fromkeys(_STABLE_DIFFUSION, TextToImagePipeline),
     **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "UNet2DModel"), UnconditionalPipeline),
+}
+_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant")
+_UNET_FILES = ("config.json", "scheduler_config.json", "diffusion_pytorch_model*.safetensors*")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "diffusers": (ModelMixin, SchedulerMixin),
+    "transformers": (PreTrainedModel, PreTrainedTokenizerBase, ImageProcessingMixin),
 }
 PathOrName = str | Path
 # Components that are not read, whatever a repository says they are.
@@ -56,6 +68,8 @@ def load_pipeline(name_or_path: PathOrName, flag: str = "", **kwargs: Any) -> Co
 def index_of_unet(name_or_path: PathOrName, **hub: object) -> dict[str, Any] | None:
     """In place of model_index.json, where a folder or repository holds a UNet2DModel at its root, and no pipeline."""
     try:
+        if Path(name_or_path).is_dir():
+            check_model_folder(name_or_path)
         index: dict[str, Any] = UNet2DModel.load_config(name_or_path, **hub)
     except OSError:
         return None
@@ -89,10 +103,31 @@ def load(
             logging.getLogger(__name__).warning(f"{name_or_path}: its safety checker is not loaded")
         kwargs |= dict.fromkeys(IGNORED[class_name]) | {"requires_safety_checker": False}
     if class_name != "UNet2DModel":
-        return convert(right, getattr(diffusers, class_name).from_pretrained(name_or_path, **kwargs), **given)
+        folder = name_or_path
+        if not Path(folder).is_dir():
+            folder = getattr(diffusers, class_name).download(folder, **kwargs)
+        check_model_folder(folder)
+        return convert(right, getattr(diffusers, class_name).from_pretrained(folder, **kwargs), **given)
+    hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+    name_or_path = readable_folder(name_or_path, _UNET_FILES, **hub)
     scheduler = kwargs.pop("scheduler", None) or _bare_scheduler(name_or_path, **kwargs)
     unet = kwargs.pop("unet", None) or UNet2DModel.from_pretrained(name_or_path, **kwargs)
     return convert(right, diffusers.DDPMPipeline(unet, scheduler), **given)
+
+
+def check_components(index: dict[str, Any], name_or_path: PathOrName) -> None:
+    """Raise UserError for a component that is no network, scheduler or tokenizer, such as a whole pipeline."""
+    ignored = ("adapter", *IGNORED.get(str(index.get("_class_name")), ()))
+    for component, value in index.items():
+        library, name = value if isinstance(value, list) and len(value) == 2 else (None, None)
+        kinds = _KINDS.get(str(library), ())
+        if kinds and not component.startswith("_") and name is not None and component not in ignored:
+            cls = getattr(sys.modules[str(library)], str(name), None)
+            if not (isinstance(cls, type) and issubclass(cls, kinds)):
+                raise UserError(
+                    f"{name_or_path}: its component {component} is a {library}.{name}, which is no network, scheduler "
+                    "or tokenizer"
+                )
 
 
 def _bare_scheduler(name_or_path: PathOrName, **kwargs: object) -> SchedulerMixin:

@@ -1,7 +1,6 @@
 """Text encoders: pretrained ones from transformers, or a small new one for one's own captions."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -17,6 +16,10 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from .readable import SAFE, readable_folder
+
+# One letter with its marks.
+_WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*"
 _TEXT_HALF = {"clip": CLIPTextModel, "t5": T5EncoderModel, "umt5": UMT5EncoderModel}
 
 
@@ -35,27 +38,34 @@ def load_text_encoder(
     Example:
         >>> text_encoder, tokenizer = load_text_encoder("openai/clip-vit-base-patch32")
     """
-    pipeline = (Path(name_or_path) / "text_encoder").is_dir()
+    folder = readable_folder(name_or_path, revision=revision)
+    pipeline = (folder / "text_encoder").is_dir()
     of_model, of_tokenizer = ({"subfolder": n} if pipeline else {} for n in ("text_encoder", "tokenizer"))
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **of_model)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **of_model)
     model_class = _TEXT_HALF.get(config.model_type, AutoModel)
-    model = model_class.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, **of_model)
-    return model, AutoTokenizer.from_pretrained(name_or_path, revision=revision, **of_tokenizer)
+    model = model_class.from_pretrained(folder, dtype=torch.float32, **SAFE, **of_model)
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **of_tokenizer)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length: int = 64) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of one's own captions, lower case.
+
+    Scripts without spaces, such as Chinese, Japanese and Thai, are split into characters: a whole caption would become
+    one token, and no other caption would share it. `trained_ids` are the tokens that the captions consist of.
 
     Args:
         captions: what to learn from; any text can be encoded afterwards.
         vocab_size: at most so many tokens.
         max_length: saved as `model_max_length`.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    one_space = [normalizers.Replace(Regex("^ "), ""), normalizers.Prepend(" ")]  # before the first word too
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *one_space])
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_character = pre_tokenizers.Split(Regex(_WITHOUT_SPACES), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_character, bytes_of_words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -63,15 +73,18 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    captions = list(captions)
     tokenizer.train_from_iterator(captions, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
+    trained = {i for encoded in tokenizer.encode_batch_fast(list(dict.fromkeys(captions))) for i in encoded.ids}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<start>",
         eos_token="<end>",
         model_max_length=max_length,
+        trained_ids=sorted(trained),
     )
 
 

@@ -6,8 +6,9 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
@@ -236,10 +237,37 @@ def check_generators(generator: Generators, num_samples: int) -> None:
 
 
 def _in_mode(pipe: "ConditionalPipeline", image: PipelineImageInput) -> PipelineImageInput:
-    """PIL images, one or a list, in the mode that the model's number of channels asks for."""
+    """Images, one or a list, as the model's channels and range of values ask for: PIL of 8 bits, or (n, C, H, W)."""
+    images = image if isinstance(image, list) else [image]
+    if any(map(is_deep, images)):
+        return values_to_signed(pipe, images)
     channels = num_channels_latents(pipe) if pipe.vae is None else pipe.vae.config.in_channels
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-    images = image if isinstance(image, list) else [image]
     if mode is None or not all(hasattr(x, "convert") for x in images):
         return image
     return [x.convert(mode) for x in images]
+
+
+def is_deep(image: Any) -> bool:
+    """Whether an image has more than 8 bits a value: PIL's modes I, I;16 and F, and arrays of whole numbers."""
+    if isinstance(image, np.ndarray):
+        return image.dtype.kind in "iu" and image.dtype != np.uint8
+    return getattr(image, "mode", "") in ("I", "I;16", "I;16L", "I;16B", "F")
+
+
+def values_to_signed(pipe: "ConditionalPipeline", images: list[Any]) -> Tensor:
+    """Images of the model's own `value_range`, PIL or arrays (H, W), (H, W, C), to (n, C, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: the model has no such range, or a value is outside of it.
+    """
+    of = pipe.config.value_range
+    if not of:
+        raise ValueError("images of more than 8 bits need a model that was trained with --value_range: scale them to 8")
+    arrays = [np.asarray(image, dtype=np.float32) for image in images]
+    low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
+    if not (low >= of["low"] and high <= of["high"]):
+        raise ValueError(f"image has values from {low:g} to {high:g}, outside of {of['low']:g} to {of['high']:g}")
+    pixels = np.stack([a[..., None] if a.ndim == 2 else a for a in arrays])  # (n, H, W, C)
+    signed = (pixels - of["low"]) / (of["high"] - of["low"]) * 2 - 1
+    return torch.from_numpy(signed).permute(0, 3, 1, 2)

@@ -84,7 +84,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             >>> pipe.push_to_hub("me/flowers", private=True)
         """
         if _INSTALLED:
-            return str(self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs))
+            commit: str = self._installed("sharing.push").push_pipeline(self, repo_id, **kwargs)
+            return commit  # with attributes of its own, such as pr_url
         kwargs.pop("revision", None)  # diffusers' own has no such argument
         return str(super().push_to_hub(repo_id, **kwargs))
 
@@ -131,6 +132,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 a component of a package that is not imported.
         """
         path, known = pretrained_model_name_or_path, {c.__name__: c for c in _subclasses(PortablePipeline)[1:]}
+        if _INSTALLED and Path(path).is_dir():
+            cls._installed("folders").check_model_folder(path)
         parents = cls._installed("networks.pretrained") if _INSTALLED else None
         hub = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
         try:
@@ -171,6 +174,26 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ) from error
 
     @classmethod
+    def download(cls, pretrained_model_name: str | os.PathLike[str], **kwargs: Any) -> str | os.PathLike[str]:
+        """As diffusers' own; what came is looked at before it is loaded."""
+        folder: str | os.PathLike[str] = super().download(pretrained_model_name, **kwargs)
+        if _INSTALLED:
+            cls._installed("folders").check_model_folder(folder)
+        return folder
+
+    @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> Any:
+        """As diffusers' own, of safetensors only. Raises ValueError for weights that are pickled."""
+        given = pretrained_model_name_or_path_or_dict
+        for name in (kwargs.get("weight_name"), given if os.path.isfile(str(given)) else None):
+            if name is not None and not str(name).endswith(".safetensors"):
+                raise ValueError(f"{name} is no safetensors file: pickled weights can run code when they are read")
+        if _INSTALLED and isinstance(given, (str, os.PathLike)) and Path(given).is_dir():
+            cls._installed("folders").check_model_folder(given)
+        kwargs["use_safetensors"] = True
+        return super().lora_state_dict(given, **kwargs)
+
+    @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         config: dict[str, Any] = super()._dict_from_json_file(json_file)
         name = config.get("_class_name")
@@ -190,7 +213,9 @@ def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike[str])
     """Replace the adapter's file by the module of the class of that name, and refuse components of anything else."""
     adapters = importlib.import_module(f"{_PACKAGE}.adapters")
     importlib.import_module(f"{_PACKAGE}.pipelines")
-    ignored = importlib.import_module(f"{_PACKAGE}.networks.pretrained").IGNORED.get(config.get("_class_name"), ())
+    pretrained = importlib.import_module(f"{_PACKAGE}.networks.pretrained")
+    pretrained.check_components(config, name_or_path)
+    ignored = pretrained.IGNORED.get(config.get("_class_name"), ())
     for component, value in config.items():
         if not isinstance(value, list) or component.startswith("_") or len(value) != 2 or value[1] is None:
             continue

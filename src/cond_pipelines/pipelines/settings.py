@@ -9,12 +9,15 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 from torch import Tensor
 
 from ..adapters.denoiser import Network
 from .conditional import ConditionalPipeline
 from .sampling import takes_sampling
 from .vae import VAE
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -133,6 +136,12 @@ class TextToImagePipeline(ConditionalPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
+    def _warn_of_lost_words(self, prompts: list[object]) -> None:
+        """Say, once a call, what of the prompts the model does not see."""
+        if self.tokenizer is not None and hasattr(self.adapter, "lost_words"):
+            for line in self.adapter.lost_words(prompts, self.tokenizer):
+                logger.warning("%s", line)
+
     def _hidden_states(self, prompts: list[object]) -> tuple[Tensor, Tensor]:
         """(B, L, D) and the mask (B, L) of prompts."""
         features = self._features(prompts)
@@ -157,7 +166,7 @@ class TextToImagePipeline(ConditionalPipeline):
     ) -> "ImagePipelineOutput | Images":
         """Sample an image for each prompt, or for each row of `prompt_embeds` (see `encode_prompt`).
 
-        None as a prompt in a list is no condition. See `Sampling` for the other arguments.
+        None or "" as a prompt is no condition. See `Sampling` for the other arguments.
         """
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds")
@@ -165,8 +174,8 @@ class TextToImagePipeline(ConditionalPipeline):
             raise ValueError("pass either negative_prompt or negative_prompt_embeds, not both")
         if prompt_embeds is None and negative_prompt_embeds is None:
             prompts = _as_list(prompt)
-            negative = _optional_list(negative_prompt, len(prompts), "negative_prompt")
-            return self.sample(prompts, negative, **sampling)
+            self._warn_of_lost_words(prompts)
+            return self.sample(prompts, _as_list(negative_prompt, len(prompts), "negative_prompt"), **sampling)
         embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,

@@ -5,9 +5,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
 
 from ..errors import reading
 from ..files import whole_file, write_text
+from ..folders import check_model_folder, inside
+from ..settings import quoted
+from .escaping import Raw, code_line, markdown_text, python_source, shell_word, table_cell
 from .facts import CardFacts, EvaluationFacts, TrainingFacts, UserFacts, training_versions
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -38,7 +42,7 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         language=user.language,
         datasets=[dataset] if _is_hub_id(dataset) else None,
         base_model=base_model if _is_hub_id(base_model) else None,
-        tags=["cond-pipelines", "image-generation", "diffusers", f"setting:{facts.setting}"]
+        tags=["cond-pipelines", "image-generation", "diffusers", f"setting:{facts.setting}", *facts.row.card.tags]
         + (["lora"] if facts.lora else [])
         + user.tags,
         model_name=name,
@@ -46,30 +50,43 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         ignore_metadata_errors=False,
         widget=_widget(facts) or None,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        mark=MARK,
+    template = _TEMPLATES.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(
+        card_data=Raw(data.to_yaml()),
+        mark=Raw(MARK),
         facts=facts,
         user=user,
         training=training,
         evaluation=facts.evaluation,
         name=name,
-        repo_id=repo_id,
+        authors=user.authors or "its authors",
+        repo_id=code_line(repo_id),
+        quoted_repo_id=python_source(quoted(repo_id)),
         setting=facts.card,
-        call=facts.row.card.call(facts.id2label, facts.examples),
+        call=python_source(facts.row.card.call(dict(enumerate(facts.id2label.values())), facts.examples)),
         images=[p for p in facts.pictures if p.startswith("images/")],
         examples=facts.examples[:40] if facts.row.has_classes else facts.examples,
         dataset=dataset,
         base_model=base_model,
-        key=repo_id.split("/")[-1].replace("-", "_"),
+        parent=python_source(quoted(base_model or "parent")),
+        key=code_line(repo_id.split("/")[-1].replace("-", "_")),
     )
-    return card
+    return ModelCard(text)
+
+
+def _escaped(value: object) -> object:
+    """What a template prints is text of others unless it says otherwise."""
+    return value if isinstance(value, Raw) else markdown_text(value)
+
+
+_TEMPLATES = Environment(finalize=_escaped)
+_TEMPLATES.globals |= {"raw": Raw, "cell": table_cell, "code": code_line, "shell": shell_word}
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """Render README.md in `folder`; one that was not written by this library is left alone."""
-    folder, path = Path(folder), Path(folder) / "README.md"
+    folder, path = Path(folder), inside(folder, "README.md")
+    check_model_folder(folder)
     if path.is_file() and not is_our_card(path):
         return path
     facts = CardFacts.of_folder(folder)
@@ -112,7 +129,7 @@ def _write_eval_results(facts: CardFacts, folder: Path) -> None:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     dataset = facts.user.dataset or (facts.training.dataset if facts.training else None)
-    path = folder / ".eval_results" / "cond_pipelines.yaml"
+    path = inside(folder, ".eval_results/cond_pipelines.yaml")
     if facts.evaluation is None or not _is_hub_id(dataset):
         path.unlink(missing_ok=True)  # of weights, or of data, that were here before
         return

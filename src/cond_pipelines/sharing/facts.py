@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import checked, read_json, read_yaml
+from ..folders import check_model_folder, component_names
 from ..provenance import LORA_FILE, belongs, ignored, report_belongs
 from ..settings import SETTINGS, CardText, Setting, setting_of
 
@@ -50,6 +51,7 @@ class TrainingFacts:
     num_images: int | None = None  # None: streamed
     num_held_out: int = 0
     resolution_px: int | None = None
+    num_channels: int | None = None
     class_counts: dict[str, int] = field(default_factory=dict)
     num_captions: int = 0
     num_different_captions: int = 0
@@ -124,7 +126,13 @@ class _VAE:
     """What a card needs of vae/config.json."""
 
     in_channels: int = 3
-    block_out_channels: list[int] = field(default_factory=lambda: [0])
+    block_out_channels: list[int] = field(default_factory=list)
+    encoder_block_out_channels: list[int] = field(default_factory=list)  # of AutoencoderDC, which lacks the other
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent along a side: each block but the last halves them."""
+        return 1 << max(0, len(self.block_out_channels or self.encoder_block_out_channels) - 1)
 
 
 @dataclass
@@ -159,6 +167,19 @@ class CardFacts:
     training: TrainingFacts | None
     evaluation: EvaluationFacts | None
     unet_class: str = "UNet2DConditionModel"
+    adapter_class: str = ""
+    of_parent: list[str] = field(default_factory=list)
+
+    @property
+    def lora_is_all(self) -> bool:
+        """Whether the LoRA's file is the whole model: nothing of the adapter was trained."""
+        return self.lora and self.adapter_class == "PromptAdapter"
+
+    @property
+    def needed(self) -> str:
+        """The versions of other libraries with which the code of the repository loads; tests/oldest.py tries them."""
+        needs_transformers = " and transformers 5.3 or newer" if self.row.has_captions else ""
+        return f"0.35 or newer{needs_transformers}"
 
     @property
     def row(self) -> Setting:
@@ -186,37 +207,46 @@ class CardFacts:
             ValueError: it is no model of this library, or card.yaml has an unknown field.
         """
         folder = Path(folder)
+        check_model_folder(folder)
         found = _json(folder / "model_index.json")
         if found is None or "adapter" not in found:
             raise ValueError(f"{folder} is no model of cond_pipelines: its model_index.json names no adapter")
         index = checked(_Index, found, folder / "model_index.json", only_known=False)
         unet, adapter = _facts(_UNet, folder / "unet/config.json"), _facts(_Adapter, folder / "adapter/config.json")
-        class_name = index._class_name if isinstance(index._class_name, str) else index._class_name[1]
+        class_name = str(index._class_name if isinstance(index._class_name, str) else index._class_name[1])
         vae = _facts(_VAE, folder / "vae/config.json") if index.vae[1] else None
-        factor = 1 if vae is None else 2 ** (len(vae.block_out_channels) - 1)
+        factor = 1 if vae is None else vae.scale_factor
         height, width = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size or 0] * 2
         pictures = ["samples.png", "samples.gif", "loss.png"]
         pictures += sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))
-        setting, height_px = setting_of(class_name).name, factor * height
+        setting, height_px, width_px = setting_of(class_name).name, factor * height, factor * width
         training = _known(TrainingFacts, folder / "training_summary.json")
+        lora = _is_lora(folder, training.run if training is not None else None)
+        num_channels = (vae or unet).in_channels
+        if lora and training is not None and training.resolution_px:  # its UNet's config may be one of latents
+            num_channels = training.num_channels or (num_channels if training.resolution_px == height_px else 3)
+            width_px = round(training.resolution_px * width / max(height, 1))
+            height_px = training.resolution_px
         run = training.run if training is not None else None
         return cls(
             class_name=class_name,
             setting=setting,
             resolution_px=height_px,
-            width_px=factor * width,
-            num_channels=(vae or unet).in_channels,
+            width_px=width_px,
+            num_channels=num_channels,
             latent=vae is not None,
-            lora=_is_lora(folder, run),
+            lora=lora,
             id2label=adapter.id2label or {},
             num_inference_steps=index.default_num_inference_steps,
             guidance_scale=index.default_guidance_scale,
-            scheduler=index.scheduler[1],
+            scheduler=str(index.scheduler[1]),
             pictures=[p for p in pictures if (folder / p).is_file() and belongs(folder / p, run)],
             user=_user_facts(folder / "card.yaml"),
             training=training,
             evaluation=_evaluation(folder, setting, height_px if vae is None else None),
-            unet_class=index.unet[1],
+            unet_class=str(index.unet[1]),
+            adapter_class=str(index.adapter[1]),
+            of_parent=[name for name in component_names(found, folder) if found[name] == [None, None]],
         )
 
 

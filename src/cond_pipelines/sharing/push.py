@@ -1,37 +1,26 @@
 """Pushing a model to the Hub: what belongs to it and nothing else, in one commit."""
 
-import os
-import shutil
+import glob
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from ..errors import UserError, read_json, read_yaml
-from ..files import write_json, write_text
-from ..provenance import report_belongs
+from ..console import for_terminal
+from ..errors import read_yaml
 from .card import write_card
+from .contents import copy_model, copy_page, refuse_secrets, secrets_of
 from .hub_waiting import is_silence, limited_waiting, waiting_for
 
-_PAGE = (
-    "README.md",
-    "pytorch_lora_weights.safetensors",
-    "unet/config.json",
-    "LICENSE",
-    "card.yaml",
-    "training_config.yaml",
-    "training_summary.json",
-    "samples.png",
-    "samples.gif",
-    "loss.png",
-)
-_PAGE_FOLDERS = {"images": ("*.png",), "evaluation": ("*.json", "*.md", "*.png"), ".eval_results": ("*.yaml",)}
-_PICKLED = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"}
+# What another model in a repository cannot have left: these stay where they are.
+_NOT_OF_A_MODEL = re.compile(r"\.git\w+|(LICENSE|NOTICE)[\w.-]*|CITATION\.cff|[\w-]+\.md", re.ASCII)
 _NUM_TRIES = 3
 
 
@@ -54,69 +43,118 @@ def push_pipeline(
     with tempfile.TemporaryDirectory() as folder:
         pipe.save_pretrained(folder, variant=variant, safe_serialization=safe_serialization)
         source = Path(str(getattr(pipe.config, "_name_or_path", None) or folder))
-        if source.is_dir():
-            _copy_page(source, Path(folder))
-        return push_folder(folder, repo_id, commit_message=commit_message or f"Upload {type(pipe).__name__}", **push)
+        message = commit_message or f"Upload {type(pipe).__name__}"
+        page_of = source if source.is_dir() else Path(folder)
+        return _push(Path(folder), page_of, repo_id, Push(commit_message=message, **push))
 
 
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    revision: str | None = None,
-) -> CommitInfo:
+@dataclass
+class Push:
+    """How to push.
+
+    Args:
+        private: visibility of a new repository; None leaves it to the Hub (an organisation may have a default).
+        token: default: the one you are logged in with.
+        create_pr: open a pull request instead of committing to the branch.
+        revision: the branch to commit to; made where it does not exist.
+        keep: leave files of another model that are in the repository, instead of deleting them in the same commit.
+        include_training_images: upload evaluation/nearest.png too, which shows images of the training data.
+    """
+
+    private: bool | None = None
+    token: str | None = None
+    commit_message: str | None = None
+    create_pr: bool = False
+    revision: str | None = None
+    keep: bool = False
+    include_training_images: bool = False
+
+
+def push_folder(folder: str | Path, repo_id: str, **how: Any) -> CommitInfo:
     """Push a saved model: its components, code, card and pictures, in one commit.
 
-    Optimizer state, checkpoints, logs, pickled weights, tokens and the machine's paths stay behind.
+    Only files that a list names go up: no checkpoint, log, pickled weights or file of yours. Every byte of them is
+    searched for tokens, the home folder, the user's name and the working folder before anything is sent.
 
     Args:
         folder: what `save_pretrained` or a training run wrote.
         repo_id: "name" or "user/name"; made where it does not exist.
-        private: visibility of a new repository; None leaves it to the Hub (an organisation may have a default).
-        revision: the branch to commit to; made where it does not exist.
-        create_pr: open a pull request instead of committing to the branch.
+        how: fields of `Push`: private, token, commit_message, create_pr, revision, keep, include_training_images.
 
     Returns:
         The commit, which is also a string: its address.
 
     Raises:
-        ValueError: `folder` is no model of this library.
+        ValueError: `folder` is no model of this library, a link in it leads out of it, or a file tells of this machine.
         PushError: the Hub did not take it, in one line. A repository that was there is as it was, and so is the folder;
             where a new one was made, the message says so.
 
     Example:
         >>> push_folder("flowers", "me/flowers", private=True)
     """
-    folder, api = Path(folder), HfApi(token=token)
-    with tempfile.TemporaryDirectory() as stage:
-        _copy_model(folder, Path(stage))
-        _copy_page(folder, Path(stage))
+    return _push(Path(folder), Path(folder), repo_id, Push(**how))
+
+
+def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
+    """Push the model in `folder` with the page of the folder `page_of`; neither is changed."""
+    api = HfApi(token=how.token)
+    with tempfile.TemporaryDirectory() as name:
+        stage = Path(name)
+        copy_model(folder, stage)
+        private = copy_page(page_of, stage, how.include_training_images)
+        if private:
+            _say(f"{', '.join(private)} stays here: it shows training images; --include_training_images uploads it")
         write_card(stage, repo_id)  # a bad card.yaml is an error before anything is made on the Hub
-        repository = _Repository(api, repo_id, private)
+        refuse_secrets(stage, secrets_of(_folders_of(page_of), [how.token, _recorded_token(page_of)], repo_id))
+        repository = _Repository(api, repo_id, how.private)
         try:
             with limited_waiting():
                 repo_id = repository.make()
-                if revision is not None and not create_pr:
-                    _try(f"branch {revision}", lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+                if how.revision is not None and not how.create_pr:
+                    branch = how.revision
+                    _try(f"branch {branch}", lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
                 write_card(stage, repo_id)
+                others = [] if how.keep else _of_another_model(api, repo_id, how.revision, stage)
                 return _try(
                     "the upload",
                     lambda: api.upload_folder(
                         repo_id=repo_id,
                         folder_path=stage,
-                        commit_message=commit_message or "Upload model",
-                        create_pr=create_pr,
-                        revision=revision,
-                        # an earlier version's code, under its own name
-                        delete_patterns=["pipeline_cond_*.py", "adapter/modeling_cond_*.py"],
+                        commit_message=how.commit_message or "Upload model",
+                        create_pr=how.create_pr,
+                        revision=how.revision,
+                        delete_patterns=[glob.escape(other) for other in others] or None,
                     ),
                 )
         except Exception as error:  # of huggingface_hub, of the HTTP library below it, of the file system
             raise PushError(f"not pushed to {repo_id}: {_explain(error)}. {repository.state}") from error
+
+
+def _say(line: str) -> None:
+    print(for_terminal(line), file=sys.stderr)
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    """The model's folder and the one above, where these say more than a drive."""
+    home = folder.resolve()
+    return [path for path in (home, home.parent) if len(path.parts) > 2]
+
+
+def _recorded_token(folder: Path) -> str | None:
+    path = folder / "training_config.yaml"
+    token = read_yaml(path).get("hub_token") if path.is_file() else None
+    return token if isinstance(token, str) else None
+
+
+def _of_another_model(api: HfApi, repo_id: str, revision: str | None, stage: Path) -> list[str]:
+    """What lies in the repository and is not of the model in `stage`; a line says that it will be deleted."""
+    there = _try("the list of files", lambda: api.list_repo_files(repo_id, revision=revision))
+    mine = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+    others = sorted(name for name in there if name not in mine and not _NOT_OF_A_MODEL.fullmatch(name))
+    if others:
+        shown = ", ".join(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
+        _say(f"{repo_id}: the commit deletes what is not of this model: {shown}; --keep leaves it")
+    return others
 
 
 class _Repository:
@@ -143,84 +181,16 @@ class _Repository:
                 raise
             # It is there already, unless an earlier try, whose answer was lost, made it.
             self.state = unsure if self.failed_before else "Nothing was changed there"
-            return self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+            return str(self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id)
         self.state = f"The repository {found.repo_id} is new and still empty: push again, or delete it on {found}"
-        return found.repo_id
-
-
-def _copy_model(folder: Path, stage: Path) -> None:
-    """The components that model_index.json names, and the code."""
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    code, components = (
-        index.get("_class_name"),
-        {k: v for k, v in index.items() if isinstance(v, list) and k[:1] != "_"},
-    )
-    pairs = [code, *components.values()]
-    if "adapter" not in components or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise UserError(
-            f"{folder} is no model to push (its model_index.json lacks an adapter, or code): load it with "
-            "ConditionalPipeline.from_pretrained and save it again"
-        )
-    kept = {f"{code[0]}.py", f"{components['adapter'][0]}.py"}
-    for name in ["model_index.json", f"{code[0]}.py"]:
-        _copy(folder / name, stage / name)
-    for component, (_, class_name) in components.items():
-        if class_name is None:
-            continue
-        for path in sorted((folder / component).rglob("*")):
-            if path.suffix in _PICKLED or (path.suffix == ".py" and path.name not in kept) or not path.is_file():
-                continue
-            _copy(path, stage / path.relative_to(folder))
-
-
-def _copy_page(folder: Path, stage: Path) -> None:
-    """The card and what it shows, of the weights that are in `stage`."""
-    paths = [folder / name for name in _PAGE]
-    paths += [
-        p for sub, patterns in _PAGE_FOLDERS.items() for pattern in patterns for p in folder.glob(f"{sub}/{pattern}")
-    ]
-    report = folder / "evaluation/report.json"
-    if report.is_file() and not report_belongs(read_json(report), stage, report, {}):
-        paths = [path for path in paths if path.parent.name not in ("evaluation", ".eval_results")]
-    for path in paths:
-        target = stage / path.relative_to(folder)
-        if path.is_file() and not target.exists():
-            _copy(path, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A hard link where that is possible; a clean copy of what may hold the machine's paths."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.name == "training_config.yaml":
-        values = read_yaml(source)
-        values = {k: _without_path(v) for k, v in values.items() if k != "hub_token"}
-        write_text(target, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    elif source.suffix == ".json" and source.name.endswith(("config.json", "model_index.json")):
-        values = read_json(source)
-        for key in ("_name_or_path", "name_or_path"):
-            if key in values:
-                values[key] = _without_path(values[key])
-        write_json(target, values)
-    elif source.name == "README.md":  # which is rendered again
-        shutil.copyfile(source, target)
-    else:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-
-
-def _without_path(value: Any) -> Any:
-    """Only the last part of a path of this machine."""
-    if isinstance(value, list):
-        return [_without_path(v) for v in value]
-    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")) or os.path.exists(value)):
-        return Path(value).name
-    return value
+        return str(found.repo_id)
 
 
 # ------------------------------------------------------------------------------------------------------ failures
-def _try(what: str, call: Any) -> Any:
+_Answer = TypeVar("_Answer")
+
+
+def _try(what: str, call: Callable[[], _Answer]) -> _Answer:
     """Call, again after a pause where the Hub or the line was to blame; not where it did not answer at all."""
     for attempt in range(_NUM_TRIES):
         try:
@@ -232,8 +202,9 @@ def _try(what: str, call: Any) -> Any:
             passing = status is None and not final
             if attempt == _NUM_TRIES - 1 or not (passing or status == 429 or (status or 0) >= 500):
                 raise
-            print(f"the Hub: {_explain(error)}; trying again", file=sys.stderr)
+            _say(f"the Hub: {_explain(error)}; trying again")
             time.sleep(_pause_sec(error, attempt))
+    raise AssertionError("the last try returns or raises")
 
 
 def _response(error: BaseException | None) -> Any:

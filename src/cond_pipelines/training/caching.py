@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data.array_file import ArrayFile, stored
 from ..data.batches import Batch, signed
 from ..data.draws import draw_generators
-from ..data.labels import Choices
+from ..data.labels import all_of
 from ..data.load import TrainingData, cache_home
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.vae import sample_posterior, vae_posterior
@@ -116,7 +116,7 @@ def cache_text(config: TrainingConfig, data: TrainingData, conditions: Condition
         raise ValueError("--cache_text_embeddings needs a frozen text encoder: give --text_encoder_name_or_path")
     if data.train is None:
         raise ValueError("--cache_text_embeddings needs the captions beforehand: not --streaming")
-    texts = {t for c in data.dataset.conditions() for t in (c if isinstance(c, Choices) else [c])}
+    texts = set(all_of(data.dataset.conditions()))
     text_of: dict[bytes, str] = {}
     for some in _batches(sorted(texts)):
         text_of |= zip(conditions.keys(conditions.preprocess(some)), some, strict=True)

@@ -2,27 +2,33 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..errors import UserError, checked, read_json, reading
 from ..files import (
     finish_folder,
     read_checked_json,
-    read_json,
     remove_folder,
     sha256_of,
     unfinished_folder,
+    whole_folder,
     write_checked_json,
     write_json,
 )
+from .state_files import KNOWN_FILE, OLD_FILE, convert_state, read_state, write_state
 
+if TYPE_CHECKING:
+    from .ema import WeightAverage
+
+_OLD = re.compile(rf"{OLD_FILE.pattern}|scaler\.pt|pytorch_model_fsdp\.bin")
 _MANIFEST, _NAME = "manifest.json", re.compile(r"checkpoint-(0|[1-9][0-9]*)", re.ASCII)  # no other is the run's own
 
 
@@ -68,6 +74,7 @@ def save_checkpoint(
     accelerator: Accelerator,
     folder: Path,
     progress: Progress,
+    averages: "Sequence[WeightAverage]" = (),
     keep: int | None = None,
     identity: dict[str, Any] | None = None,
     run: str | None = None,
@@ -75,6 +82,7 @@ def save_checkpoint(
     """Write `checkpoint-<step>` under `folder`; when it is on the disk, delete the oldest of this run beyond `keep`.
 
     Args:
+        averages: of the weights, saved with all that was prepared.
         identity: the settings of the run, to compare with when it is resumed; see `load_checkpoint`.
         run: see `Manifest`. Checkpoints of another run are left alone.
 
@@ -89,8 +97,8 @@ def save_checkpoint(
             shutil.rmtree(left, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
-        accelerator.save_state(str(unfinished), safe_serialization=True)
-        accelerator.wait_for_everyone()  # save_state ends without a barrier
+        write_state(accelerator, unfinished, averages)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_json(unfinished / "progress.json", asdict(progress))
             number = 1 + max((m.number for _, m in _readable(folder)), default=-1)
@@ -155,7 +163,16 @@ def _readable(folder: Path) -> list[tuple[Path, Manifest]]:
 def broken(path: Path) -> str | None:
     """What is wrong with a checkpoint, by its checksums; None where nothing is."""
     try:
-        for name, checksum in read_manifest(path).files.items():
+        files = read_manifest(path).files
+        for file in path.rglob("*"):
+            if file.is_symlink():
+                return f"{file.relative_to(path)} is a link, which is not followed"
+            if KNOWN_FILE.fullmatch(name := file.relative_to(path).as_posix()) and name not in files:
+                return f"{name} is not listed in {_MANIFEST}"
+        is_old = any(OLD_FILE.fullmatch(name) for name in files)
+        for name, checksum in files.items():
+            if not (KNOWN_FILE.fullmatch(name) or (is_old and _OLD.fullmatch(name))):
+                return f"{name!r} is no file of a checkpoint"
             if not (path / name).is_file():
                 return f"{name} is missing"
             if sha256_of(path / name) != checksum:
@@ -169,10 +186,11 @@ def load_checkpoint(
     accelerator: Accelerator,
     folder: Path,
     which: str,
+    averages: "Sequence[WeightAverage]" = (),
     accept: Callable[[dict[str, Any]], None] | None = None,
     run: str | None = None,
 ) -> tuple[Progress, str | None]:
-    """Restore all that was prepared or registered; `latest` of an empty folder starts fresh.
+    """Restore all that was prepared, and `averages`; `latest` of an empty folder starts fresh.
 
     `latest` is the newest that verifies; damaged ones, and those of another run, are passed over with a warning.
 
@@ -195,6 +213,11 @@ def load_checkpoint(
     if path is None:
         return Progress(), None
     manifest = read_manifest(Path(path))
+    if any(OLD_FILE.fullmatch(name) for name in manifest.files):
+        raise ValueError(
+            f"--resume_from_checkpoint {which}: {path} is of an earlier version, which pickled a part of it: "
+            f"`cond-pipelines convert {path}` writes it anew"
+        )
     try:
         if accept is not None:
             accept(manifest.identity)
@@ -203,14 +226,16 @@ def load_checkpoint(
             f"--resume_from_checkpoint {which}: {path} {error}: give what it had, or start with "
             "--pretrained_model_name_or_path in another --output_dir"
         ) from error
-    try:
-        accelerator.load_state(str(path))
-    except RuntimeError as error:  # of a checkpoint that does not name its network, as those of before
-        if "loading state_dict" not in str(error):
-            raise
-        why = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"--resume_from_checkpoint {which}: {path} holds another network: {why}") from error
-    return Progress(**read_json(Path(path) / "progress.json")), manifest.run
+    with reading(f"--resume_from_checkpoint {which}: {path}"):
+        try:
+            read_state(accelerator, Path(path), averages)
+        except RuntimeError as error:  # of a checkpoint that does not name its network, as those of before
+            if "loading state_dict" not in str(error):
+                raise
+            why = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"--resume_from_checkpoint {which}: {path} holds another network: {why}") from error
+    file = Path(path) / "progress.json"
+    return checked(Progress, read_json(file), file), manifest.run
 
 
 def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str | None]:
@@ -237,3 +262,24 @@ def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str 
         newest = list(others)[-1].name
         return None, f"{folder} holds none of its own run, only of another: name it, as in {newest}"
     return None, None
+
+
+def convert_checkpoint(path: str | Path) -> Path:
+    """Write a checkpoint of an earlier version anew, in its place, so that it can be resumed; nothing in it is run.
+
+    Raises:
+        UserError: it is no checkpoint, is damaged, or holds something else than tensors and numbers. It stays as it is.
+    """
+    path = Path(path)
+    if not (path / _MANIFEST).is_file():
+        raise UserError(f"{path} is no checkpoint: it has no {_MANIFEST}")
+    if problem := broken(path):
+        raise UserError(f"{path}: {problem}")
+    manifest = read_manifest(path)
+    if not any(OLD_FILE.fullmatch(name) for name in manifest.files):
+        return path
+    with whole_folder(path) as unfinished:
+        convert_state(path, unfinished)
+        shutil.copyfile(path / "progress.json", unfinished / "progress.json")
+        _write_manifest(unfinished, manifest)
+    return path

@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..data.labels import all_of
+from ..data.load import TrainingData
 from ..pipelines.conditional import ConditionalPipeline
 
 _REMEMBERED_BYTES = 2**30
@@ -38,6 +40,14 @@ class ConditionEncoder:
         """Raw conditions of a batch to inputs, on the CPU."""
         inputs: dict[str, Tensor] = self.adapter.preprocess(raw, self.tokenizer)
         return inputs
+
+    def lost_words(self, data: TrainingData) -> list[str]:
+        """Lines on what of the captions the model does not see; see `adapters.text.lost_words`."""
+        if self.tokenizer is None or not hasattr(self.adapter, "lost_words"):
+            return []
+        captions = [c for c in all_of(data.dataset.conditions()) if isinstance(c, str)]
+        lines: list[str] = self.adapter.lost_words(captions, self.tokenizer)
+        return lines
 
     @torch.no_grad()
     def features(self, inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

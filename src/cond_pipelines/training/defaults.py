@@ -55,7 +55,7 @@ def decide(
         )
         chosen.append(why)
     config = fill_defaults(
-        config,
+        replace(config, gradient_accumulation_steps=config.gradient_accumulation_steps or 1),
         num_images=num_images,
         sample_size=sample_size,
         device=device,
@@ -199,8 +199,7 @@ def fill_defaults(
     if fine_tuning:  # so is the text encoder, where it is the parent's
         text_encoder_lr = min(text_encoder_lr, learning_rate)
     averages_itself = config.optimizer == "schedulefree"
-    accumulation = config.gradient_accumulation_steps or 1
-    batch_of_all = batch_size * accumulation * _world_size()
+    batch_of_all = batch_size * (config.gradient_accumulation_steps or 1) * _world_size()
     max_train_steps, num_train_epochs = _length(config, num_images, batch_of_all)
     num_steps = max_train_steps
     if num_steps is None and num_train_epochs is not None:
@@ -208,7 +207,6 @@ def fill_defaults(
     chosen = {
         "unet_size": None if fine_tuning else size,
         "train_batch_size": batch_size,
-        "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
         "adapter_lr": config.adapter_lr or adapter_lr,
         "text_encoder_lr": config.text_encoder_lr

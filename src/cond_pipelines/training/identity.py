@@ -4,7 +4,10 @@ Which is which is declared at each field (`flags.flag(resume=...)`). Networks an
 """
 
 import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..data.load import TrainingData
@@ -12,8 +15,9 @@ from ..flags import settings_of, shown
 from ..objectives.base import Objective, name_of
 from ..pipelines.conditional import ConditionalPipeline
 from .arguments import OutputArguments
-from .checkpoints import Progress, load_checkpoint
+from .checkpoints import Progress, all_checkpoints, load_checkpoint, read_manifest
 from .config import TrainingConfig
+from .ema import WeightAverage
 from .fingerprint import fingerprint_of, plain_config
 from .objective import own_arguments
 from .run_folder import RunFolder
@@ -22,7 +26,20 @@ from .schedule import LearningRate, RunLength
 _DECLARED = {setting.name: setting.metadata for setting in settings_of(TrainingConfig)}
 # What takes effect but is nothing to report: where a run writes, and what the line on the batch says already.
 _UNSAID = {setting.name for setting in fields(OutputArguments)} | {"train_batch_size", "gradient_accumulation_steps"}
+FILE_TIMES = "times of the files"
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
+
+
+def with_split_of_before(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """The configuration of a run that goes on: one whose checkpoints say nothing of it held out rows, not images."""
+    if not config.resume_from_checkpoint or config.streaming:
+        return config
+    before = []
+    for path in all_checkpoints(folder):
+        with suppress(ValueError):  # a damaged one, as the resume says
+            before.append(read_manifest(path).identity)
+    rows = before and not any("held_out_by" in values for values in before)
+    return replace(config, held_out_by="row") if rows else config
 
 
 def parent_fingerprint(parent: ConditionalPipeline | None) -> str | None:
@@ -53,8 +70,10 @@ def loaded_identity(
         is_given = getattr(config, f"{name}_name_or_path") is not None
         weights[name] = fingerprint_of(pipe.components[part])[:12] if is_given else None
     found |= {f"{name}_name_or_path": of and f"with the weights {of}" for name, of in weights.items()}
-    found |= {"data set": data.dataset.fingerprint()}
-    if data.train is None:  # the content of a stream is not known
+    found |= {"data set": data.dataset.fingerprint(), "held_out_by": data.held_out_by}
+    if data.train is not None:
+        found |= {"content of the data": data.content, FILE_TIMES: data.dataset.times_of_files()}
+    else:  # the content of a stream is not known
         found["stream"] = [config.train_data_dir, config.dataset_name, config.dataset_config_name, config.dataset_split]
     return found
 
@@ -88,6 +107,8 @@ class RunIdentity:
         before = dict(before)
         if isinstance(before.get("train"), list):  # of a checkpoint of before, as is the next
             before |= dict(zip(("train", "rank", "lora_target_modules"), before["train"], strict=False))
+        if "held_out_by" in self.values:
+            before.setdefault("held_out_by", "row")
         if "value range" in before:
             before["value_range"] = before.pop("value range")
         for name in [*self.values, *(name for name in before if name not in self.values and name in _DECLARED)]:
@@ -101,6 +122,8 @@ class RunIdentity:
                     self.notes.append(f"{name} {was} -> {now}")
             elif name in _DECLARED:
                 raise ValueError(f"was made with {shown(name, was)}, now {shown(name, now)}")
+            elif name == FILE_TIMES:
+                self.notes.append("image files were written again since, with the same size or content")
             else:
                 raise ValueError(f"was made with another {name} ({_difference(was, now)})")
 
@@ -113,7 +136,12 @@ def _difference(was: Any, now: Any) -> str:
 
 
 def resume(
-    folder: RunFolder, which: str, identity: RunIdentity, learning_rate: LearningRate, length: RunLength
+    folder: RunFolder,
+    which: str,
+    identity: RunIdentity,
+    learning_rate: LearningRate,
+    length: RunLength,
+    averages: Sequence[WeightAverage],
 ) -> tuple[Progress, str | None]:
     """Restore the checkpoint `which`; the settings given now take effect in the optimizer.
 
@@ -125,7 +153,7 @@ def resume(
     """
     groups = learning_rate.optimizer.param_groups
     wanted = [{name: group[name] for name in _OPTIMIZER_SETTINGS if name in group} for group in groups]
-    progress, run = load_checkpoint(folder.accelerator, folder.path, which, identity.accept, folder.run)
+    progress, run = load_checkpoint(folder.accelerator, folder.path, which, averages, identity.accept, folder.run)
     if not progress.step:
         return progress, run
     groups = learning_rate.optimizer.param_groups

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..console import for_terminal
 from ..files import append_text, sync_file, write_text
 from ..pictures import loss_plot
 from ..processes import cores_in_words
@@ -89,13 +90,10 @@ class TrainingLog:
                     file=sys.stderr,
                 )
 
-    def opening(self, resumed: Progress) -> None:
+    def opening(self, resumed: Progress, lost_words: list[str]) -> None:
         """Print the data, the model, what is trained and what was chosen; where a resumed run goes on, what changed."""
         config, data, length = self.config, self.run.data, self.run.length
-        if data.train is None:
-            images = f"images: streamed, {data.dataset.resolution} px, {data.dataset.channels} channel(s)"
-        else:
-            images = data.dataset.summary(data.id2label) + f"\nheld out for validation: {len(data.held_out):,}"
+        images = "\n".join([data.summary(), *lost_words])
         self.print(
             f"{images}\n"
             f"model: {config.pretrained_model_name_or_path or 'UNet size ' + str(config.unet_size)}, "
@@ -130,7 +128,7 @@ class TrainingLog:
     def print(self, text: str) -> None:
         """On the main process, above the progress bar."""
         if self.accelerator.is_main_process:
-            self.bar.write(text)
+            self.bar.write("\n".join(map(for_terminal, text.splitlines())))  # labels are text of others
 
     def step(self, state: TrainState, loss: Tensor, skipped: Tensor, lr: float) -> None:
         """Note one optimizer step; write a line when it is time.

@@ -75,7 +75,7 @@ def _train(run: Run, stop: StopSignal) -> Path:
     hub = HubPush(config, accelerator.is_main_process)
     run.folder.start(state.progress, state.resumed_run)
     log = TrainingLog(run, state.progress)
-    log.opening(state.resumed)
+    log.opening(state.resumed, conditions.lost_words(run.data))
     state.start()
     stop.hold(accelerator)
 

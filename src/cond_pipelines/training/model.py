@@ -11,11 +11,12 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from torch import nn
 
 from ..adapters.base import ConditioningAdapter
-from ..data.labels import Choices
+from ..data.labels import all_of
 from ..data.load import TrainingData
 from ..errors import arguments_of, reading
 from ..networks.denoiser import size_multiple
 from ..networks.pretrained import load_pipeline
+from ..networks.readable import VAE_FILES, readable_folder
 from ..networks.surgery import with_channels
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
 from ..networks.unet_sizes import build_unet
@@ -52,15 +53,18 @@ def load_vae(config: TrainingConfig, parent: ConditionalPipeline | None = None) 
     name_or_path = config.pretrained_vae_model_name_or_path
     if parent is not None or not name_or_path:
         return None if parent is None else parent.components.get("vae")
+    with reading(f"--pretrained_vae_model_name_or_path {name_or_path}"):
+        folder = readable_folder(name_or_path, VAE_FILES)
     for subfolder in ("", "vae"):
         try:
-            kind = AutoencoderKL.load_config(name_or_path, subfolder=subfolder)["_class_name"]
+            kind = AutoencoderKL.load_config(folder, subfolder=subfolder)["_class_name"]
         except (OSError, KeyError, ValueError):
             continue
         for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel):
             if cls.__name__ == kind:
                 with reading(f"--pretrained_vae_model_name_or_path {name_or_path}"):
-                    return cls.from_pretrained(name_or_path, subfolder=subfolder).requires_grad_(False)
+                    vae = cls.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
+                    return vae.requires_grad_(False)
     raise ValueError(f"no AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel in {name_or_path}")
 
 
@@ -144,7 +148,7 @@ def _text_encoder(
     if data.train is None:
         raise ValueError("a text encoder cannot be made from a streaming set: give --text_encoder_name_or_path")
     captions = (data.dataset.read_condition(int(data.dataset.usable[i])) for i in data.train)
-    return new_text_encoder(t for c in captions for t in (c if isinstance(c, Choices) else [c]))
+    return new_text_encoder(all_of(captions))
 
 
 def _adapter(
@@ -172,6 +176,8 @@ def _adapter(
     same_setting = parent is not None and parent.adapter.conditioning == setting.name
     if not (same_setting and setting.adapter_fits(parent.adapter, inputs)):
         return setting.new_adapter(inputs)
+    if setting.has_classes:
+        data.use_labels(parent.adapter.label_id, "the pretrained model")
     return _with_its_own_config(config, parent.adapter)
 
 

@@ -202,7 +202,7 @@ SD_SCRIPTS = (
         "caption_extension caption_separator shuffle_caption keep_tokens",
         "K",
         "none",
-        "captions stand in metadata.jsonl; of a list of captions one is drawn a step",
+        "captions stand in .txt or .caption files, or in metadata.jsonl; of several captions one is drawn a step",
     ),
     _row("caption_dropout_rate", "K", "--condition_dropout", "default 0.1"),
     _row("max_token_length clip_skip token_warmup_step", "K", "none", "the text encoder's own"),

@@ -80,12 +80,16 @@ class TrainState:
             length: WeightAverage(self.parameters, power_function(length)) for length in config.ema_lengths
         }
         self.averages = [*([self.ema] if self.ema else []), *self.averages_by_length.values()]
-        run.accelerator.register_for_checkpointing(*self.averages)
         self.learning_rate = LearningRate(config, self.optimizer)
         self.progress, self.resumed, self.resumed_run = Progress(), Progress(), None
         if config.resume_from_checkpoint:
             self.progress, self.resumed_run = resume(
-                run.folder, config.resume_from_checkpoint, run.identity, self.learning_rate, run.length
+                run.folder,
+                config.resume_from_checkpoint,
+                run.identity,
+                self.learning_rate,
+                run.length,
+                self.averages,
             )
             self.resumed = replace(self.progress)
         self.progress.batch, self.progress.num_processes = run.images_per_step, run.accelerator.num_processes
@@ -165,6 +169,7 @@ class TrainState:
             run.accelerator,
             run.output_dir,
             self.progress,
+            self.averages,
             run.config.checkpoints_total_limit,
             run.identity.values,
             run.folder.run,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..data.labels import Choices, condition_name
+from ..data.labels import all_of, condition_name
 from ..data.load import TrainingData
 from ..files import write_json
 from ..pipelines.conditional import ConditionalPipeline
@@ -52,6 +52,7 @@ def write_summary(
         num_images=None if data.train is None else len(data.train),
         num_held_out=len(data.held_out),
         resolution_px=data.dataset.resolution,
+        num_channels=data.dataset.channels,
         example_conditions=[_plain(conditions[i], data.id2label) for i in shown[:_NUM_PICTURES] if first],
         dataset=_hub_id(config.dataset_name),
         base_model=_hub_id(config.pretrained_model_name_or_path),
@@ -96,7 +97,7 @@ def _counts(data: TrainingData) -> dict:
     if data.id2label:
         counts = Counter(i for c in conditions for i in (c if isinstance(c, tuple) else [c]))
         return {"class_counts": {name: counts[i] for i, name in data.id2label.items()}}
-    texts = [t for c in conditions for t in (c if isinstance(c, Choices) else [c]) if isinstance(t, str)]
+    texts = [text for text in all_of(conditions) if isinstance(text, str)]
     return {"num_captions": len(texts), "num_different_captions": len(set(texts))}
 
 

@@ -1,5 +1,6 @@
 """Validation during training: the loss on held-out images at fixed noise and times, and samples."""
 
+import itertools
 import math
 import re
 import sys
@@ -164,7 +165,7 @@ def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, prep
         prompts = [config.setting.read_prompt(prompt, data.id2label) for prompt in config.validation_prompts]
         return [prompts[i % len(prompts)] for i in range(count)]
     if data.id2label:
-        return [i % len(data.id2label) for i in range(count)]
+        return list(itertools.islice(itertools.cycle(data.id2label), count))
     if data.train is None:
         return [None] * count
     rows = (data.held_out if len(data.held_out) else data.train)[:count]

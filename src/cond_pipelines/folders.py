@@ -1,0 +1,160 @@
+"""What may be read of a folder that somebody else made, and where something may be written in it.
+
+What a folder says of itself is data: a path in it leads to a file in the folder or is refused, and so is a link that
+leaves it. `check_model_folder` decides for every loader which files it may read; it runs before anything is loaded.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, read_json
+
+COMPONENT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
+WEIGHTS = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
+# Folders of a model's folder, beside its components, that commands read or write.
+_PLACES = ("evaluation", "images", ".eval_results", "ema", "adapter", "unet", "vae", "text_encoder", "tokenizer")
+_MAX_FILES = 20_000  # in all of these
+_MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000_000
+# Fields that say how many of something are made one after the other; those of normalization are none.
+_IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|depths?|.*num_inference_steps")
+_BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_block", "decoder_block")
+_CONFIGS = (
+    *("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "generation_config.json"),
+    "preprocessor_config.json",
+)
+# Files of transformers in which a large number is no size.
+_NO_SIZES = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
+
+
+def inside(folder: str | Path, name: str | Path = "") -> Path:
+    """The path of `name` in `folder`, which every `..` and every link in it must not leave.
+
+    Raises:
+        UserError: it leads out of the folder; the line names where to.
+
+    Example:
+        >>> inside("flowers", "README.md")
+        PosixPath('flowers/README.md')
+    """
+    folder = Path(folder)
+    home = _home(folder)
+    try:
+        found = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL byte
+        raise UserError(f"{folder}: {str(name)!r} is no path: {' '.join(str(error).split())}") from error
+    if found != home and home not in found.parents:
+        raise UserError(f"{folder}: {str(name)!r} leads out of the folder, to {found}, and is not followed")
+    return folder / name
+
+
+def _home(folder: Path) -> Path:
+    """What `folder` may link into: itself, or, of the Hub's cache, the repository whose snapshot it is."""
+    home = folder.resolve()
+    for path in (home, *home.parents):
+        if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+            return path.parent.parent
+    return home
+
+
+def component_names(index: dict[str, Any], where: str | Path) -> list[str]:
+    """The components that a model_index.json names. Raises UserError for a name that is no identifier."""
+    names = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    for name in names:
+        if not COMPONENT.fullmatch(name):
+            raise UserError(f"{where}: {name[:100]!r} is no name of a component")
+    return names
+
+
+def check_model_folder(folder: str | Path) -> None:
+    """Refuse a folder in which anything that a loader or a command may touch is more than data of the folder itself.
+
+    Refused are: a link that leaves the folder; a component whose name is a path; an index of weights that names a file
+    elsewhere, or one that is not safetensors; what a PEFT adapter_config.json would load from elsewhere; numbers of
+    layers, sizes and depths that no network has.
+
+    Args:
+        folder: a pipeline's, or a single network's; also a snapshot in the Hub's cache.
+
+    Raises:
+        UserError: in one line, which names the file.
+    """
+    folder = Path(folder)
+    index = folder / "model_index.json"
+    names = component_names(read_json(inside(folder, index.name)), index) if index.is_file() else []
+    for path in _touched(folder, names):
+        inside(folder, path.relative_to(folder))
+        if path.name == "adapter_config.json" and path.parent != folder:
+            raise UserError(f"{path} would load another model, which it names: it is not followed")
+        if path.name.endswith(".index.json"):
+            _check_weights_index(path)
+        elif path.name in _CONFIGS:
+            _check_config(path)
+
+
+def _touched(folder: Path, components: list[str]) -> Iterator[Path]:
+    """The files of the folder itself, and all below its components and the places that commands use."""
+    count = 0
+    places = [folder / name for name in dict.fromkeys((*components, *_PLACES))]
+    for place in [folder, *places]:
+        inside(folder, place.relative_to(folder))
+        paths = place.iterdir() if place == folder else place.rglob("*")
+        for path in paths if place.is_dir() else []:
+            count += 1
+            if count > _MAX_FILES:
+                raise UserError(f"{folder} holds more than {_MAX_FILES:,} files")
+            if path.is_symlink() or path.is_file():
+                yield path
+            elif not path.is_dir():
+                raise UserError(f"{path} is neither a file nor a folder")  # a pipe, which would be waited for
+
+
+def _check_weights_index(path: Path) -> None:
+    weights = read_json(path).get("weight_map")
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: it has no weight_map")
+    for name in sorted({str(name) for name in weights.values()}):
+        if not WEIGHTS.fullmatch(name):
+            raise UserError(f"{path} names {name[:100]!r}: only weights as safetensors, in the same folder, are read")
+
+
+def _check_config(path: Path) -> None:
+    """Sizes before a network is made of them: a billion layers are made one by one."""
+    config = read_json(path)
+    kernel = config.get("attn_implementation", config.get("_attn_implementation"))
+    if isinstance(kernel, str) and "/" in kernel:
+        raise UserError(f"{path} asks for code of {kernel[:100]!r} (attn_implementation), which is not run")
+    bound = float("inf") if path.name in _NO_SIZES else _MAX_NUMBER
+    layers: dict[str, float] = {}
+    for name, value in _values(config, path):
+        if isinstance(value, bool) or not isinstance(value, int | float) or name.startswith("rope"):
+            continue
+        if _IN_LAYERS.fullmatch(name):
+            layers[name] = max(1.0, layers.get(name, 1.0), abs(value))
+        elif bound < abs(value) < float("inf"):
+            raise UserError(f"{path}: {name} {value:g} is more than any network has ({bound:,.0f})")
+    blocks = max((len(v) for k, v in config.items() if k.startswith(_BLOCKS) and isinstance(v, list)), default=1)
+    per_block = [count for name, count in layers.items() if name.endswith("_per_block")]
+    others = [count for name, count in layers.items() if not name.endswith("_per_block")]
+    if blocks * math.prod(per_block) + sum(others) > _MAX_LAYERS:
+        names = ", ".join(f"{name} {value:g}" for name, value in layers.items())
+        raise UserError(f"{path}: {blocks} block(s) of {names} are more than any network has ({_MAX_LAYERS:,})")
+
+
+def _values(config: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """All values, also of lists, each with the name of the field that it stands in."""
+    left: list[tuple[str, Any, int]] = [("", config, 0)]
+    count = 0
+    while left:
+        name, value, depth = left.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_VALUES:
+            raise UserError(f"{path} is nested too deeply, or holds too much")
+        if isinstance(value, dict):
+            left += [(str(key), inner, depth + 1) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(name, inner, depth + 1) for inner in value]
+        else:
+            yield name, value

@@ -1,0 +1,172 @@
+"""What a training run would see of a data set, without training: lines and two contact sheets."""
+
+import os
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .command_line import Parser
+from .data.config import ConditionColumn, DataArguments
+from .flags import flag
+from .settings import find_setting
+
+_NUM_SHOWN, _NUM_LOOKED_AT, _LEFT_OUT_SIDE_PX = 64, 2000, 96
+
+
+@dataclass
+class InspectionConfig(DataArguments):
+    """What to inspect."""
+
+    conditioning: str = flag(
+        "none", "Read the conditions of this setting: none, class, text, embedding, custom.", common=3
+    )
+    seed: int = flag(0, "Hold out the images that a run with this seed holds out.")
+    output_dir: str = flag(".", "Write inspect.png and left_out.png into this folder.", common=5)
+
+    @property
+    def column(self) -> ConditionColumn | None:  # type: ignore[override]
+        """How the column of the conditions is read; None where the setting has none."""
+        return find_setting(self.conditioning).column
+
+
+def parse_config(args: list[str]) -> InspectionConfig:
+    """`FOLDER --conditioning class ...` as a configuration; unreadable images are counted, unless said otherwise."""
+    usage = "cond-pipelines inspect FOLDER [--conditioning class] [...]"
+    parser = Parser("cond-pipelines inspect", InspectionConfig, [InspectionConfig], __doc__ or "", usage=usage)
+    if args and not args[0].startswith("-"):
+        args = ["--train_data_dir", *args]
+    values, unknown = parser.parse(args)
+    parser.refuse_unknown(unknown)
+    config = InspectionConfig(**{"on_bad_image": "skip"} | values)
+    find_setting(config.conditioning)  # a typo is answered before anything is read
+    return config
+
+
+def inspect(config: InspectionConfig) -> str:
+    """The lines that a run begins with and more on sizes, classes, captions and copies; writes the contact sheets.
+
+    Raises:
+        ValueError: in one line: what a run could not use either.
+
+    Example:
+        >>> print(inspect(InspectionConfig(train_data_dir="flowers", conditioning="class")))
+    """
+    from .data.load import load_data
+
+    data = load_data(config)
+    lines = [data.summary()]
+    if data.train is None:
+        return "\n".join(lines)
+    lines += _sizes(data.dataset)
+    conditions = data.dataset.conditions()
+    if data.id2label:
+        lines += _balance(conditions, data.id2label)
+    elif find_setting(config.conditioning).has_captions:
+        lines += _tokens(conditions)
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _sheet(data).save(folder / "inspect.png")
+    lines.append(f"what the network sees: {folder / 'inspect.png'}")
+    left_out = _left_out_sheet(data.account.root, data.account.excluded)
+    if left_out is not None:
+        left_out.save(folder / "left_out.png")
+        lines.append(f"what is left out: {folder / 'left_out.png'}")
+    return "\n".join(lines)
+
+
+def _sizes(dataset: Any) -> list[str]:
+    """Lines on the images' own sizes, on how much is cropped, and on what is converted."""
+    from .data.images import read_header
+
+    rows = dataset.usable[:: max(1, len(dataset.usable) // _NUM_LOOKED_AT)].tolist()
+    headers = []
+    for row in rows:
+        with suppress(OSError):
+            if (header := read_header(dataset.undecoded(row))) is not None:
+                headers.append(header)
+    if not headers:
+        return []
+    heights, widths = (np.array([getattr(h, side) for h in headers]) for side in ("height", "width"))
+    shorter, longer = np.minimum(heights, widths), np.maximum(heights, widths)
+    of = f" (of {len(headers):,} images)" if len(rows) < len(dataset) else ""
+    smaller = int((shorter < dataset.resolution).sum())
+    lines = [
+        f"sizes{of}: {widths.min():,} to {widths.max():,} px wide, {heights.min():,} to {heights.max():,} px high",
+        f"scaled up to {dataset.resolution} px: {smaller:,}; cropped away: {100 * (1 - shorter / longer).mean():.0f} % "
+        "of an image on average",
+    ]
+    modes = Counter(h.mode for h in headers)
+    lines.append("modes: " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()))
+    if profiles := sum(h.has_profile for h in headers):
+        lines.append(f"with a colour profile, converted to sRGB: {profiles:,}")
+    return lines
+
+
+def _balance(conditions: list[Any], id2label: dict[int, str]) -> list[str]:
+    counts = Counter(i for c in conditions for i in (c if isinstance(c, tuple) else [c]) if i is not None)
+    if not counts:
+        return []
+    (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
+    lines = [
+        f"balance: {id2label[most]} has {many:,} images, {id2label[least]} {few:,}: {many / few:.3g} times as many"
+    ]
+    if empty := [name for i, name in id2label.items() if not counts[i]]:
+        lines.append(f"classes without an image: {', '.join(empty[:10])}")
+    return lines
+
+
+def _tokens(conditions: list[Any]) -> list[str]:
+    """Lines on the tokens of captions, by the tokenizer that a run without --text_encoder_name_or_path makes."""
+    from .adapters.text import lost_words
+    from .data.labels import all_of
+    from .networks.text_encoders import train_tokenizer
+
+    captions = [text for text in all_of(conditions) if isinstance(text, str)]
+    if not captions:
+        return []
+    tokenizer = train_tokenizer(captions)
+    lengths = np.array([len(ids) for ids in tokenizer(captions, verbose=False)["input_ids"]])
+    line = f"tokens of a caption: {lengths.min()} to {lengths.max()}, median {int(np.median(lengths))}"
+    return [line, *lost_words(captions, tokenizer, tokenizer.model_max_length)]
+
+
+def _sheet(data: Any) -> Image.Image:
+    """Images after scaling and cropping, in the order of their classes or captions."""
+    from .data.labels import condition_name
+    from .pictures import image_grid, visible
+
+    chosen = np.unique(np.linspace(0, len(data.dataset) - 1, min(_NUM_SHOWN, len(data.dataset))).round().astype(int))
+    names = [condition_name(c, data.id2label) for c in data.conditions(chosen)]
+    order = sorted(range(len(chosen)), key=lambda i: names[i])
+    images = []
+    for i in order:
+        array = data.dataset.centre(int(data.dataset.usable[chosen[i]])).astype(np.float32)
+        scaled = array / 255 if data.dataset.value_range is None else (array + 1) / 2
+        images.append(visible(scaled))
+    with_names = data.dataset.columns.condition is not None
+    return image_grid(images, captions=[names[i] for i in order] if with_names else None)
+
+
+def _left_out_sheet(root: str, left_out: dict[str, list[str]]) -> Image.Image | None:
+    """Some images of each reason for which images are left out, as far as they can be opened."""
+    from .data.images import convert, open_image
+    from .pictures import image_grid
+
+    images, captions = [], []
+    for reason, names in left_out.items():
+        for name in names[: max(1, _NUM_SHOWN // len(left_out))]:
+            with suppress(OSError):
+                image = open_image(os.path.join(root, name))
+                if isinstance(image, Image.Image):
+                    small = convert(image, 3)
+                    small.thumbnail((_LEFT_OUT_SIDE_PX, _LEFT_OUT_SIDE_PX))
+                    square = Image.new("RGB", (_LEFT_OUT_SIDE_PX, _LEFT_OUT_SIDE_PX), "white")
+                    square.paste(small)
+                    images.append(square)
+                    captions.append(f"{name}: {reason}")
+    return image_grid(images, captions=captions) if images else None

@@ -1,0 +1,66 @@
+"""cond-pipelines inspect: what a run would see, in the words of the run."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cond_pipelines.cli import main
+from cond_pipelines.data.load import load_data
+from cond_pipelines.inspection import parse_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(48):
+        name = f"{'cat' if i % 3 else 'dog'}/{i:02}.png"
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16 + i, 16, 3), dtype=np.uint8)).save(tmp_path / "data" / name)
+        rows.append({"file_name": name, "text": "a cat on a mat " * (1 + 20 * (i == 5))})
+    (tmp_path / "data" / "cat" / "01.png").write_bytes(b"broken")
+    frames = [Image.new("RGB", (16, 16), c) for c in ("red", "blue")]
+    frames[0].save(tmp_path / "data" / "cat" / "x.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "data" / "cat" / "1-masklabel.png").write_bytes((tmp_path / "data" / "cat" / "02.png").read_bytes())
+    return tmp_path / "data", rows
+
+
+def test_inspect(folder, tmp_path, capsys):
+    data, rows = folder
+    args = ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out")]
+    main(["inspect", str(data), "--conditioning", "class", *args])
+    printed = capsys.readouterr().out
+    config = parse_config([str(data), "--conditioning", "class", "--cache_dir", str(tmp_path / "cache")])
+    assert load_data(config).summary() + "\n" in printed
+    for line in (
+        "images: 48 usable of 49, 16 px, 3 channel(s)",
+        "1 of 50 images is left out: 1 masks of other images (cat/1-masklabel.png)",
+        "classes (2): cat 32, dog 16; without a label: 0",
+        "skipped: 1",
+        "sizes: 16 to 16 px wide, 16 to 63 px high",
+        "animations, of which the first frame is used: 1",
+        "balance: cat has 32 images, dog 16: 2 times as many",
+    ):
+        assert line in printed
+    assert Image.open(tmp_path / "out" / "inspect.png").size[0] > 64
+    assert Image.open(tmp_path / "out" / "left_out.png").size[0] > 64
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main(["inspect", str(data), "--conditioning=text", *args])
+    printed = capsys.readouterr().out
+    assert "2 of 50 images are left out: 1 masks of other images (cat/1-masklabel.png); 1 without a row" in printed
+    assert re.search(r"captions cut after 64 tokens: 1 of 47; the longest has 10\d tokens", printed)
+
+
+def test_inspect_refuses_in_one_line(tmp_path, capsys):
+    for args, words in (
+        ([str(tmp_path / "nowhere")], "is not a folder"),
+        ([str(tmp_path), "--conditioning", "x"], "--conditioning 'x' is not one of none, class, text"),
+        ([str(tmp_path), "--unknown"], "unknown argument --unknown"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["inspect", *args])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith("error: ") and words in error and error.count("\n") == 1
