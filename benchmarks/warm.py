@@ -126,6 +126,8 @@ class WarmStart:
 
     def close(self) -> None:
         """Start nothing more; what runs goes on."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # processes that were forked meanwhile have it open too
         self._connection.close()
         self._server.wait(timeout=60)
 
