@@ -19,7 +19,7 @@ from cond_pipelines import ConditionalPipeline
 from cond_pipelines.files import append_text
 from cond_pipelines.provenance import run_of_file, run_of_folder, weights_fingerprint
 from cond_pipelines.sharing.card import CardFacts, write_card
-from cond_pipelines.sharing.push import _copy_page
+from cond_pipelines.sharing.contents import copy_page
 from cond_pipelines.training import final_save
 from cond_pipelines.training.checkpoints import _choose, all_checkpoints, broken, read_manifest
 from cond_pipelines.training.ema import average_of_length
@@ -202,7 +202,7 @@ def test_results_of_other_weights_are_not_shown(folder, tmp_path, capsys):
     stage = folder.parent / "stage"
     for name in ("unet", "adapter", "model_index.json"):
         (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, _made(stage) / name)
-    _copy_page(folder, stage)
+    copy_page(folder, stage)
     assert (stage / "samples.png").is_file() and not (stage / "evaluation").exists()
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from training_common import largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline
-from cond_pipelines.sharing.push import _copy_page
+from cond_pipelines.sharing.contents import copy_page
 from cond_pipelines.training import validation
 
 # A twentieth of 60 steps of 32 images is three samples of 12 unguided steps, four times.
@@ -127,7 +127,7 @@ def test_words_where_it_takes_long(whole, capsys, monkeypatch):
 
 
 def test_the_animation_is_pushed_and_shown_and_the_folder_stays(whole, tmp_path):
-    _copy_page(whole, tmp_path)
+    copy_page(whole, tmp_path)
     assert (tmp_path / "samples.gif").is_file() and not (tmp_path / "samples").exists()
     assert (tmp_path / "samples.gif").stat().st_size < 4e6
     assert "![Samples during training](samples.gif)" in (whole / "README.md").read_text(encoding="utf-8")
