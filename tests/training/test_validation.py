@@ -119,10 +119,10 @@ def test_words_where_it_takes_long(whole, capsys, monkeypatch):
     monkeypatch.setattr(validation, "_SILENCE_SEC", 0.0)
     pipe = ConditionalPipeline.from_pretrained(whole)
     pipe.set_progress_bar_config(disable=True)
-    desc = "Sampling the final 3 images"
-    validation.sample_images(pipe, [0, 1, 2], Accelerator(), num_inference_steps=2, desc=desc, batch_size=2)
+    desc, labels = "Sampling the final 66 images", [i % 5 for i in range(66)]  # so small that 64 make a batch
+    validation.sample_images(pipe, labels, Accelerator(), num_inference_steps=2, desc=desc, batch_size=2)
     shown = capsys.readouterr().err
-    assert "Sampling the final 3 images (1 to 2)" in shown and "(3 to 3)" in shown
+    assert "Sampling the final 66 images (1 to 64)" in shown and "(65 to 66)" in shown
     assert pipe._progress_bar_config == {"disable": True}  # as it was
 
 
