@@ -35,4 +35,4 @@ def test_sharding_that_is_not_to_be_had(tmp_path, warm):
     told = process.communicate(timeout=240)[1]
     assert process.returncode == 0, told[-2000:]
     (line,) = [line for line in told.splitlines() if line.startswith("warning: FSDP")]
-    assert line.startswith("warning: FSDP was asked for, this run is NO: nothing is sharded, each of 1 process(es)")
+    assert line.startswith("warning: FSDP is configured, this run is NO: nothing is sharded, each of 1 process(es)")

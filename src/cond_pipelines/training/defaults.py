@@ -55,7 +55,7 @@ def decide(
         )
         chosen.append(why)
     config = fill_defaults(
-        replace(config, gradient_accumulation_steps=config.gradient_accumulation_steps or 1),
+        config,
         num_images=num_images,
         sample_size=sample_size,
         device=device,
@@ -199,14 +199,14 @@ def fill_defaults(
     if fine_tuning:  # so is the text encoder, where it is the parent's
         text_encoder_lr = min(text_encoder_lr, learning_rate)
     averages_itself = config.optimizer == "schedulefree"
-    batch_of_all = batch_size * (config.gradient_accumulation_steps or 1) * _world_size()
+    accumulation = config.gradient_accumulation_steps or 1
+    batch_of_all = batch_size * accumulation * _world_size()
     max_train_steps, num_train_epochs = _length(config, num_images, batch_of_all)
-    num_steps = max_train_steps
-    if num_steps is None and num_train_epochs is not None:
-        num_steps = -(-num_train_epochs * num_images // batch_of_all)
+    num_steps = max_train_steps or -(-(num_train_epochs or 0) * (num_images or 0) // batch_of_all) or None
     chosen = {
         "unet_size": None if fine_tuning else size,
         "train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
         "adapter_lr": config.adapter_lr or adapter_lr,
         "text_encoder_lr": config.text_encoder_lr
