@@ -21,7 +21,7 @@ from cond_pipelines.training.defaults import fast_precision
 LOG_EVERY = 5
 
 
-def told_nothing(unet: torch.nn.Module, batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
+def no_condition(unet: torch.nn.Module, batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Zeros for both inputs of the UNet's socket."""
     return {
         "encoder_hidden_states": torch.zeros(batch_size, 1, unet.config.cross_attention_dim, device=device),
@@ -59,12 +59,12 @@ def bare_steps(
         unet.compile(backend=compile_backend)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     x_t, target = torch.randn(2, batch, channels, size, size, device=device)  # (B, C, H, W) each
-    told = told_nothing(unet, batch, device)
+    inputs = no_condition(unet, batch, device)
     t, sec = torch.rand(batch, device=device) * 1000, []
     for _ in range(options.steps + options.warmup):
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            prediction = unet(x_t, t, **told).sample
+            prediction = unet(x_t, t, **inputs).sample
         loss = (prediction.float() - target).square().mean()
         loss.backward()
         optimizer.step()

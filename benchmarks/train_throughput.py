@@ -28,7 +28,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from train_overhead import LOG_EVERY, bare_steps, by_fives, means_of_log, told_nothing
+from train_overhead import LOG_EVERY, bare_steps, by_fives, means_of_log, no_condition
 
 from cond_pipelines import TextAdapter, TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
@@ -149,15 +149,15 @@ def plain_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
         t = torch.randint(0, 1000, (len(images),), device=images.device).long()  # (B,)
         x_t = scheduler.add_noise(images, noise, t)
         with accelerator.accumulate(unet):
-            told = told_nothing(accelerator.unwrap_model(unet), len(images), images.device)
+            inputs = no_condition(accelerator.unwrap_model(unet), len(images), images.device)
             if encoder is not None:
                 words = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
                 words = {name: x.to(images.device) for name, x in words.items()}
                 words.pop("token_type_ids", None)
                 with torch.no_grad():
-                    told = adapter(adapter.encode(words, encoder)).unet_kwargs()
+                    inputs = adapter(adapter.encode(words, encoder)).unet_kwargs()
             with autocast:
-                prediction = unet(x_t, t, **told).sample
+                prediction = unet(x_t, t, **inputs).sample
             loss = torch.nn.functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
             accelerator.gather(loss.repeat(options.train_batch_size)).mean().item()
             accelerator.backward(loss)
@@ -179,9 +179,9 @@ def model_flops(options: argparse.Namespace) -> float:
         channels = getattr(options, "channels", 3)
         unet = build_unet(options.unet_size, sample_size=options.resolution, channels=channels)
         x = torch.zeros(options.train_batch_size, channels, options.resolution, options.resolution)
-        told = told_nothing(unet, options.train_batch_size, torch.device("meta"))
+        inputs = no_condition(unet, options.train_batch_size, torch.device("meta"))
         with FlopCounterMode(display=False) as counter:
-            unet(x, torch.zeros(options.train_batch_size), **told).sample.sum().backward()
+            unet(x, torch.zeros(options.train_batch_size), **inputs).sample.sum().backward()
     return counter.get_total_flops()
 
 

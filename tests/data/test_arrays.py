@@ -98,7 +98,7 @@ def test_folders_of_arrays(tmp_path):
     lines = [{"file_name": f"{name}.npy", "text": name} for name in ("water/b", "town/c")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = load_source(str(tmp_path), cache_dir=str(tmp_path / "cache"))
-    assert found["text"][:] == ["water/b", "town/c"] and found["label"][:] == ["water", "town"]
+    assert found["text"][:] == ["water/b", "town/c"] and found["label"][:] == [1, 0]
 
 
 @pytest.mark.parametrize("cache_images", [False, True])

@@ -147,9 +147,11 @@ def test_class_folders_and_captions_together(tmp_path):
     assert read(folder)[1:3] == (["cat", "dog"], ["a cat", "a dog"])
     (folder / "metadata.csv").write_text("file_name,text\ncat/1.png,one\ndog/2.png,two\n")
     rows = load_source(str(folder))
-    assert rows["label"][:] == ["cat", "dog"] and rows["text"][:] == ["one", "two"]
+    assert rows.features["label"].int2str(rows["label"][:]) == ["cat", "dog"] and rows["text"][:] == ["one", "two"]
     assert find_columns(rows.features, SETTINGS["class"].column).condition == "label"
     assert find_columns(rows.features, SETTINGS["text"].column).condition == "text"
+    (folder / "metadata.csv").write_text("file_name,what it shows\ncat/1.png,one\ndog/2.png,two\n")
+    assert find_columns(load_source(str(folder)).features, SETTINGS["text"].column).condition == "what it shows"
 
 
 def test_repeats_of_kohya_are_no_classes(tmp_path):

@@ -55,9 +55,8 @@ def read_folder(tree: Tree, kind: str, split: str, account: Account) -> datasets
         _say_repeats(repeats, account)
         columns[REPEATS] = [repeats.get(name or "", 1) for name in classes]
     elif names:
-        ids = {name: i for i, name in enumerate(names)}
-        columns["label"] = [None if name is None else ids[name] for name in classes]
-        features["label"] = datasets.ClassLabel(names=names)
+        columns |= _labels(classes, names)
+        features |= _class_label(names)
     return _dataset([tree.path(name) for name in images], columns, features)
 
 
@@ -224,5 +223,15 @@ def _with_metadata(tree: Tree, images: list[str], tables: list[str], account: Ac
     if not arrays.keys() & _LABELS:
         classes, names = _classes(paths, account)
         if len(names) > 1 and not repeats_of(names):
-            arrays["label"] = pa.array(classes, pa.string())
+            return _dataset([tree.path(name) for name in paths], arrays | _labels(classes, names), _class_label(names))
     return _dataset([tree.path(name) for name in paths], arrays, {})
+
+
+def _labels(classes: list[str | None], names: list[str]) -> dict[str, list[int | None]]:
+    """The column of labels, as numbers of `names`."""
+    ids = {name: i for i, name in enumerate(names)}
+    return {"label": [None if name is None else ids[name] for name in classes]}
+
+
+def _class_label(names: list[str]) -> dict[str, Any]:
+    return {"label": datasets.ClassLabel(names=names)}

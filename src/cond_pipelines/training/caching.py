@@ -55,14 +55,14 @@ def cache_latents(config: TrainingConfig, data: TrainingData, pipe: ConditionalP
         usable = set(dataset.usable.tolist())
         for rows in tqdm(_batches(list(range(len(dataset.rows)))), desc="Encoding images", unit="batch"):
             pixels = {row: dataset.centre(row) for row in rows if row in usable}  # (H, W, C) each
-            found: dict[tuple[int, bool], np.ndarray] = {}
+            posteriors: dict[tuple[int, bool], np.ndarray] = {}
             for flip, shape in itertools.product(flips, {p.shape for p in pixels.values()}):
-                some = [row for row, p in pixels.items() if p.shape == shape]
-                batch = torch.from_numpy(np.stack([pixels[row][:, ::-1] if flip else pixels[row] for row in some]))
+                same_size = [row for row, p in pixels.items() if p.shape == shape]
+                batch = torch.from_numpy(np.stack([pixels[row][:, ::-1] if flip else pixels[row] for row in same_size]))
                 batch = signed(batch.permute(0, 3, 1, 2).contiguous().to(device))  # (B, C, H, W)
-                for row, posterior in zip(some, vae_posterior(pipe.vae, batch).float().cpu().numpy(), strict=True):
-                    found[row, flip] = posterior
-            yield from (found.get((row, flip)) for row in rows for flip in flips)
+                for row, posterior in zip(same_size, vae_posterior(pipe.vae, batch).float().cpu().numpy(), strict=True):
+                    posteriors[row, flip] = posterior
+            yield from (posteriors.get((row, flip)) for row in rows for flip in flips)
 
     dataset.latents = stored(cache_folder(config, "latents", *depends_on), make)
 
@@ -85,7 +85,7 @@ def x_0_of(pipe: ConditionalPipeline, batch: Batch, seed: int, device: torch.dev
 
 # ---------------------------------------------------------------------------------------------------------- text
 class StoredFeatures:
-    """Features of captions on disk, found by their token ids; on the CPU.
+    """Features of captions on disk, by their token ids; on the CPU.
 
     Args:
         keys: of each caption, as `ConditionEncoder.keys` makes them.

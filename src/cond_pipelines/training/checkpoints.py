@@ -141,19 +141,19 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
     The order is that in which they were written: a run that goes back to step 5 leaves an older checkpoint-10.
     """
-    found = [p for p in folder.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file()]
-    numbers = {path: manifest.number for path, manifest in _manifests(found)}  # unknown: damaged, looked at first
-    return sorted(found, key=lambda p: (numbers.get(p, float("inf")), int(p.name.removeprefix("checkpoint-"))))
+    complete = [p for p in folder.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file()]
+    numbers = {path: manifest.number for path, manifest in _manifests(complete)}  # unknown: damaged, looked at first
+    return sorted(complete, key=lambda p: (numbers.get(p, float("inf")), int(p.name.removeprefix("checkpoint-"))))
 
 
 def _manifests(paths: list[Path]) -> list[tuple[Path, Manifest]]:
-    found = []
+    readable = []
     for path in paths:
         try:
-            found.append((path, read_manifest(path)))
+            readable.append((path, read_manifest(path)))
         except ValueError:
             continue
-    return found
+    return readable
 
 
 def _readable(folder: Path) -> list[tuple[Path, Manifest]]:
@@ -247,13 +247,13 @@ def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str 
             return None, f"no complete checkpoint there (in {folder}: {there})"
         problem = broken(path)
         return str(path), problem and f"{path}: {problem}"
-    found = all_checkpoints(folder)
+    known = all_checkpoints(folder)
     others = {
-        p: manifest.run for p, manifest in _manifests(found) if run is not None and manifest.run not in (run, None)
+        p: manifest.run for p, manifest in _manifests(known) if run is not None and manifest.run not in (run, None)
     }
     for path, theirs in others.items():
         tqdm.write(f"warning: {path} is passed over: it is of another run ({theirs}, this folder is of {run})")
-    for path in reversed([path for path in found if path not in others]):
+    for path in reversed([path for path in known if path not in others]):
         problem = broken(path)
         if problem is None:
             return str(path), None

@@ -88,8 +88,8 @@ class WeightAverage:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_steps = state["num_steps"]
-        found = [as_sharded(value, mine) for value, mine in zip(state["values"], self.values, strict=True)]
-        torch._foreach_copy_([local_part(mine) for mine in self.values], found)
+        saved = [as_sharded(value, mine) for value, mine in zip(state["values"], self.values, strict=True)]
+        torch._foreach_copy_([local_part(mine) for mine in self.values], saved)
 
 
 @contextmanager

@@ -58,24 +58,29 @@ def loaded_identity(
     Args:
         pipe: before it is trained. parent: `parent_fingerprint`.
     """
-    found: dict[str, Any] = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
-    found |= {"scheduler": type(pipe.scheduler).__name__}
-    found |= {"prediction_type": pipe.scheduler.config.get("prediction_type")}
-    found |= {name: getattr(objective, name, None) for name in ("logit_mean", "logit_std", "snr_gamma")}
+    loaded: dict[str, Any] = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
+    loaded |= {"scheduler": type(pipe.scheduler).__name__}
+    loaded |= {"prediction_type": pipe.scheduler.config.get("prediction_type")}
+    loaded |= {name: getattr(objective, name, None) for name in ("logit_mean", "logit_std", "snr_gamma")}
     own = own_arguments(objective, pipe.scheduler)
-    found |= {"objective": name_of(type(objective)), "objective_config": json.dumps(own) if own else None}
-    found |= {"lora_alpha": config.lora_alpha or config.rank}
+    loaded |= {"objective": name_of(type(objective)), "objective_config": json.dumps(own) if own else None}
+    loaded |= {"lora_alpha": config.lora_alpha or config.rank}
     weights = {"pretrained_model": parent}
     for name, part in (("text_encoder", "text_encoder"), ("pretrained_vae_model", "vae")):
         is_given = getattr(config, f"{name}_name_or_path") is not None
         weights[name] = fingerprint_of(pipe.components[part])[:12] if is_given else None
-    found |= {f"{name}_name_or_path": of and f"with the weights {of}" for name, of in weights.items()}
-    found |= {"data set": data.dataset.fingerprint(), "held_out_by": data.held_out_by}
+    loaded |= {f"{name}_name_or_path": of and f"with the weights {of}" for name, of in weights.items()}
+    loaded |= {"data set": data.dataset.fingerprint(), "held_out_by": data.held_out_by}
     if data.train is not None:
-        found |= {"content of the data": data.content, FILE_TIMES: data.dataset.times_of_files()}
+        loaded |= {"content of the data": data.content, FILE_TIMES: data.dataset.times_of_files()}
     else:  # the content of a stream is not known
-        found["stream"] = [config.train_data_dir, config.dataset_name, config.dataset_config_name, config.dataset_split]
-    return found
+        loaded["stream"] = [
+            config.train_data_dir,
+            config.dataset_name,
+            config.dataset_config_name,
+            config.dataset_split,
+        ]
+    return loaded
 
 
 @dataclass
