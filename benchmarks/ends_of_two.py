@@ -8,31 +8,34 @@
 Prints how many of the runs ended, and with which exit codes. Exit code 1: one did not end in `--limit_sec`, or with
 another code than it should.
 
-`--launcher fork` forks both processes from one that has imported everything, and holds the store for them as torchrun's
-agent does. So a run needs no imports; all else is the same, the end of the process too. `--nice_gloo` gives gloo's
-threads the lowest priority: they come last to let go of what they hold, and that is what an end must survive.
+`--launcher warm` forks both processes from one that has imported everything, and holds the store for them as torchrun's
+agent does (see warm.py). So a run needs no imports; all else is the same, the end of the process too. `--nice_gloo`
+gives gloo's threads the lowest priority: they come last to let go of what they hold, and that is what an end must
+survive.
 """
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+from processes import kill_all
+from warm import WarmProcess, WarmStart
+
 if TYPE_CHECKING:
     import datasets
 
+Process = WarmProcess | subprocess.Popen
 NUM_PROCESSES = 2
 FLAGS = {
     "conditioning": "class",
@@ -42,13 +45,13 @@ FLAGS = {
     "train_batch_size": 4,
     "max_train_steps": 3,
     "validation_steps": 0,
-    "num_validation_images": 2,
     "mixed_precision": "no",
     "report_to": "none",
     "default_num_inference_steps": 1,
     "default_guidance_scale": 1.0,
 }
 EVALUATION_FLAGS = {"num_samples": 16, "num_inference_steps": 1, "feature_extractor": "pixels", "num_real": 32}
+EVALUATION_FLAGS |= {"dataset_name": FLAGS["dataset_name"]}
 EVALUATION_FLAGS |= {"dataset_name": FLAGS["dataset_name"]}
 EXPECTED = {"success": 0, "failure": 1}
 BUSY = "while True: pass"
@@ -57,7 +60,7 @@ BUSY = "while True: pass"
 def few_shapes() -> "datasets.Dataset":
     from cond_pipelines.data.shapes import load_shapes
 
-    return load_shapes(32)
+    return load_shapes(96)  # of fewer than 64 none are held out
 
 
 def as_flags(values: dict[str, object]) -> list[str]:
@@ -75,82 +78,47 @@ def command(options: argparse.Namespace, folder: Path, model: Path | None) -> tu
     return "cond_pipelines.training", as_flags(FLAGS | changed)
 
 
-def start_by_torchrun(module: str, args: list[str], env: dict[str, str]) -> list[int]:
+def launch(options: argparse.Namespace, warm: WarmStart, module: str, args: list[str]) -> Process:
+    """Start the run: a process whose exit code is 0 where both ended well."""
+    if options.launcher == "warm":
+        return warm.start(["-m", module, *args], num_processes=NUM_PROCESSES)
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_PROCESSES}", "-m", module]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return [subprocess.Popen([sys.executable, "-m", *launcher, *args], env=env, **pipes).pid]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *launcher, *args], env=warm.env, **pipes)
 
 
-def start_by_fork(module: str, args: list[str], env: dict[str, str]) -> list[int]:
-    """Both processes, forked; the store is this process's, as it is the agent's under torchrun."""
-    from torch.distributed import TCPStore
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_by_fork.store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    env |= {"WORLD_SIZE": str(NUM_PROCESSES), "LOCAL_WORLD_SIZE": str(NUM_PROCESSES), "TORCHELASTIC_RUN_ID": "ends"}
-    found = []
-    for rank in range(NUM_PROCESSES):
-        pid = os.fork()
-        if not pid:
-            run_forked(module, args, env | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        found.append(pid)
-    return found
-
-
-def run_forked(module: str, args: list[str], env: dict[str, str]) -> None:
-    """As `python -m module *args`, in the process that was forked; it ends as that would."""
-    import runpy
-
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        os.dup2(quiet, number)
-    os.environ.update(env)
-    sys.argv = [module, *args]
-    code = 1
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as error:
-        code = error.code
-    except BaseException:
-        traceback.print_exc()
-    # A process that comes here ends with Python's destructors, but not through the frames of the one that forked it.
-    ctypes.pythonapi.Py_FinalizeEx()
-    os._exit(code or 0)
-
-
-def wait(pids: list[int], options: argparse.Namespace) -> list[int | None]:
-    """Their exit codes; None of one that did not end in time, which is killed."""
-    end, codes = time.monotonic() + options.limit_sec, dict.fromkeys(pids)
-    while None in codes.values() and time.monotonic() < end:
-        for pid in [pid for pid, code in codes.items() if code is None]:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-            elif options.nice_gloo:
-                nice_gloo(pid)
+def wait(process: Process, options: argparse.Namespace) -> int | None:
+    """Its exit code; None where it did not end in time, and then it is killed with all that it started."""
+    end, texts = time.monotonic() + options.limit_sec, []
+    # A full pipe would hold it up.
+    reader = threading.Thread(target=lambda: texts.extend(process.communicate(timeout=2 * options.limit_sec)))
+    reader.start()
+    while reader.is_alive():
+        if time.monotonic() > end:
+            kill_all(process)
+            return None
+        if options.nice_gloo:
+            nice_gloo(process.pid)
         time.sleep(0.02)
-    for pid in [pid for pid, code in codes.items() if code is None]:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    return list(codes.values())
+    if process.returncode != EXPECTED[options.end]:
+        print(texts[1][-500:])
+    return process.returncode
 
 
 def nice_gloo(pid: int) -> None:
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):
-            if "gloo" in (task / "comm").read_text():
-                os.setpriority(os.PRIO_PROCESS, int(task.name), 19)
+    """Of all children of the launcher `pid`."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for process in psutil.Process(pid).children():
+            for task in Path(f"/proc/{process.pid}/task").glob("*"):
+                if "gloo" in (task / "comm").read_text():
+                    os.setpriority(os.PRIO_PROCESS, int(task.name), 19)
 
 
 def main() -> None:
     """Run them; exit code 1 where one did not end as it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_runs", type=int, default=200)
-    parser.add_argument("--launcher", choices=["fork", "torchrun"], default="fork")
+    parser.add_argument("--launcher", choices=["warm", "torchrun"], default="warm")
     parser.add_argument("--command", choices=["train", "evaluate"], default="train")
     parser.add_argument("--end", choices=list(EXPECTED), default="success")
     parser.add_argument("--limit_sec", type=float, default=180.0, help="a run that takes longer hangs")
@@ -159,11 +127,10 @@ def main() -> None:
     here = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
-    root = Path(tempfile.mkdtemp(prefix="ends_of_two_"))  # no TemporaryDirectory: a forked process would delete it
     try:
-        counts, seconds = run_all(options, env, root)
+        with tempfile.TemporaryDirectory(prefix="ends_of_two_") as root, WarmStart(env) as warm:
+            counts, seconds = run_all(options, warm, Path(root))
     finally:
-        shutil.rmtree(root, ignore_errors=True)
         for process in busy:
             process.kill()
             process.wait(timeout=60)
@@ -173,32 +140,22 @@ def main() -> None:
     raise SystemExit(0 if set(counts) == {str(EXPECTED[options.end])} else 1)
 
 
-def run_all(options: argparse.Namespace, env: dict[str, str], root: Path) -> tuple[Counter, float]:
+def run_all(options: argparse.Namespace, warm: WarmStart, root: Path) -> tuple[Counter, float]:
     """How often each exit code came ("None": it did not end), and the mean time."""
     counts: Counter = Counter()
     model = root / "model"
     if options.command == "evaluate":
         args = as_flags(FLAGS | {"output_dir": model, "validation_fraction": 0.4})
-        subprocess.run([sys.executable, "-m", "cond_pipelines.training", *args], env=env, check=True, timeout=600)
-    if options.launcher == "fork":
-        import_everything()
+        subprocess.run([sys.executable, "-m", "cond_pipelines.training", *args], env=warm.env, check=True, timeout=600)
     start = time.monotonic()
     for number in range(options.num_runs):
         folder = root / str(number)
         folder.mkdir()
-        module, args = command(options, folder, model)
-        launch = start_by_fork if options.launcher == "fork" else start_by_torchrun
-        codes = wait(launch(module, args, dict(env)), options)
-        worst = next((code for code in codes if code is None), max((c or 0 for c in codes), key=abs))
-        counts[str(worst)] += 1
-        print(f"run {number + 1}: {codes}; {dict(counts)}", flush=True)
+        code = wait(launch(options, warm, *command(options, folder, model)), options)
+        counts[str(code)] += 1
+        print(f"run {number + 1}: {code}; {dict(counts)}", flush=True)
         shutil.rmtree(folder)
     return counts, (time.monotonic() - start) / options.num_runs
-
-
-def import_everything() -> None:
-    import cond_pipelines.evaluation.evaluate
-    import cond_pipelines.training.loop  # noqa: F401
 
 
 if __name__ == "__main__":

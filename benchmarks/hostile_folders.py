@@ -4,7 +4,8 @@
 
 Each folder is a model that works, with one to four faults: names, links, indices of weights, YAML, JSON, safetensors
 headers, text of terminals and web pages, pickles, pipes. An audit hook of the interpreter is the judge: what is opened,
-executed, started or unpickled. Prints one JSON object; `benchmarks/results/hostile_folders.json` holds a whole sweep.
+executed, started or unpickled. Prints one JSON object, and a line on stderr every 50 folders. 500 folders take about an
+hour on one core; `benchmarks/results/hostile_folders.json` holds 40 of them through the commands that load networks.
 """
 
 import argparse
@@ -409,6 +410,8 @@ def sweep(model: Path, work: Path, seeds: range, only: tuple[str, ...] = ()) -> 
             words = "+".join(fault.__name__ for fault in faults)
             problems += [f"seed {seed} {name} ({words}): {problem}" for problem in found]
             shutil.rmtree(place)
+        if (seed - seeds.start) % 50 == 49:
+            print(f"{seed - seeds.start + 1} folders, {len(problems)} problems", file=sys.stderr, flush=True)
     return {
         "folders": len(seeds),
         "ends": dict(sorted(ends.items())),

@@ -5,7 +5,8 @@
 
 Kills come while the run starts, while it trains and while it saves. Prints how many came during a save, the most steps
 that one kill lost, and whether weights (EMA) and loss log are bit-identical. The model is tiny: a step takes
-milliseconds, so that saves are a good part of the time.
+milliseconds, so that saves are a good part of the time. The runs are forked from a process that has imported the
+libraries (see warm.py).
 """
 
 import argparse
@@ -14,13 +15,13 @@ import json
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from processes import kill_all
 from safetensors.torch import load_file
+from warm import WarmProcess, WarmStart
 
 from cond_pipelines.data.shapes import load_shapes
 
@@ -33,11 +34,9 @@ def drawn_shapes(root: Path) -> Path:
     return root / "shapes"
 
 
-def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
+def start(folder: Path, options: argparse.Namespace, warm: WarmStart) -> WarmProcess:
     """The same command every time, as a scheduler would restart it."""
     num_processes = options.num_processes
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
-    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "cond_pipelines.training"]
     flags = {
         "conditioning": options.conditioning,
         "train_data_dir": options.train_data_dir,
@@ -56,9 +55,13 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
         "resume_from_checkpoint": "latest",
         "output_dir": folder,
     }
-    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    args = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return warm.start(["-m", "cond_pipelines.training", *args], num_processes=num_processes, quiet=True)
+
+
+def warm_start() -> WarmStart:
+    """What the runs are forked from."""
+    return WarmStart(os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
 
 
 def saved_step(folder: Path) -> int:
@@ -83,11 +86,11 @@ def result(folder: Path) -> tuple[dict, list]:
     return weights, [{k: v for k, v in line.items() if not k.endswith("_sec")} for line in lines]
 
 
-def wait_for_an_instant(process: subprocess.Popen, folder: Path, rng: random.Random) -> None:
+def wait_for_an_instant(process: WarmProcess, folder: Path, rng: random.Random) -> None:
     """A random one of three kinds: while the run starts, while it trains, while it saves."""
     kind, before = rng.choice(["start", "train", "train", "save"]), logged_step(folder)
     if kind == "start":
-        _sleep(process, rng.uniform(0, 15))
+        _sleep(process, rng.uniform(0, 4))
         return
     while process.poll() is None and logged_step(folder) <= before:
         time.sleep(0.001)
@@ -98,7 +101,7 @@ def wait_for_an_instant(process: subprocess.Popen, folder: Path, rng: random.Ran
         _sleep(process, rng.uniform(0, 0.1))
 
 
-def _sleep(process: subprocess.Popen, sec: float) -> None:
+def _sleep(process: WarmProcess, sec: float) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=sec)
 
@@ -116,11 +119,12 @@ def main() -> None:
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
     whole, killed = root / "whole", root / "killed"
     options.train_data_dir = drawn_shapes(root)
-    if start(whole, options).wait(timeout=3600) != 0:
+    warm = warm_start()
+    if start(whole, options, warm).wait(timeout=3600) != 0:
         raise SystemExit("the run that nobody disturbs failed")
     kills, during_save, lost = 0, 0, 0
     while kills < options.num_kills:
-        process = start(killed, options)
+        process = start(killed, options, warm)
         wait_for_an_instant(process, killed, rng)
         if process.poll() is not None:
             raise SystemExit(
@@ -132,7 +136,7 @@ def main() -> None:
         lost = max(lost, logged_step(killed) - saved_step(killed))
         where = ", during a save" if unfinished else ""
         print(f"kill {kills}: logged step {logged_step(killed)}, saved {saved_step(killed)}{where}", flush=True)
-    if start(killed, options).wait(timeout=3600) != 0:
+    if start(killed, options, warm).wait(timeout=3600) != 0:
         raise SystemExit(f"the resumed run failed, after {kills} kills")
     (weights, log), (expected, expected_log) = result(killed), result(whole)
     same = weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill_test import SAVE_EVERY, drawn_shapes, logged_step, result, saved_step, start
+from kill_test import SAVE_EVERY, drawn_shapes, logged_step, result, saved_step, start, warm_start
 from processes import kill_all
 
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
@@ -71,13 +71,14 @@ def main() -> None:
     rng, root = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="power_cut_"))
     how |= {"max_train_steps": options.max_train_steps, "train_data_dir": drawn_shapes(root)}
     how = argparse.Namespace(**how)
-    if start(root / "whole", how).wait(timeout=3600) != 0:
+    warm = warm_start()
+    if start(root / "whole", how, warm).wait(timeout=3600) != 0:
         raise SystemExit("the run that nobody disturbs failed")
     disk, lost_most, resumed, during_save = Disk(root), 0, 0, 0
     folder = disk.folder / "run"
     print("| cut | steps done | newest whole checkpoint | lost | damaged | resumed |\n|---|---|---|---|---|---|")
     try:
-        process = start(folder, how)
+        process = start(folder, how, warm)
         for cut in range(1, options.num_cuts + 1):
             _train_a_little(process, folder, rng)
             done = max(logged_step(folder), saved_step(folder))  # the log has every fourth
@@ -88,7 +89,7 @@ def main() -> None:
             whole = [path for path in all_checkpoints(folder) if broken(path) is None]
             damaged = len(list(folder.glob("checkpoint-*"))) - len(whole)
             saved = max((int(path.name.split("-")[1]) for path in whole), default=0)
-            process = start(folder, how)
+            process = start(folder, how, warm)
             went_on = _goes_on(process, folder, saved)
             resumed, lost_most = resumed + went_on, max(lost_most, done - saved)
             print(

@@ -22,6 +22,8 @@ import accelerate
 import datasets
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from cond_pipelines import TrainingConfig, train
@@ -51,6 +53,12 @@ def launch_arguments(kind: str, num_processes: int) -> list[str]:
     """What `accelerate launch` is given; port 0 is a free one."""
     arguments = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
     return [*arguments, "--config_file", str(ROOT / f"training/accelerate/{kind}.yaml")]
+
+
+def launch_environment(kind: str, num_processes: int) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for the file of `kind`, but for the ranks."""
+    launcher = launch_command_parser().parse_args([*launch_arguments(kind, num_processes), "script"])
+    return prepare_multi_gpu_env(_validate_launch_command(launcher)[0])
 
 
 def command(kind: str, num_processes: int) -> list[str]:

@@ -1,8 +1,6 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -504,7 +502,7 @@ np.save(sys.argv[2], images)
 """
 
 
-def test_a_third_partys_adapter_reloads_in_another_process(tmp_path, subprocess_env):
+def test_a_third_partys_adapter_reloads_in_another_process(tmp_path, warm):
     unet = tiny_unet()
     adapter = trained(AngleAdapter.for_unet(unet, num_waves=3), std=2.0)
     pipe = quiet(ConditionalPipeline(unet, FlowMatchEulerDiscreteScheduler(), adapter, default_num_inference_steps=3))
@@ -514,9 +512,9 @@ def test_a_third_partys_adapter_reloads_in_another_process(tmp_path, subprocess_
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["adapter"][1] == "AngleAdapter"
     assert index["_adapter_from"] == "angle_adapter.adapter", "its import path is its registration"
-    command = [sys.executable, "-c", LOAD_ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "images.npy")]
-    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    process = warm.start(["-c", LOAD_ELSEWHERE, tmp_path / "model", tmp_path / "images.npy"])
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, told
     assert np.array_equal(np.load(tmp_path / "images.npy"), expected)
 
 

@@ -1,7 +1,5 @@
 import configparser
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,17 +49,16 @@ def test_console_script_is_this_one():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_are_thin_and_of_their_setting(name, subprocess_env, tmp_path):
+def test_scripts_are_thin_and_of_their_setting(name, warm, tmp_path):
     script = ROOT / "training" / f"{name}.py"
     assert len(script.read_text().splitlines()) <= 20
     image_only = ["--dataset_name", "test_cli:images_only", "--report_to", "none", "--output_dir", str(tmp_path)]
     # Without a condition the setting shows in what is missed.
-    command = [sys.executable, str(script), *image_only, "--max_train_steps", "1", "--resolution", "1"]
-    env = subprocess_env | {"PYTHONPATH": f"{subprocess_env['PYTHONPATH']}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr[-2000:]
+    process = warm.start([script, *image_only, "--max_train_steps", "1", "--resolution", "1"])
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, told[-2000:]
     missed = {"none": "UNet size 'xs' halves 1 times", "class": "no label column", "text": "no caption column"}
-    assert missed[SCRIPTS[name]] in done.stderr
+    assert missed[SCRIPTS[name]] in told
 
 
 def images_only():

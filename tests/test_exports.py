@@ -101,6 +101,10 @@ def test_help_and_mistakes_are_answered_before_torch_is_imported():
         "quiet = (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()))",
         f"run = [(command, args) for args in {commands}] + [(training, ['--help']), (evaluate, ['--help'])]",
         "exec('for main, args in run:\\n with contextlib.suppress(SystemExit), quiet[0], quiet[1]:\\n  main(args)')",
+        "import runpy",
+        "sys.argv = ['demo', '--help']",
+        "of_demo = lambda: runpy.run_module('cond_pipelines.demo', None, '__main__')",
+        "exec('with contextlib.suppress(SystemExit), quiet[0]: of_demo()')",
     )
     modules = set(imported_by(*code))
     assert {"cond_pipelines.training.arguments", "cond_pipelines.evaluation.config"} <= modules

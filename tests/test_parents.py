@@ -412,10 +412,10 @@ def test_to_stable_diffusion_refuses_what_would_not_be_equal():
             pipe.to_stable_diffusion()
         assert "\n" not in str(error.value)
 
-    refused(UnconditionalPipeline.from_pipe(parent), "UnconditionalAdapter tells the UNet something else")
+    refused(UnconditionalPipeline.from_pipe(parent), "UnconditionalAdapter gives the UNet something else")
     text = tiny_text()
     adapter = TextAdapter.for_unet(parent.unet, text_encoder=text["text_encoder"])
-    refused(TextToImagePipeline.from_pipe(parent, adapter=adapter, **text), "TextAdapter tells the UNet something else")
+    refused(TextToImagePipeline.from_pipe(parent, adapter=adapter, **text), "TextAdapter gives the UNet something else")
     refused(TextToImagePipeline.from_pipe(pipe, scheduler=diffusers.DDIMScheduler()), "steps_offset=0 to 1")
     flow = diffusers.FlowMatchEulerDiscreteScheduler()
     refused(TextToImagePipeline.from_pipe(pipe, scheduler=flow), "flow-matching")

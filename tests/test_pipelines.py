@@ -294,7 +294,7 @@ def test_help_shows_the_sampling_arguments():
 
 
 def test_the_arguments_have_the_same_types_for_a_call_and_for_type_checkers():
-    names = {"ConditionalPipeline": ConditionalPipeline, "StepCallback": object}
+    names = {"ConditionalPipeline": ConditionalPipeline, "StepCallback": object, "BaseGuidance": object}
     types = [typing.get_type_hints(cls, localns=names) for cls in (Sampling, SamplingArguments)]
     assert types[0] == types[1]
 

@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2D
 from diffusers.utils.dynamic_modules_utils import check_imports
 from hub_server import READ_TOKEN, TOKEN
 from pipelines_common import generators, make_components, quiet, tiny_unet, tiny_vae, trained
+from warm import WarmStart
 
 from cond_pipelines import (
     ClassConditionalPipeline,
@@ -300,7 +301,7 @@ def test_pickles_are_not_written(text_model, tmp_path):
 # ------------------------------------------------------------------------------------------------ diffusers alone
 @pytest.fixture(scope="session")
 def diffusers_only(tmp_path_factory):
-    """The Python of a virtual environment that has all that is installed here, but cond_pipelines."""
+    """Starts commands in a virtual environment that has all that is installed here, but cond_pipelines."""
     folder = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=120)
     packages = folder / "packages"
@@ -310,7 +311,11 @@ def diffusers_only(tmp_path_factory):
             (packages / path.name).symlink_to(path)
     site = next((folder / "venv").glob("lib/python*/site-packages"))
     (site / "packages.pth").write_text(f"{packages}\n")
-    return folder / "venv/bin/python"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with WarmStart(
+        env, ["diffusers.pipelines.pipeline_utils", "transformers"], python=folder / "venv/bin/python"
+    ) as warm:
+        yield warm
 
 
 ALONE = """
@@ -332,9 +337,9 @@ for place, setting, out, again in zip(*[iter(sys.argv[1:])] * 4):
 """
 
 
-def run_alone(python, *args, code=ALONE):
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run([python, "-c", code, *map(str, args)], env=env, capture_output=True, text=True, timeout=240)
+def run_alone(warm, *args, code=ALONE):
+    process = warm.start(["-c", code, *args])
+    return process.communicate(timeout=240)[1], process.returncode
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -342,8 +347,8 @@ def test_diffusers_alone(where, diffusers_only, tmp_path, hub):
     """Every kind of model, one after the other in one process; and what it saves loads here again."""
     models = [saved(kind, tmp_path / kind) for kind in KINDS]
     jobs = [(at(where, folder, hub), setting, f"{folder}.npy", f"{folder}.again") for setting, _, folder in models]
-    done = run_alone(diffusers_only, *[arg for job in jobs for arg in job])
-    assert done.returncode == 0, done.stderr
+    told, code = run_alone(diffusers_only, *[arg for job in jobs for arg in job])
+    assert code == 0, told
     for setting, expected, folder in models:
         assert np.array_equal(np.load(f"{folder}.npy"), expected)
         assert np.array_equal(call(quiet(ConditionalPipeline.from_pretrained(f"{folder}.again")), setting), expected)
@@ -365,14 +370,14 @@ def test_a_third_party_adapter_in_one_file_travels(angle_model, diffusers_only, 
     pipe.push_to_hub("me/angle", token=TOKEN)
     places = {"folder": folder, "hub": "me/angle"}
     jobs = [(place, "angle", tmp_path / f"{name}.npy", tmp_path / f"{name}.again") for name, place in places.items()]
-    done = run_alone(diffusers_only, *[arg for job in jobs for arg in job])
-    assert done.returncode == 0, done.stderr
+    told, code = run_alone(diffusers_only, *[arg for job in jobs for arg in job])
+    assert code == 0, told
     for name, place in places.items():
         assert np.array_equal(call(quiet(ConditionalPipeline.from_pretrained(place)), "angle"), expected)
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected)
 
 
-def test_a_third_party_adapter_that_is_not_imported(angle_model, subprocess_env):
+def test_a_third_party_adapter_that_is_not_imported(angle_model, warm):
     folder = angle_model[2]
     code = (
         "from cond_pipelines import ConditionalPipeline\n"
@@ -381,9 +386,9 @@ def test_a_third_party_adapter_that_is_not_imported(angle_model, subprocess_env)
         "import angle_adapter\n"
         f"print(type(ConditionalPipeline.from_pretrained({str(folder)!r}).adapter).__module__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=subprocess_env, capture_output=True, text=True, timeout=240)
-    assert "AngleAdapter of the package 'angle_adapter', which is not imported: install it" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("angle_adapter"), done.stderr
+    out, err = warm.start(["-c", code]).communicate(timeout=240)
+    assert "AngleAdapter of the package 'angle_adapter', which is not imported: install it" in out
+    assert out.splitlines()[-1].startswith("angle_adapter"), err
 
 
 def test_a_third_party_adapter_of_several_files(diffusers_only, tmp_path, monkeypatch):
@@ -403,9 +408,9 @@ def test_a_third_party_adapter_of_several_files(diffusers_only, tmp_path, monkey
     quiet(pipe).save_pretrained(tmp_path / "model")
     expected = call(pipe, "angle")
     assert np.array_equal(call(quiet(ConditionalPipeline.from_pretrained(tmp_path / "model")), "angle"), expected)
-    done = run_alone(diffusers_only, tmp_path / "model", "angle", tmp_path / "images.npy", tmp_path / "again")
-    assert done.returncode == 1
-    assert "adapter AngleAdapter is a part of the package several_files: install it" in done.stderr
+    told, code = run_alone(diffusers_only, tmp_path / "model", "angle", tmp_path / "images.npy", tmp_path / "again")
+    assert code == 1
+    assert "adapter AngleAdapter is a part of the package several_files: install it" in told
 
 
 # ------------------------------------------------------------------------------------------ malicious repositories

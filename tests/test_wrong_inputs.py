@@ -1,160 +1,27 @@
 """A few hundred wrong or damaged inputs of every command: one line that begins with "error:", code 2, no traceback.
 
-The inputs are made from what is right: every file that a command reads is damaged in every way below, every name in it
-is taken away or gets a value of another kind, every flag gets wrong values. What a command can do without may work.
+The inputs are made from what is right: the files that a command reads are damaged in many ways (see
+benchmarks/wrong_inputs.py), every flag gets wrong values. What a command can do without may work.
 """
 
-import io
-import json
-import logging
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from hub_server import TOKEN
-from training_common import flags, run
+from training_common import flags
+from wrong_inputs import READS, SMALL, TRAINING, outcome, right_model, try_damaged_files
 
 from cond_pipelines.cli import main
 
-Damage = Callable[[Path], None]
-TRAINING = ["train", *flags(max_train_steps=1)]
-SMALL = ["--num_samples", "8", "--num_real", "8", "--feature_extractor", "training_common:few_pixels"]
-SMALL += ["--dataset_name", "training_common:shapes"]
+# Of the damaged files every n-th: loading a model, pushing it and training take their time.
+EVERY = {"compare": 1, "recipe without data": 3, "card": 3, "ema": 5, "evaluate": 10, "train": 10, "push": 10}
+EVERY |= {"recipe": 20}
 
 
-# ----------------------------------------------------------------------------------------------- what is right
 @pytest.fixture(scope="module")
 def right(tmp_path_factory):
-    """A folder that every command takes: a model with snapshots, a card, a report."""
-    folder = tmp_path_factory.mktemp("right") / "model"
-    run(folder, conditioning="class", max_train_steps=2, ema_lengths=[0.05, 0.1], validation_fraction=0.2)
-    (folder / "card.yaml").write_text("license: mit\ntags: [shapes]\n")
-    main(["evaluate", str(folder), *SMALL])
-    return folder
-
-
-def text(content: str | bytes) -> Damage:
-    content = content.encode() if isinstance(content, str) else content
-    return lambda path: path.write_bytes(content)
-
-
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[9] ^= 0x11  # of a safetensors' header, or of a text's first line
-    path.write_bytes(content)
-
-
-WHOLE_FILE: dict[str, Damage] = {
-    "missing": Path.unlink,
-    "empty": text(""),
-    "cut": cut,
-    "a folder": a_folder,
-    "NUL bytes": text(b"\0" * 40),
-    "Latin-1": text('{"caf\xe9": 1}'.encode("latin-1")),
-    "UTF-16": text("{}".encode("utf-16")),
-    "a list": text("[1, 2]"),
-    "a word": text('"word"'),
-    "a number": text("12"),
-    "nothing": text("null"),
-    "unclosed": text('{"a": [1, {"b": '),
-    "deep": text("[" * 20_000),
-    "a tab": text("a:\n\t- b: 'c"),
-    "a wrong date": text("a: 2024-13-41"),
-    "two documents": text("a: 1\n---\nb: 2\n"),
-    "an unknown tag": text("a: !!python/name:os.system x"),
-}
-VALUES = [None, "word", -1, 1.5, [], {"a": 1}, True, [None, 3], float("nan")]
-
-
-def names_in(path: Path) -> list[str]:
-    return list(read(path))
-
-
-def read(path: Path) -> dict:
-    return (yaml.safe_load if path.suffix == ".yaml" else json.loads)(path.read_text())
-
-
-def without(name: str) -> Damage:
-    return lambda path: write(path, {k: v for k, v in read(path).items() if k != name})
-
-
-def with_value(name: str, value: object) -> Damage:
-    return lambda path: write(path, read(path) | {name: value})
-
-
-def write(path: Path, values: dict) -> None:
-    path.write_text(yaml.safe_dump(values) if path.suffix == ".yaml" else json.dumps(values))
-
-
-COMMANDS = {
-    "card": lambda model, out: ["card", str(model)],
-    "ema": lambda model, out: ["ema", str(model), "--length", "0.07", "--output_dir", str(out)],
-    "push": lambda model, out: ["push", str(model), "me/model", "--token", TOKEN],
-    "compare": lambda model, out: ["compare", str(model), str(model)],
-    "evaluate": lambda model, out: ["evaluate", str(model), *SMALL, "--output_dir", str(out)],
-    "train": lambda model, out: [
-        *TRAINING[: TRAINING.index("--unet_size")],
-        *TRAINING[TRAINING.index("--unet_size") + 2 :],
-        *("--pretrained_model_name_or_path", str(model), "--conditioning", "class", "--output_dir", str(out)),
-    ],
-    "recipe": lambda model, out: ["train", "--config", str(model / "training_config.yaml"), "--output_dir", str(out)],
-}
-READS = {
-    "card": ["model_index.json", "unet/config.json", "adapter/config.json", "card.yaml", "training_summary.json"]
-    + ["evaluation/report.json", "README.md"],
-    "ema": ["model_index.json", "unet/config.json", "adapter/config.json", "scheduler/scheduler_config.json"]
-    + ["unet/diffusion_pytorch_model.safetensors", "ema/1.safetensors", "ema/2.safetensors"],
-    "push": ["model_index.json", "unet/config.json", "adapter/config.json", "card.yaml", "training_config.yaml"],
-    "compare": ["evaluation/report.json"],
-    "evaluate": ["model_index.json", "adapter/config.json", "training_config.yaml"],
-    "train": ["model_index.json", "unet/config.json", "adapter/diffusion_pytorch_model.safetensors"],
-    "recipe": ["training_config.yaml"],
-}
-
-
-def damages(command: str, file: str, right: Path) -> Iterator[tuple[str, Damage]]:
-    """Every kind of damage for a file that is read at once, every third for what takes a whole model to be loaded."""
-    path = right / file
-    found = list(WHOLE_FILE.items())
-    if path.suffix in (".json", ".yaml"):
-        for number, name in enumerate(names_in(path)):
-            found.append((f"without {name}", without(name)))
-            value = VALUES[number % len(VALUES)]
-            found.append((f"{name} is {value}", with_value(name, value)))
-    if path.suffix == ".safetensors":
-        found = [("flipped", flipped), *found[:6]]
-    step = 1 if command in ("card", "compare") else 3 if command in ("push", "recipe") else 5
-    start = sum(map(ord, command + file)) % step
-    return iter(found[start::step])
-
-
-# ------------------------------------------------------------------------------------------------- the judge
-def outcome(argv: list[str]) -> tuple[object, str]:
-    """Exit code (None: it worked) and stderr; an exception that a command lets through is a traceback to the user."""
-    out, err = io.StringIO(), io.StringIO()
-    logging.disable(logging.CRITICAL)  # warnings of the libraries below are no business of this test
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main(argv)
-    except SystemExit as end:
-        return end.code, err.getvalue()
-    except Exception as error:
-        return f"traceback: {type(error).__name__}: {error}", err.getvalue()
-    finally:
-        logging.disable(logging.NOTSET)
-    return None, err.getvalue()
+    return right_model(tmp_path_factory.mktemp("right") / "model")
 
 
 def complaint(argv: list[str], may_work: bool) -> str | None:
@@ -169,29 +36,16 @@ def complaint(argv: list[str], may_work: bool) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------- files
-@pytest.mark.timeout(900)  # a hundred commands and more
 @pytest.mark.parametrize("command", READS)
 def test_damaged_files(command, right, tmp_path, hub, monkeypatch):
-    """Of all, no command ends in a traceback; at least a fifth is refused (the others can be done without)."""
+    """Of all, no command ends in a traceback; at least a fifth is refused (the others can be done without).
+
+    `python benchmarks/wrong_inputs.py` tries every damage of every file.
+    """
     monkeypatch.chdir(tmp_path)
-    bad, count, refused = [], 0, 0
-    for file in READS[command]:
-        for name, damage in damages(command, file, right):
-            model, out = tmp_path / "model", tmp_path / "out"
-            shutil.rmtree(model, ignore_errors=True)
-            shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(right, model)
-            damage(model / file)
-            count += 1
-            code, told = outcome(COMMANDS[command](model, out))
-            refused += code == 2
-            lines = [line for line in told.splitlines() if line.startswith("error:")]
-            fine = code in (None, 0) or (code == 2 and len(lines) == 1 and told.splitlines()[-1] == lines[0])
-            if not fine:
-                bad.append(f"{command}: {file}, {name}: {code}; stderr ends with {told[-200:]!r}")
-    print(f"{command}: {count} inputs, {refused} refused, {len(bad)} bad")
-    assert not bad, f"{len(bad)} of {count}:\n" + "\n".join(bad)
-    assert refused >= count / 5
+    count = try_damaged_files(command, right, tmp_path, EVERY[command])
+    assert not count.bad, f"{len(count.bad)} of {count.inputs}:\n" + "\n".join(count.bad)
+    assert count.inputs >= 8 and count.refused >= count.inputs / 5
 
 
 # ------------------------------------------------------------------------------------------------- flags
@@ -302,7 +156,7 @@ def test_code_of_the_user_is_named(tmp_path, monkeypatch):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
-    import cond_pipelines.training.loop as loop
+    import cond_pipelines.training.run as loop
 
     monkeypatch.setattr(loop, "load_vae", lambda *args: [][3])
     with pytest.raises(IndexError):

@@ -1,5 +1,6 @@
 """What the training tests share: tiny data sets, served as "training_common:<function>", and a tiny run."""
 
+import functools
 import json
 import sys
 import time
@@ -16,6 +17,7 @@ from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
 
+@functools.cache
 def shapes() -> datasets.Dataset:
     return load_shapes(96)
 
@@ -27,6 +29,7 @@ def slow_to_load() -> datasets.Dataset:
     return load_shapes(8)
 
 
+@functools.cache
 def few_shapes() -> datasets.Dataset:
     return load_shapes(8)
 

@@ -15,9 +15,7 @@ from typing import Any
 
 import sharding_check
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import prepare_multi_gpu_env
 from kill_test import logged_step, result
 
 from cond_pipelines import TrainingConfig, train
@@ -160,9 +158,7 @@ def _shard_rows(context: Context, what: str, found: dict[str, float]) -> None:
 
 def _launch_here(context: Context, options: argparse.Namespace, args: list[str]) -> None:
     """As `accelerate launch` of one process on a CPU, with what accelerate reads in the file, but forked."""
-    parser = launch_command_parser()
-    launcher = parser.parse_args([*sharding_check.launch_arguments(options.kind, 1), "script"])
-    environment = prepare_multi_gpu_env(_validate_launch_command(launcher)[0])
+    environment = sharding_check.launch_environment(options.kind, 1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}

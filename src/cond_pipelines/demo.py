@@ -7,6 +7,11 @@ The class and text models start from the unconditional one: every UNet weight is
 samples show is then read back from their pixels, so the report needs no judge but `read_attributes`.
 """
 
+from .demo_arguments import parse_demo_args
+
+if __name__ == "__main__":
+    OPTIONS = parse_demo_args()  # help and a typo are answered before torch is imported
+
 import json
 import time
 from collections.abc import Sequence
@@ -18,9 +23,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from .data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
-from .demo_arguments import parse_demo_args
+from .evaluation.config import Row
 from .evaluation.features import extract, pixels
-from .evaluation.questions import Row, distribution_rows
+from .evaluation.questions import distribution_rows
 from .files import write_json
 from .pictures import image_grid
 from .pipelines.conditional import ConditionalPipeline
@@ -184,4 +189,4 @@ def run_demo(output_dir: Path, speed: float = 1.0, num_samples: int = 256) -> No
 
 
 if __name__ == "__main__":
-    run_demo(**parse_demo_args())
+    run_demo(**OPTIONS)

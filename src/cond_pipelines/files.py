@@ -124,6 +124,19 @@ def write_text(path: str | Path, text: str) -> None:
         unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add lines to the end of a text file: all of them, or none where the disk is full."""
+    content = text.encode()
+    with path.open("ab", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            os.ftruncate(file.fileno(), end)
+            raise
+
+
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
     """Write a whole JSON file, in UTF-8 with characters as they are."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n")

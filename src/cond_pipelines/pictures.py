@@ -138,9 +138,10 @@ def loss_plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.12, top=0.97)  # a layout engine would draw it twice
     for points, label, style in ((train, "training", "-"), (held_out, "held out, EMA", "o-")):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)

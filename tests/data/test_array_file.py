@@ -1,8 +1,6 @@
 """Arrays on disk: what goes in comes out, whoever asks and whatever is killed."""
 
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -35,10 +33,8 @@ print(sum(int(stored(Path(sys.argv[1]), make)[i].sum()) for i in range(20)))
 """
 
 
-def started(folder, env, what):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), what], env=env, stdout=subprocess.PIPE, text=True
-    )
+def started(folder, warm, what):
+    return warm.start(["-c", SCRIPT, folder, what])
 
 
 def test_round_trip(tmp_path):
@@ -67,17 +63,17 @@ def test_nothing_is_left_of_what_failed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
 
 
-def test_a_killed_writer_is_followed_by_another(tmp_path, subprocess_env):
-    process = started(tmp_path / "a", subprocess_env, "is killed")
+def test_a_killed_writer_is_followed_by_another(tmp_path, warm):
+    process = started(tmp_path / "a", warm, "is killed")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL and (tmp_path / "unfinished-a").is_dir()
     assert not (tmp_path / "a").exists()
-    assert started(tmp_path / "a", subprocess_env, "").communicate(timeout=60)[0] == f"{4 * sum(range(20))}\n"
+    assert started(tmp_path / "a", warm, "").communicate(timeout=60)[0] == f"{4 * sum(range(20))}\n"
     assert not (tmp_path / "unfinished-a").exists()
 
 
-def test_of_two_processes_one_makes_it(tmp_path, subprocess_env):
-    processes = [started(tmp_path / "a", subprocess_env, "waits for two") for _ in range(2)]
+def test_of_two_processes_one_makes_it(tmp_path, warm):
+    processes = [started(tmp_path / "a", warm, "waits for two") for _ in range(2)]
     assert [p.communicate(timeout=60)[0] for p in processes] == [f"{4 * sum(range(20))}\n"] * 2
     assert (tmp_path / "a.made").read_text() == "made\n"
 

@@ -1,7 +1,5 @@
 """training/accelerate/: what accelerate reads there; and a run that does not get what was asked for says so."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,12 +28,11 @@ def test_all_are_here():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {"ddp", "fsdp2", "deepspeed_zero2"}
 
 
-def test_sharding_that_is_not_to_be_had(tmp_path, subprocess_env):
+def test_sharding_that_is_not_to_be_had(tmp_path, warm):
     """On a CPU accelerate 1.15 trains without FSDP, and says nothing."""
-    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    env["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
-    command = [sys.executable, "-m", "cond_pipelines.training", *flags(output_dir=tmp_path, max_train_steps=1)]
-    done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: FSDP")]
-    assert line.startswith("warning: FSDP was asked for, this run is NO: nothing is sharded, each of 1 process(es)")
+    env = warm.env | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    process = warm.start(["-m", "cond_pipelines.training", *flags(output_dir=tmp_path, max_train_steps=1)], env)
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, told[-2000:]
+    (line,) = [line for line in told.splitlines() if line.startswith("warning: FSDP")]
+    assert line.startswith("warning: FSDP is configured, this run is NO: nothing is sharded, each of 1 process(es)")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 from parents_common import stable_diffusion
-from training_common import log_of, run
+from training_common import TINY, log_of, run
 
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.networks.unet_sizes import UNET_SIZES
@@ -12,6 +12,10 @@ from cond_pipelines.training import defaults
 from cond_pipelines.training.checkpoints import Progress
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.defaults import default_tracker, fast_precision, fill_defaults
+from cond_pipelines.training.device import build_accelerator
+from cond_pipelines.training.failures import writable_folder
+from cond_pipelines.training.run import prepare_run
+from cond_pipelines.training.run_folder import RunFolder
 from cond_pipelines.training.schedule import LearningRate, RunLength
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -183,12 +187,19 @@ def test_steps_and_guidance_of_a_pretrained_model_are_kept(tmp_path, capsys, par
     if parent:
         stable_diffusion().save_pretrained(tmp_path / "sd")
         arguments |= {"pretrained_model_name_or_path": str(tmp_path / "sd"), "unet_size": None}
-    folder = run(tmp_path / "run", **arguments | given)
-    config = ConditionalPipeline.from_pretrained(folder).config
+    arguments |= given
+    if given.get("default_num_inference_steps"):  # a whole run; samples of fifty steps would take long
+        folder = run(tmp_path / "run", **arguments)
+        config = ConditionalPipeline.from_pretrained(folder).config
+        said, saved = capsys.readouterr().out, yaml.safe_load((folder / "training_config.yaml").read_text())
+    else:
+        config = TrainingConfig(output_dir=str(tmp_path / "run"), **{k: v for k, v in (TINY | arguments).items() if v})
+        accelerator = build_accelerator(config, writable_folder(config.output_dir))
+        with RunFolder(config, accelerator) as folder:
+            prepared = prepare_run(config, accelerator, folder)
+        config, said, saved = prepared.pipe.config, prepared.choices, prepared.config.to_dict()
     assert (config.default_num_inference_steps, config.default_guidance_scale) == expected
-    said = capsys.readouterr().out
     assert f"{expected[0]} sampling steps, guidance {expected[1]:g}" in said
-    saved = yaml.safe_load((folder / "training_config.yaml").read_text())
     assert (saved["default_num_inference_steps"], saved["default_guidance_scale"]) == expected
 
 

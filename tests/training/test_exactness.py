@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,16 +38,12 @@ def test_two_micro_steps_of_4_equal_one_of_8(batch_of_8, tmp_path):
     assert largest_difference(weights(two), weights(batch_of_8)) < rounding_of_training(1e-2, 3)
 
 
-def test_two_processes_of_4_equal_one_of_8(batch_of_8, tmp_path, subprocess_env):
+def test_two_processes_of_4_equal_one_of_8(batch_of_8, tmp_path, warm):
     args = flags(train_batch_size=4, output_dir=tmp_path, validation_steps=2, **SMOOTH) + ["--no_use_ema"]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
-    env = subprocess_env | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "cond_pipelines.training", *args], env=env, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "x 2 process(es)" in done.stdout + done.stderr
+    process = warm.start(["-m", "cond_pipelines.training", *args], num_processes=2)
+    output = "".join(process.communicate(timeout=240))
+    assert process.returncode == 0, output[-3000:]
+    assert "x 2 process(es)" in output
     assert log_of(tmp_path) == pytest.approx(log_of(batch_of_8), rel=ROUNDING_OF_LOSS)
     assert log_of(tmp_path, "images")[-1] == 24
     assert log_of(tmp_path, "lr") == log_of(batch_of_8, "lr")

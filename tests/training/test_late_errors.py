@@ -95,6 +95,17 @@ def test_a_tracker_that_is_not_there(tmp_path, capsys, tracker, words):
     assert words in capsys.readouterr().err
 
 
+def test_a_tracker_that_does_not_start_is_one_line(tmp_path, capsys):
+    """It is installed, and the place of its files is taken."""
+    (tmp_path / "logs").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        main(flags(report_to="tensorboard", logging_dir="logs", output_dir=tmp_path))
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert re.match(r"error: --report_to tensorboard does not start: (FileExists|NotADirectory)Error: ", line)
+    assert line.endswith("; mend that, or --report_to none")
+
+
 @pytest.mark.parametrize("form", [["--hub_token", "hf_x1"], ["--hub_token=hf_x1"]])
 def test_a_token_is_gone_from_the_command_line(tmp_path, monkeypatch, hub, form):
     """Trackers record sys.argv; tensorboard, which can be had here, records nothing of it either."""

@@ -131,7 +131,9 @@ def test_what_does_not_fit_goes_in_parts(images, gib, batch_size, parts, checkpo
 
 def test_accumulation_and_checkpointing_that_were_given_are_kept():
     config, _ = chosen(TrainingConfig(gradient_accumulation_steps=3), 16, 6, memory=toy)
-    assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 12)
+    assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 3)
+    config, _ = chosen(TrainingConfig(gradient_accumulation_steps=1), 16, 6, memory=toy)
+    assert (config.train_batch_size, config.gradient_accumulation_steps) == (4, 1)  # a 1 that is given, too
     config, _ = chosen(TrainingConfig(gradient_checkpointing=True), 16, 100, memory=toy)
     assert config.gradient_checkpointing and config.train_batch_size == 16
 

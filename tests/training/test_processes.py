@@ -1,17 +1,21 @@
 """Several processes: they end, as a command and as a library, and share the cores that the run was given."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
-from training_common import log_of, run
+from training_common import flags, log_of, run
 
 from cond_pipelines import processes
+from cond_pipelines.evaluate import main as main_of_evaluate
+from cond_pipelines.training.checkpoints import all_checkpoints, broken
 
 pytestmark = pytest.mark.timeout(600)  # a test starts up to four runs in processes of their own
-TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import os, sys, torch, torch.distributed as dist
 from accelerate import PartialState
@@ -62,21 +66,60 @@ class AngleAndUnused(AngleAdapter):
 
 
 @pytest.mark.parametrize(("end", "code"), [("success", 0), ("error", 1), ("code", 2)])
-def test_a_library_in_two_processes(tmp_path, subprocess_env, end, code):
+def test_a_library_in_two_processes(tmp_path, warm, end, code):
     """Two runs in one process, of two precisions, with a layer that no step uses; an end without destructors."""
     (tmp_path / "unused_layer.py").write_text(UNUSED)
     (tmp_path / "script.py").write_text(SCRIPT)
-    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] += f":{TESTS}:{tmp_path}"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path), end]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.stdout.count("the end") == 2, done.stderr[-3000:]
-    assert f"exitcode  : {code}" in done.stderr if code else done.returncode == 0, done.stderr[-3000:]
-    assert ("RuntimeError: for a reason" in done.stderr) == (end == "error")
+    process = warm.start([tmp_path / "script.py", tmp_path, end], num_processes=2)
+    out, err = process.communicate(timeout=240)
+    assert out.count("the end") == 2, err[-3000:]
+    assert process.returncode == code, err[-3000:]
+    assert ("RuntimeError: for a reason" in err) == (end == "error")
     if end == "success":
         assert [log_of(tmp_path / str(n), "step") for n in range(2)] == [[1, 2]] * 2
     assert not list(tmp_path.glob("destructors-*"))
+
+
+# ---------------------------------------------------------------------------------------------------- the commands
+def test_evaluate_by_two_processes_measures_what_one_does(tmp_path, warm):
+    """And it ends: the report is that of one process, to the last digit of each measure."""
+    model = run(tmp_path / "model", conditioning="class", max_train_steps=2, validation_fraction=0.3)
+    few = ["--num_samples", "18", "--num_real", "20", "--feature_extractor", "training_common:few_pixels"]
+    few += ["--dataset_name", "training_common:shapes"]
+    main_of_evaluate([str(model), *few, "--output_dir", str(tmp_path / "one")])
+    args = [str(model), *few, "--output_dir", str(tmp_path / "two")]
+    process = warm.start(["-m", "cond_pipelines.evaluate", *args], num_processes=2)
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 0 and "Traceback" not in told, told[-3000:]
+    one, two = (json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two"))
+    assert len(one["measures"]) > 3
+    assert [row["name"] for row in two["measures"]] == [row["name"] for row in one["measures"]]
+    # The same samples but for the rounding of another batch, of which a measure's own rounding is left.
+    found, expected = ([row["value"] for row in report["measures"]] for report in (two, one))
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_accelerate_launch_is_as_the_document_says(tmp_path, warm):
+    """An error: the line, then accelerate's traceback. Ctrl-C: the launcher leaves at once, the run behind it saves."""
+    launch = ["-m", "accelerate.commands.launch", "-m", "cond_pipelines.training"]
+    wrong = warm.start([*launch, "--learning_rat", "1"])
+    args = flags(output_dir=tmp_path, max_train_steps=100_000, checkpointing_steps=50_000)
+    process = warm.start([*launch, *args])
+    told = wrong.communicate(timeout=240)[1]
+    assert wrong.returncode == 1
+    before, _, after = told.partition("Traceback")
+    assert before.splitlines()[-1].startswith("error: ") and "--learning_rat" in before.splitlines()[-1], told
+    assert "CalledProcessError" in after
+    end = time.monotonic() + 240
+    while len(log_of(tmp_path) if (tmp_path / "log.jsonl").is_file() else []) < 2:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=240)[1]  # all of its group have ended by then: nothing holds the pipe
+    assert process.returncode in (130, -signal.SIGINT), told[-2000:]
+    (saved,) = all_checkpoints(tmp_path)
+    assert broken(saved) is None
+    assert f"SIGINT: step {int(saved.name.split('-')[1]):,} is done and saved in {saved}" in told
 
 
 # ------------------------------------------------------------------------------------------------------------ cores

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from training_common import TINY, largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline
+from cond_pipelines.files import append_text
 from cond_pipelines.provenance import run_of_file, run_of_folder, weights_fingerprint
 from cond_pipelines.sharing.card import CardFacts, write_card
-from cond_pipelines.sharing.push import _copy_page
+from cond_pipelines.sharing.contents import copy_page
 from cond_pipelines.training import final_save
 from cond_pipelines.training.checkpoints import _choose, all_checkpoints, broken, read_manifest
 from cond_pipelines.training.ema import average_of_length
@@ -167,7 +169,7 @@ def test_those_of_an_earlier_version_are_gone_on_with(used, tmp_path):
 
 
 def test_a_damaged_manifest_falls_back_whatever_the_damage(used, tmp_path, capsys):
-    """Each bit; and what else may lie there."""
+    """A bit of each byte, each of the eight in turn; and what else may lie there."""
     for name in ("checkpoint-2", "checkpoint-4"):
         shutil.copytree(used / name, tmp_path / name)
     path = tmp_path / "checkpoint-4/manifest.json"
@@ -178,9 +180,9 @@ def test_a_damaged_manifest_falls_back_whatever_the_damage(used, tmp_path, capsy
         path.write_bytes(content)
         assert _choose(tmp_path, "latest", run_of_folder(used)) == (str(tmp_path / "checkpoint-2"), None), content[:40]
     assert "checkpoint-4 is passed over: manifest.json cannot be read" in "".join(capsys.readouterr())
-    for position in range(8 * (len(good) - 1)):
+    for position in range(len(good) - 1):
         content = bytearray(good)
-        content[position // 8] ^= 1 << position % 8
+        content[position] ^= 1 << position % 8
         path.write_bytes(content)
         assert broken(path.parent) is not None, position
 
@@ -200,7 +202,7 @@ def test_results_of_other_weights_are_not_shown(folder, tmp_path, capsys):
     stage = folder.parent / "stage"
     for name in ("unet", "adapter", "model_index.json"):
         (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, _made(stage) / name)
-    _copy_page(folder, stage)
+    copy_page(folder, stage)
     assert (stage / "samples.png").is_file() and not (stage / "evaluation").exists()
 
 
@@ -258,11 +260,9 @@ with locked_folder(Path(sys.argv[1]), True):
 """
 
 
-def test_one_run_at_a_time(tmp_path, subprocess_env):
+def test_one_run_at_a_time(tmp_path, warm):
     """Another process is named; one that was killed is in nobody's way, though a process that it forked lives on."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], env=subprocess_env, stdout=subprocess.PIPE, text=True
-    )
+    holder = warm.start(["-c", HOLDER, tmp_path])
     child = int(holder.stdout.readline())
     try:
         with pytest.raises(ValueError, match=f"is in use by process {holder.pid} on {os.uname().nodename}: wait"):
@@ -307,6 +307,43 @@ def test_a_full_disk_at_the_end_does_not_lose_the_weights(small_disk, expected, 
     assert largest_difference(ConditionalPipeline.from_pretrained(place).unet, expected.unet) == 0
     assert (place / "training_config.yaml").is_file() and "\n" not in str(error.value)
     assert not list(small_disk.rglob("unfinished*")) and not (small_disk / "out/model_index.json").exists()
+
+
+@pytest.mark.parametrize("room_again", [True, False])
+def test_a_disk_that_fills_in_mid_run(small_disk, tmp_path, expected, capsys, room_again):
+    """Of a run without checkpoints, whose weights are in memory only: it goes on, and loses neither them nor a line."""
+    filler, opened = small_disk / "filler", 0
+    whole_block = small_disk / "block"
+    whole_block.write_bytes(bytes(2**16))
+    if room_again:
+        assert _mount("-o", "remount,size=60m", small_disk) == 0
+
+    def fill(event: str, args: tuple) -> None:
+        nonlocal opened
+        if event == "open" and str(args[0]) == str(small_disk / "out/log.jsonl") and str(args[1]).startswith("a"):
+            opened += 1
+            if opened == 2:
+                with suppress(OSError), open(filler, "wb", buffering=0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+            if opened == 4 and room_again:
+                filler.unlink()
+
+    sys.addaudithook(fill)
+    more = {"report_to": "tensorboard", "validation_steps": 2, "cache_dir": str(tmp_path / "cache")}
+    try:
+        place = run(small_disk / "out", **more)
+    except TrainingFailure as error:
+        assert not room_again
+        place = Path(str(error).rpartition("saved in ")[2])
+    assert largest_difference(ConditionalPipeline.from_pretrained(place).unet, expected.unet) == 0
+    told = capsys.readouterr().err
+    assert opened >= 4 and told.count("warning: no room for the log and the pictures in") == 1, (opened, told)
+    assert log_of(small_disk / "out", "step") == [1, 2, 2, 3, 4, 4]
+    if not room_again:  # these few lines had room in a block that was theirs; a line that has none is not begun
+        with pytest.raises(OSError, match="No space left"):
+            append_text(whole_block, "x" * 10)
+        assert whole_block.stat().st_size == 2**16
 
 
 def test_where_all_disks_are_full_the_run_waits_for_room(small_disk, expected, tmp_path, monkeypatch, capsys):

@@ -1,11 +1,11 @@
 """Sharded weights on CPUs: by torch's own fully_shard, and by accelerate, which takes the CPUs for GPUs."""
 
+import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import sharding_check
 from training_common import ROUNDING_OF_LOSS, flags, log_of, rounding_of_training, run
 
 from cond_pipelines.training.config import TrainingConfig
@@ -70,26 +70,32 @@ print("sharded and whole agree")
 """
 
 
-def test_averages_and_samples_of_sharded_weights(tmp_path, subprocess_env):
+def test_averages_and_samples_of_sharded_weights(tmp_path, warm):
     """The average is the one of a network that is whole; what is sampled holds it; training goes on undisturbed."""
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "sharded.py")]
-    env = subprocess_env | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("sharded and whole agree") == 2
+    process = warm.start([tmp_path / "sharded.py"], num_processes=2)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    assert out.count("sharded and whole agree") == 2
 
 
 @pytest.mark.timeout(900)  # two runs of two processes, and one alone
-def test_fsdp_trains_as_one_process_does_and_resumes_exactly(subprocess_env):
+def test_fsdp_trains_as_one_process_does_and_resumes_exactly(warm):
     """With training/accelerate/fsdp2.yaml: gradients, clipping, checkpoints, held-out loss, the saved average."""
-    command = [sys.executable, str(BENCHMARK), "--kind", "fsdp2", "--steps", "4"]
-    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "nothing is sharded" not in done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    env = warm.env | sharding_check.launch_environment("fsdp2", 2) | {"ACCELERATE_USE_CPU": "true"}
+    env["PYTHONPATH"] = f"{warm.env['PYTHONPATH']}:{BENCHMARK.parent}"
+    env["OMP_NUM_THREADS"] = "1"
+
+    def start(options, args):
+        process = warm.start([BENCHMARK, "as_on_gpus", *args], env, options.num_processes)
+        told = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, told[-3000:]
+        assert "nothing is sharded" not in told
+
+    options = argparse.Namespace(kind="fsdp2", steps=2, num_processes=2, mixed_precision="no")
+    found = sharding_check.compare(options, start)
     assert found["against_one_process"] < ROUNDING_OF_LOSS and found["resumed_against_whole"] == 0
-    assert found["largest_difference_of_saved_weights"] < rounding_of_training(2e-3, 4)
+    assert found["largest_difference_of_saved_weights"] < rounding_of_training(2e-3, 2)
 
 
 REFUSED = """
@@ -104,7 +110,7 @@ for args in json.loads(sys.argv[1]):
 """
 
 
-def test_what_does_not_go_with_sharding_is_refused(tmp_path, subprocess_env):
+def test_what_does_not_go_with_sharding_is_refused(tmp_path, warm):
     run(tmp_path / "unsharded", checkpointing_steps=1, max_train_steps=1)
     cases = [
         (flags(output_dir=tmp_path / "a", optimizer="adafactor"), "--optimizer adafactor does not go with FSDP: adamw"),
@@ -115,13 +121,13 @@ def test_what_does_not_go_with_sharding_is_refused(tmp_path, subprocess_env):
         ),
     ]
     (tmp_path / "refused.py").write_text(REFUSED)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(tmp_path / "refused.py")]
-    env = subprocess_env | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{env['PYTHONPATH']}:{Path(__file__).parents[1]}:{BENCHMARK.parent}"}
-    command = [sys.executable, *command, json.dumps([args for args, _ in cases])]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    lines = [line for line in done.stderr.splitlines() if line.startswith(("error: --", "exit code "))]
-    assert len(lines) == 6 and lines[1::2] == ["exit code 2"] * 3, done.stderr[-3000:]
+    env = warm.env | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "1", "RANK": "0"}
+    env |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    env["PYTHONPATH"] += f":{BENCHMARK.parent}"
+    process = warm.start([tmp_path / "refused.py", json.dumps([args for args, _ in cases])], env)
+    told = process.communicate(timeout=240)[1]
+    lines = [line for line in told.splitlines() if line.startswith(("error: --", "exit code "))]
+    assert len(lines) == 6 and lines[1::2] == ["exit code 2"] * 3, told[-3000:]
     for line, (_, words) in zip(lines[::2], cases, strict=True):
         assert words in line
 

@@ -25,13 +25,12 @@ SLOW = {"max_train_steps": 100_000, "train_batch_size": 2, "conditioning": "clas
 README = Path(__file__).parents[2] / "training/README.md"
 
 
-def start(folder, env, launcher=("-m", "cond_pipelines.training"), command=None, **settings):
-    path = os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])
-    env = env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def start(folder, warm, num_processes=1, env=None, **settings):
     more = ["--push_to_hub"] if settings.pop("push_to_hub", False) else []
-    args = [sys.executable, *launcher, *flags(output_dir=folder, **settings), *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*(command or []), *args], env=env, text=True, start_new_session=True, **pipes)
+    env = warm.env | {"PYTHONUNBUFFERED": "1"} | (env or {})
+    return warm.start(
+        ["-m", "cond_pipelines.training", *flags(output_dir=folder, **settings), *more], env, num_processes
+    )
 
 
 def wait_for(condition, process, sec=300.0):
@@ -72,9 +71,9 @@ def end_in_order(process, folder, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_whole_group_with_workers(number, tmp_path, subprocess_env):
+def test_a_signal_to_the_whole_group_with_workers(number, tmp_path, warm):
     """Workers ignore it; they are gone when the run is."""
-    process = start(tmp_path, subprocess_env, dataloader_num_workers=2, **SLOW)
+    process = start(tmp_path, warm, dataloader_num_workers=2, **SLOW)
     wait_for(lambda: steps_done(tmp_path) >= 2, process)
     workers = workers_of(process)
     assert len(workers) >= 2
@@ -83,8 +82,16 @@ def test_a_signal_to_the_whole_group_with_workers(number, tmp_path, subprocess_e
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-def test_a_signal_to_a_worker_alone_is_ignored_and_its_death_is_one_line(tmp_path, subprocess_env):
-    process = start(tmp_path, subprocess_env, dataloader_num_workers=2, checkpointing_steps=5, **SLOW)
+def test_a_signal_to_all_of_two_processes(tmp_path, warm):
+    """They agree on the step after which both leave."""
+    process = start(tmp_path, warm, num_processes=2, **SLOW)
+    wait_for(lambda: steps_done(tmp_path) >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    end_in_order(process, tmp_path, "SIGTERM")
+
+
+def test_a_signal_to_a_worker_alone_is_ignored_and_its_death_is_one_line(tmp_path, warm):
+    process = start(tmp_path, warm, dataloader_num_workers=2, checkpointing_steps=5, **SLOW)
     wait_for(lambda: (tmp_path / "checkpoint-5").is_dir(), process)
     worker = workers_of(process)[-1]
     os.kill(worker, signal.SIGTERM)
@@ -100,8 +107,8 @@ def test_a_signal_to_a_worker_alone_is_ignored_and_its_death_is_one_line(tmp_pat
     assert "--dataloader_num_workers" in line and "is whole: go on with the same command" in line
 
 
-def test_workers_end_with_a_run_that_is_killed(tmp_path, subprocess_env):
-    process = start(tmp_path, subprocess_env, dataloader_num_workers=2, **SLOW)
+def test_workers_end_with_a_run_that_is_killed(tmp_path, warm):
+    process = start(tmp_path, warm, dataloader_num_workers=2, **SLOW)
     wait_for(lambda: steps_done(tmp_path) >= 2, process)
     workers = workers_of(process)
     process.kill()
@@ -112,9 +119,9 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path, subprocess_env):
         time.sleep(0.02)
 
 
-def test_before_the_first_step(tmp_path, subprocess_env):
+def test_before_the_first_step(tmp_path, warm):
     """In the middle of a data set that takes long to load: one line, and the shell's exit code."""
-    process = start(tmp_path, subprocess_env, dataset_name="training_common:slow_to_load")
+    process = start(tmp_path, warm, dataset_name="training_common:slow_to_load")
     wait_for((tmp_path / "loading").exists, process)
     process.send_signal(signal.SIGINT)
     code, _, told = ended(process)
@@ -122,9 +129,9 @@ def test_before_the_first_step(tmp_path, subprocess_env):
     assert told.splitlines()[-1] == "SIGINT: stopped before the first step, so there is nothing to save"
 
 
-def test_after_the_last_step_samples_are_left_out(tmp_path, subprocess_env):
+def test_after_the_last_step_samples_are_left_out(tmp_path, warm):
     """A signal while the last samples are drawn, which takes an hour here: model and card are whole, exit code 0."""
-    process = start(tmp_path, subprocess_env, default_num_inference_steps=100_000, max_train_steps=2)
+    process = start(tmp_path, warm, default_num_inference_steps=100_000, max_train_steps=2)
     wait_for((tmp_path / "loss.png").exists, process)  # written between the weights and the samples
     process.send_signal(signal.SIGTERM)
     code, _, told = ended(process)
@@ -136,10 +143,10 @@ def test_after_the_last_step_samples_are_left_out(tmp_path, subprocess_env):
     assert not (tmp_path / "samples.png").exists()
 
 
-def test_in_the_push_the_line_says_how_to_push(tmp_path, subprocess_env, hub):
+def test_in_the_push_the_line_says_how_to_push(tmp_path, warm, hub):
     hub.fail("POST /api/repos/create", silent=True)
     given = {"hub_model_id": "me/shapes", "hub_token": TOKEN, "push_to_hub": True, "max_train_steps": 1}
-    process = start(tmp_path, subprocess_env, **given)
+    process = start(tmp_path, warm, **given)
     wait_for(lambda: any("create" in request for request in hub.requests), process)
     process.send_signal(signal.SIGTERM)
     code, _, told = ended(process)
@@ -149,10 +156,9 @@ def test_in_the_push_the_line_says_how_to_push(tmp_path, subprocess_env, hub):
     assert (tmp_path / "samples.png").is_file()
 
 
-def test_a_pipe_that_closes(tmp_path, subprocess_env):
+def test_a_pipe_that_closes(tmp_path, warm):
     """As `2>&1 | head -n 1` has it: the run goes on to its end; without a temporary folder too."""
-    env = subprocess_env | {"TMPDIR": "/proc/nowhere"}
-    process = start(tmp_path, env, max_train_steps=4, conditioning="class")
+    process = start(tmp_path, warm, env={"TMPDIR": "/proc/nowhere"}, max_train_steps=4, conditioning="class")
     process.stdout.readline()
     process.stdout.close()
     process.stderr.close()
@@ -196,8 +202,12 @@ LIMITS = {
 @pytest.mark.parametrize("limit", LIMITS)
 def test_limits_of_the_machine(limit, tmp_path, subprocess_env):
     shell, settings = LIMITS[limit]
-    command = ["sh", "-c", f'{shell}; exec "$@"', "sh"]
-    code, _, told = ended(start(tmp_path, subprocess_env, command=command, **settings))
+    args = [sys.executable, "-m", "cond_pipelines.training", *flags(output_dir=tmp_path, **settings)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
+    env = subprocess_env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    code, _, told = ended(subprocess.Popen(command, env=env, **pipes))
     assert code in (1, 2), (code, told[-2000:])
     assert len([line for line in told.splitlines() if line.startswith("error:")]) == 1, told[-2000:]
 
@@ -217,6 +227,7 @@ def test_every_row_of_the_table_is_here():
         "a Hub that does not answer": "test_hub.py",
         "SIGKILL": "test_survival.py",
         "full disk": "test_survival.py",
+        "a disk that fills": "test_run_folder.py",
         "gradients": "test_survival.py",
         "a full disk at the last save": "test_run_folder.py",
         "another learning rate": "test_resume.py",

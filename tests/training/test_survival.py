@@ -14,6 +14,7 @@ import torch
 from kill_test import result
 from safetensors.torch import load_file
 from training_common import INFINITE, flags, largest_difference, log_of, run
+from warm import WarmStart
 
 from cond_pipelines import ConditionalPipeline, TrainingConfig
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
@@ -36,17 +37,13 @@ def python_path(env):
     return env | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), env["PYTHONPATH"]])}
 
 
-def start(folder, env, num_processes=1, settings=STEPS, conditioning="class", at=None):
+def start(folder, warm, num_processes=1, settings=STEPS, conditioning="class", at=None, env=None):
     """A run in processes of its own, that resumes what is there; `at` an event a signal reaches it, see at_an_event."""
     settings = dict(settings)
     flip = ["--random_flip"] if settings.pop("random_flip", False) else []
     args = flags(output_dir=folder, conditioning=conditioning, resume_from_checkpoint="latest", **settings)
-    env = python_path(env) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
     module = ["at_an_event", at, "cond_pipelines.training"] if at else ["cond_pipelines.training"]
-    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), *module]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen([*command, *args, *flip], env=env, **pipes)
+    return warm.start(["-m", *module, *args, *flip], env, num_processes)
 
 
 def assert_same(a, b):
@@ -55,9 +52,9 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def whole(request, tmp_path_factory, subprocess_env):
+def whole(request, tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, subprocess_env, request.param, of_precision(request.param))
+    process = start(folder, warm, request.param, of_precision(request.param))
     output = "".join(process.communicate(timeout=300))
     assert process.returncode == 0, output[-2000:]
     assert f"x {request.param} process(es)" in output  # not two runs of one
@@ -70,7 +67,7 @@ def of_precision(num_processes):
 
 
 # ------------------------------------------------------------------------------------------------------- killed
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env):
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, warm):
     """SIGKILL of all processes; log, weights and EMA are the same bit by bit, and nothing is left lying about.
 
     One process after a step, two during a save; benchmarks/kill_test.py does both to both, twenty times.
@@ -79,13 +76,13 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
     # The log is opened to be made and synced, for step 2, to be synced by the checkpoint of step 3, for step 4, for 6.
     after_a_step, in_a_save = "open:log.jsonl:6:SIGKILL", "open:unfinished-checkpoint-6/progress.json:1:SIGKILL"
     at = after_a_step if num_processes == 1 else in_a_save
-    process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes), at=at)
+    process = start(tmp_path, warm, num_processes, of_precision(num_processes), at=at)
     process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-3"]
     assert log_of(tmp_path, "step") == ([2, 4] if at == after_a_step else [2, 4, 6])
     assert (tmp_path / "unfinished-checkpoint-6").is_dir() == (at == in_a_save)
-    process = start(tmp_path, subprocess_env, num_processes, of_precision(num_processes))
+    process = start(tmp_path, warm, num_processes, of_precision(num_processes))
     output = process.communicate(timeout=240)
     assert process.returncode == 0, output[1][-2000:]
     assert "resumed after step" in output[0] + output[1]
@@ -94,10 +91,10 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, subprocess_env
 
 
 @pytest.mark.parametrize("which", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, warm, which):
     """It comes while the line of step 4 is written."""
     settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 400}
-    process = start(tmp_path, subprocess_env, settings=settings, at=f"open:log.jsonl:4:{which}")
+    process = start(tmp_path, warm, settings=settings, at=f"open:log.jsonl:4:{which}")
     _, told = process.communicate(timeout=240)
     assert process.returncode == 0
     (saved,) = all_checkpoints(tmp_path)
@@ -106,7 +103,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, subprocess_env, which):
     assert "Traceback" not in told
     # Gone on with, to a few steps more: as if nothing had been.
     settings = settings | {"max_train_steps": 6, "lr_scheduler": "constant"}
-    process = start(tmp_path, subprocess_env, settings=settings)
+    process = start(tmp_path, warm, settings=settings)
     output = process.communicate(timeout=240)
     assert process.returncode == 0, output[1][-2000:]
     assert log_of(tmp_path, "step") == [2, 4, 6]
@@ -127,14 +124,13 @@ class Interrupts(AngleAdapter):  # Ctrl-C in its third forward pass, and again i
 """
 
 
-def test_a_second_interrupt_stops_at_once(tmp_path, subprocess_env):
+def test_a_second_interrupt_stops_at_once(tmp_path, warm):
     """In the middle of a step of 400 batches: the first one waits for its end, the second does not."""
     (tmp_path / "interrupts.py").write_text(INTERRUPTS)
-    env = subprocess_env | {"CALLS": str(tmp_path / "calls")}
-    env["PYTHONPATH"] += f":{tmp_path}"
+    env = warm.env | {"CALLS": str(tmp_path / "calls"), "PYTHONPATH": f"{warm.env['PYTHONPATH']}:{tmp_path}"}
     settings = {"gradient_accumulation_steps": 400, "checkpointing_steps": 400, "adapter": "interrupts:Interrupts"}
     settings |= {"dataset_name": "training_common:angles", "condition_column": "angle"}
-    process = start(tmp_path, env, settings=settings, conditioning="custom")
+    process = start(tmp_path, warm, settings=settings, conditioning="custom", env=env)
     process.communicate(timeout=240)
     assert process.returncode not in (0, None)
     assert (tmp_path / "calls").read_text() == "5"
@@ -204,11 +200,11 @@ def test_another_batch_size_goes_on_with_the_images_not_yet_seen(saved, tmp_path
     assert log_of(folder, "images")[-1] == 9 * 8 + 3 * 16
 
 
-def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_path, subprocess_env):
+def test_another_number_of_processes_goes_on_with_the_same_images(saved, tmp_path, warm):
     """Half of the batch in each of two: the same images, noise and times, so the same losses."""
     shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
     shutil.copy(saved / "log.jsonl", tmp_path)
-    process = start(tmp_path, subprocess_env, 2, settings=STEPS | {"train_batch_size": 2})
+    process = start(tmp_path, warm, 2, settings=STEPS | {"train_batch_size": 2})
     output = "".join(process.communicate(timeout=240))
     assert process.returncode == 0, output[-2000:]
     assert "resumed after step 6, 48 images seen; changed: processes 1 -> 2" in output
@@ -237,21 +233,44 @@ def test_another_run_is_refused_and_the_difference_named(saved, tmp_path, change
 
 
 # ------------------------------------------------------------------------------------------------------- failing
-def run_on_a_small_disk(tmp_path, env, size_mb, **settings):
+ON_A_SMALL_DISK = """
+import shutil, subprocess, sys
+from cond_pipelines.training.__main__ import main
+
+place, size, *args = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", place], check=True, timeout=60)
+try:
+    main(args)
+finally:
+    shutil.copytree(place, f"{place}.after", symlinks=True)  # nobody else sees it
+"""
+READ_ONLY = """
+import subprocess, sys
+from cond_pipelines.training.__main__ import main
+
+place, *args = sys.argv[1:]
+subprocess.run(["mount", "--bind", place, place], check=True, timeout=60)
+subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True, timeout=60)
+main(args)
+"""
+
+
+@pytest.fixture(scope="module")
+def warm_with_mounts(warm):
+    """The same, in a namespace where anybody may mount file systems."""
+    with WarmStart(warm.env, prefix=("unshare", "-rm")) as started:
+        yield started
+
+
+def run_on_a_small_disk(tmp_path, warm_with_mounts, size_mb, **settings):
     """Exit code, stderr, and a copy of what is left, of a run that has the only room in `tmp_path`."""
-    after = Path(f"{tmp_path}.after")
-    script = (
-        f"mount -t tmpfs -o size={size_mb}m tmpfs {tmp_path} && "
-        f'{{ "$@" 2> {tmp_path}.err; code=$?; cp -r {tmp_path} {after}; exit $code; }}'
-    )
     args = flags(output_dir=tmp_path, **settings)
-    env = python_path(env) | {"OMP_NUM_THREADS": "1"}
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    told = Path(f"{tmp_path}.err").read_text()
-    assert "Traceback" not in told, told[-2000:] + done.stderr
+    process = warm_with_mounts.start(["-c", ON_A_SMALL_DISK, tmp_path, size_mb, *args])
+    told = process.communicate(timeout=240)[1]
+    assert "Traceback" not in told, told[-2000:]
+    after = Path(f"{tmp_path}.after")
     assert not list(after.rglob("unfinished*"))
-    return done.returncode, told, after
+    return process.returncode, told, after
 
 
 def line_of_a_full_disk(code, told):
@@ -261,16 +280,16 @@ def line_of_a_full_disk(code, told):
     return line
 
 
-def save_until_the_disk_is_full(tmp_path, env, size_mb, **settings):
+def save_until_the_disk_is_full(tmp_path, warm_with_mounts, size_mb, **settings):
     """The line that is said then, and the checkpoints that are left."""
     settings = {"conditioning": "class", "max_train_steps": 100, "checkpointing_steps": 1} | settings
-    code, told, after = run_on_a_small_disk(tmp_path, env, size_mb=size_mb, **settings)
+    code, told, after = run_on_a_small_disk(tmp_path, warm_with_mounts, size_mb=size_mb, **settings)
     return line_of_a_full_disk(code, told), all_checkpoints(after)
 
 
-def test_a_full_disk(tmp_path, subprocess_env):
+def test_a_full_disk(tmp_path, warm_with_mounts):
     """On a file system of 40 MB: one line, and the last good checkpoint is whole."""
-    line, after = save_until_the_disk_is_full(tmp_path, subprocess_env, size_mb=40)
+    line, after = save_until_the_disk_is_full(tmp_path, warm_with_mounts, size_mb=40)
     assert after and all(broken(path) is None for path in after)
     step = int(after[-1].name.split("-")[1])
     assert line.startswith(f"error: step {step + 2}: ") or line.startswith(f"error: step {step + 1}: ")
@@ -278,11 +297,11 @@ def test_a_full_disk(tmp_path, subprocess_env):
 
 
 @pytest.mark.parametrize("cache_images", [None, True])
-def test_a_full_disk_for_decoded_images(tmp_path, subprocess_env, cache_images):
+def test_a_full_disk_for_decoded_images(tmp_path, warm_with_mounts, cache_images):
     """34 MB of them on a file system of 24: they are decoded at every use, unless the file was asked for."""
     settings = {"dataset_name": "training_common:many_images", "resolution": 64, "max_train_steps": 1}
     settings |= {"cache_dir": tmp_path / "cache", "cache_images": cache_images, "train_batch_size": 2}
-    code, told, after = run_on_a_small_disk(tmp_path, subprocess_env, size_mb=24, **settings)
+    code, told, after = run_on_a_small_disk(tmp_path, warm_with_mounts, size_mb=24, **settings)
     if cache_images:
         assert str(tmp_path / "cache/cond_pipelines/images-") in line_of_a_full_disk(code, told)
     else:
@@ -297,13 +316,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         run(tmp_path / "file")
 
 
-def test_a_read_only_folder(tmp_path, subprocess_env):
-    script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && "$@"'
+def test_a_read_only_folder(tmp_path, warm_with_mounts):
     args = flags(output_dir=tmp_path, max_train_steps=1)
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "cond_pipelines.training", *args]
-    done = subprocess.run(command, env=python_path(subprocess_env), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in done.stderr
+    process = warm_with_mounts.start(["-c", READ_ONLY, tmp_path, *args])
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 2
+    assert f"error: --output_dir {tmp_path} cannot be written to: Read-only file system: name another" in told
 
 
 def test_a_data_set_that_vanishes(tmp_path):
@@ -358,9 +376,9 @@ def test_out_of_memory(tmp_path, subprocess_env):
         "import resource, sys; from cond_pipelines.training.__main__ import main\n"
         "import cond_pipelines.training.log as log\n"
         "step = log.TrainingLog.step\n"
-        "def limit(self, progress, *args):\n"
-        "    step(self, progress, *args)\n"
-        "    if progress.step == 2:\n"
+        "def limit(self, state, *args):\n"
+        "    step(self, state, *args)\n"
+        "    if state.progress.step == 2:\n"
         "        used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))\n"
         "log.TrainingLog.step = limit\n"
@@ -375,9 +393,9 @@ def test_out_of_memory(tmp_path, subprocess_env):
     assert "checkpoint-" in line and "is whole" in line
 
 
-def test_rotation_deletes_only_after_the_new_one_is_complete(tmp_path, subprocess_env):
+def test_rotation_deletes_only_after_the_new_one_is_complete(tmp_path, warm_with_mounts):
     """Room for one checkpoint and a half: the second cannot be written, the only one to be kept is still there."""
-    told, after = save_until_the_disk_is_full(tmp_path, subprocess_env, size_mb=20, checkpoints_total_limit=1)
+    told, after = save_until_the_disk_is_full(tmp_path, warm_with_mounts, size_mb=20, checkpoints_total_limit=1)
     assert [path.name for path in after] == ["checkpoint-1"] and broken(after[0]) is None
     assert "checkpoint-1 is whole: go on with the same command" in told
 

@@ -1,7 +1,5 @@
 import io
 import re
-import subprocess
-import sys
 import tarfile
 
 import datasets
@@ -278,7 +276,7 @@ def test_latent_diffusion(vae, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- a third party's
-def test_a_third_party_adapter(tmp_path, subprocess_env):
+def test_a_third_party_adapter(tmp_path, warm):
     chosen = {"conditioning": "custom", "adapter": "angle_adapter:AngleAdapter", "condition_column": "angle"}
     chosen |= {"dataset_name": "training_common:angles", "adapter_config": '{"num_waves": 3}', "validation_steps": 4}
     main([*flags(**chosen), "--output_dir", str(tmp_path), "--validation_prompts", "0", "90.5", "null"])
@@ -294,9 +292,7 @@ def test_a_third_party_adapter(tmp_path, subprocess_env):
         "image = pipe(condition=[30.0], generator=generator, num_inference_steps=2).images[0]\n"
         "print(type(pipe.adapter).__name__, image.tobytes().hex())"
     )
-    fresh = [sys.executable, "-c", script, str(tmp_path)]
-    fresh = subprocess.run(fresh, env=subprocess_env, capture_output=True, text=True, check=True, timeout=120)
-    fresh = fresh.stdout.split()
+    fresh = warm.start(["-c", script, tmp_path]).communicate(timeout=120)[0].split()
     image = pipe(condition=[30.0], generator=torch.Generator().manual_seed(0), num_inference_steps=2).images[0]
     assert fresh == ["AngleAdapter", image.tobytes().hex()]
 

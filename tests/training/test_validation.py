@@ -9,7 +9,7 @@ from PIL import Image
 from training_common import largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline
-from cond_pipelines.sharing.push import _copy_page
+from cond_pipelines.sharing.contents import copy_page
 from cond_pipelines.training import validation
 
 # A twentieth of 60 steps of 32 images is three samples of 12 unguided steps, four times.
@@ -119,15 +119,15 @@ def test_words_where_it_takes_long(whole, capsys, monkeypatch):
     monkeypatch.setattr(validation, "_SILENCE_SEC", 0.0)
     pipe = ConditionalPipeline.from_pretrained(whole)
     pipe.set_progress_bar_config(disable=True)
-    desc = "Sampling the final 3 images"
-    validation.sample_images(pipe, [0, 1, 2], Accelerator(), num_inference_steps=2, desc=desc, batch_size=2)
+    desc, labels = "Sampling the final 66 images", [i % 5 for i in range(66)]  # so small that 64 make a batch
+    validation.sample_images(pipe, labels, Accelerator(), num_inference_steps=2, desc=desc, batch_size=2)
     shown = capsys.readouterr().err
-    assert "Sampling the final 3 images (1 to 2)" in shown and "(3 to 3)" in shown
+    assert "Sampling the final 66 images (1 to 64)" in shown and "(65 to 66)" in shown
     assert pipe._progress_bar_config == {"disable": True}  # as it was
 
 
 def test_the_animation_is_pushed_and_shown_and_the_folder_stays(whole, tmp_path):
-    _copy_page(whole, tmp_path)
+    copy_page(whole, tmp_path)
     assert (tmp_path / "samples.gif").is_file() and not (tmp_path / "samples").exists()
     assert (tmp_path / "samples.gif").stat().st_size < 4e6
     assert "![Samples during training](samples.gif)" in (whole / "README.md").read_text(encoding="utf-8")

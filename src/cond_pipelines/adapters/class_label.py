@@ -4,6 +4,7 @@ This file travels with a checkpoint. It needs base.py only.
 """
 
 import difflib
+import numbers
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,6 +85,9 @@ class ClassLabelAdapter(ConditioningAdapter):
             hint = f"; did you mean {near[0]!r}?" if near else ""
             known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
             raise ValueError(f"unknown class label {label!r}{hint} (known: {known or 'ids only'})")
+        label = label.item() if isinstance(label, torch.Tensor) else label
+        if isinstance(label, bool) or not isinstance(label, numbers.Integral):
+            raise ValueError(f"class label {str(label)[:60]!r} is neither the name nor the number of a class")
         if not 0 <= int(label) < self.num_classes:
             raise ValueError(f"class label {label} is outside of 0 .. {self.num_classes - 1}; None means no label")
         if self.id2label and int(label) not in self.id2label:

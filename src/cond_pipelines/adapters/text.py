@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor, nn
 
 from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Features, zero_init
@@ -94,6 +95,7 @@ class TextAdapter(ConditioningAdapter):
         if processor is None:
             raise ValueError("TextAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
         max_length = min(self.config.max_length, processor.model_max_length)
+        raw = [None if text is None else _with_all_vectors(text, processor) for text in raw]
         ids = [
             processor(text, truncation=True, max_length=max_length)["input_ids"] if text and text.strip() else []
             for text in raw
@@ -199,7 +201,7 @@ class PromptAdapter(ConditioningAdapter):
         if processor is None:
             raise ValueError("PromptAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
         inputs = processor(
-            ["" if text is None else text for text in raw],
+            ["" if text is None else _with_all_vectors(text, processor) for text in raw],
             padding="max_length",
             max_length=min(self.config.max_length, processor.model_max_length),
             truncation=True,
@@ -228,3 +230,12 @@ class PromptAdapter(ConditioningAdapter):
         pooled = None if self.config.pooled_dim is None else tokens.new_zeros(len(tokens), self.config.pooled_dim)
         cond = Conditioning(tokens=tokens, pooled=pooled)
         return cond.where(features["mask"].any(dim=1), self.null_like(cond))
+
+
+def _with_all_vectors(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A word of textual inversion with several vectors, "<cat>", to all of its tokens, "<cat> <cat>_1 ..."."""
+    added = tokenizer.added_tokens_encoder
+    if not any(f"{token}_1" in added for token in added):
+        return text
+    expanded: str = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+    return expanded

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..console import for_terminal
 from ..errors import checked, read_json
 from ..folders import check_model_folder
+from .config import Report, Row
 
 _SAME = (
     "setting",
@@ -24,7 +24,7 @@ _SAME = (
 class _Report:
     """What must be in a report.json."""
 
-    measures: list[dict[str, Any]]
+    measures: list[Row]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Row:
     interval: list[float] | None
 
 
-def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
+def compare(a: Report, b: Report) -> list[Row]:
     """Rows of {"name", "a", "b", "difference", "verdict"}.
 
     A difference counts as larger than chance where the two 95 % intervals do not meet, which errs on the side of doubt.
@@ -67,25 +67,25 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_report(path: str | Path) -> dict[str, Any]:
+def read_report(path: str | Path) -> Report:
     """A report.json, or the one of a model's folder. Raises ValueError where there is none, or an incomplete one."""
     path = Path(path)
     if path.is_dir():
         check_model_folder(path)
-    found = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
-    if found is None:
+    file = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
+    if file is None:
         raise ValueError(f"{path} is no evaluation's report.json, and holds none")
-    report = read_json(found)
-    checked(_Report, report, found, only_known=False)
+    report = read_json(file)
+    checked(_Report, report, file, only_known=False)
     for row in report["measures"]:
-        checked(_Row, row, f"{found}, measures", only_known=False)
+        checked(_Row, row, f"{file}, measures", only_known=False)
     return report
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """As text, a row a line."""
 
-    def shown(row: dict[str, Any]) -> str:
+    def shown(row: Row) -> str:
         interval = "" if row["interval"] is None else f" [{row['interval'][0]:g}, {row['interval'][1]:g}]"
         return f"{row['value']:g}{interval}"
 

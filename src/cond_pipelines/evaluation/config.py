@@ -2,9 +2,13 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ..command_line import Parser
 from ..flags import AT_LEAST_ONE, check_needs, check_values, flag
+
+Row = dict[str, Any]  # of a table of measures: see `questions.row`
+Report = dict[str, Any]  # report.json, and its part "classes"
 
 
 @dataclass

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
@@ -40,13 +39,13 @@ class EvaluatedData(DataArguments):
 _NOT_FOLLOWED = ("train_data_dir", "dataset_name", "class_data_dir", "cache_dir")
 
 
-def recorded_config(model: str) -> dict[str, Any]:
+def recorded_config(model: str) -> dict[str, object]:
     """What a model's training_config.yaml holds; nothing where there is none, as of a model on the Hub."""
     path = inside(model, "training_config.yaml") if Path(model).is_dir() else None
     return read_yaml(path) if path is not None and path.is_file() else {}
 
 
-def setting_name(config: EvaluationConfig, adapter: ConditioningAdapter, recorded: Mapping[str, Any]) -> str:
+def setting_name(config: EvaluationConfig, adapter: ConditioningAdapter, recorded: Mapping[str, object]) -> str:
     """The `--conditioning` that a model was trained with: a third party's row is known by its import path only.
 
     Raises:
@@ -81,7 +80,7 @@ def check_setting(config: EvaluationConfig, setting: Setting) -> None:
 
 
 def load_evaluated_data(
-    config: EvaluationConfig, pipe: ConditionalPipeline, conditioning: str, recorded: Mapping[str, Any]
+    config: EvaluationConfig, pipe: ConditionalPipeline, conditioning: str, recorded: Mapping[str, object]
 ) -> TrainingData:
     """The data set of the training run, or another one given.
 
@@ -126,7 +125,7 @@ def load_evaluated_data(
     return data
 
 
-def _checked(known: Mapping[str, Any], model: str) -> EvaluatedData:
+def _checked(known: Mapping[str, object], model: str) -> EvaluatedData:
     try:
         return EvaluatedData(**known)
     except (ValueError, TypeError) as error:  # a TypeError: a value that cannot be compared

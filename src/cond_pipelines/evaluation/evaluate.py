@@ -2,13 +2,13 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from ..console import show_any_text
 from ..data.labels import all_of
@@ -23,19 +23,29 @@ from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
 from ..settings import Setting, find_setting
 from ..sharing.card import write_card
-from .config import EvaluationConfig
+from .config import EvaluationConfig, Report, Row
 from .data import check_setting, load_evaluated_data, recorded_config, setting_name
 from .features import CLIPScore, cached, extract, load_classifier, load_extractor
-from .questions import COMBINATIONS, UNSEEN, Part, Row, Sets, caption_rows, distribution_rows, label_rows, mean_row, row
+from .questions import (
+    COMBINATIONS,
+    UNSEEN,
+    Part,
+    Sets,
+    caption_rows,
+    distribution_rows,
+    label_rows,
+    mean_row,
+    row,
+)
 from .report import real_image, write_pictures, write_report
 from .sampling import draw_samples, read_samples
 
 
-def evaluate(config: EvaluationConfig) -> dict[str, Any]:
+def evaluate(config: EvaluationConfig) -> Report:
     """Measure a model of any setting.
 
     Returns:
-        The report, as it is written to `evaluation/report.json` beside report.md and the pictures.
+        The report, as it is written to `evaluation/report.json` with report.md and the pictures.
 
     Raises:
         ValueError: in one line: no such model, data that do not fit it, too few images.
@@ -74,24 +84,24 @@ def _evaluate(
     setting: Setting,
     data: TrainingData,
     weights: str | None,
-) -> dict[str, Any]:
+) -> Report:
     rng = np.random.default_rng(config.seed)
     train = np.sort(rng.permutation(data.train)[: config.num_real])
     train_conditions, held_out_conditions = (_conditions(data, rows) for rows in (train, data.held_out))
     # Conditions as often as in the data: in the order of a permutation, over and over.
     order = rng.permutation(len(train))
-    asked = {"": [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]}
+    by_kind = {"": [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]}
     if setting.has_captions:
-        asked |= _unseen_captions(config, data, held_out_conditions)
+        by_kind |= _unseen_captions(config, data, held_out_conditions)
     start = time.perf_counter()
-    for kind, conditions in asked.items():
+    for kind, conditions in by_kind.items():
         draw_samples(pipe, conditions, _place(folder, kind), accelerator, seed=config.seed, settings=config.sampler)
     sampling_sec = time.perf_counter() - start
     if not accelerator.is_main_process:
         return {}
 
     read = _Reader(config, data, folder, accelerator.device)
-    samples = {kind: read.samples(_place(folder, kind), conditions) for kind, conditions in asked.items()}
+    samples = {kind: read.samples(_place(folder, kind), conditions) for kind, conditions in by_kind.items()}
     sets = Sets(
         fake=samples.pop(""),
         train=read.real(train, train_conditions, "training images"),
@@ -109,19 +119,19 @@ def _evaluate(
         "num_held_out": len(data.held_out),
         "feature_extractor": without_path(config.feature_extractor),
         "clip_model": without_path(config.clip_model),
-        "unseen_captions": _fingerprint(asked.get(COMBINATIONS)),
+        "unseen_captions": _fingerprint(by_kind.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
-        **_sampler(config, pipe, is_guided=any(condition is not None for condition in asked[""])),
-        "seconds_per_image": round(sampling_sec / sum(map(len, asked.values())), 4),
+        **_sampler(config, pipe, is_guided=any(condition is not None for condition in by_kind[""])),
+        "seconds_per_image": round(sampling_sec / sum(map(len, by_kind.values())), 4),
         "device": str(accelerator.device),
         "data": data.dataset.fingerprint(),
         "measures": rows + more,
         "classes": classes,
     }
     write_report(report, folder)
-    write_pictures(folder, _place(folder, ""), data, asked[""], train, pairs, classes)
+    write_pictures(folder, _place(folder, ""), data, by_kind[""], train, pairs, classes)
     if not config.keep_samples:
-        _delete_samples(folder, asked)
+        _delete_samples(folder, by_kind)
     if folder.resolve().parent == Path(config.model).resolve():
         write_card(config.model)
     return report
@@ -134,10 +144,10 @@ def _condition_rows(
     setting: Setting,
     data: TrainingData,
     sets: Sets,
-) -> tuple[list[Row], dict[str, Any]]:
+) -> tuple[list[Row], Report]:
     """Do samples show their conditions: rows, and the classes one by one; see `questions.label_rows`."""
     rows: list[Row] = []
-    classes: dict[str, Any] = {}
+    classes: Report = {}
     if data.id2label:
         rows, classes = label_rows(sets, data.id2label)
         if config.classifier:
@@ -149,7 +159,7 @@ def _condition_rows(
     return rows, classes
 
 
-def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: bool) -> dict[str, Any]:
+def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: bool) -> Report:
     """How the samples were drawn, for the report."""
     scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
@@ -183,12 +193,12 @@ class _Reader:
         self.extractor = load_extractor(config.feature_extractor, device)
         self.clip = CLIPScore(config.clip_model, device) if config.clip_model else None
 
-    def samples(self, folder: Path, conditions: list[Any]) -> Part:
+    def samples(self, folder: Path, conditions: list[object]) -> Part:
         what = folder.name.replace("-", " ")
         features = extract(self.extractor, read_samples(folder), len(conditions), self.config.batch_size, what)
         return Part(features, conditions, self._scores(read_samples(folder), conditions))
 
-    def real(self, rows: np.ndarray, conditions: list[Any], what: str, scored: bool = False) -> Part:
+    def real(self, rows: np.ndarray, conditions: list[object], what: str, scored: bool = False) -> Part:
         """Kept, under what decides it: data, preprocessing, extractor."""
         key = {
             "data": self.data.dataset.fingerprint(),
@@ -206,10 +216,10 @@ class _Reader:
         key |= {"extractor": "CLIP score", "clip_model": self.config.clip_model, "captions": conditions}
         return Part(features, conditions, cached(self.kept, key, lambda: self._scores(self._images(rows), conditions)))
 
-    def _images(self, rows: np.ndarray) -> Any:
+    def _images(self, rows: np.ndarray) -> Iterator[Image.Image]:
         return (real_image(self.data, row) for row in rows)
 
-    def _scores(self, images: Any, conditions: list[Any]) -> np.ndarray | None:
+    def _scores(self, images: Iterable[Image.Image], conditions: list[object]) -> np.ndarray | None:
         return None if self.clip is None else self.clip(images, conditions, self.config.batch_size)
 
 
@@ -220,7 +230,7 @@ def _unseen_captions(
     seen = set()
     for i in data.train:
         seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
-    found = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
+    unseen = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
     if config.unseen_captions:
         lines = read_text(config.unseen_captions).splitlines()
         lines = [line.strip() for line in lines if line.strip()]
@@ -231,8 +241,8 @@ def _unseen_captions(
                 + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
             )
         count = min(config.num_samples, max(256, len(lines)))
-        found[COMBINATIONS] = [lines[i % len(lines)] for i in range(count)]
-    return {kind: captions for kind, captions in found.items() if captions}
+        unseen[COMBINATIONS] = [lines[i % len(lines)] for i in range(count)]
+    return {kind: captions for kind, captions in unseen.items() if captions}
 
 
 def _read_by_classifier(
@@ -241,7 +251,7 @@ def _read_by_classifier(
     """Does it obey y, by a classifier of the user's; its ceiling is what it makes of held-out images."""
     classifier = load_classifier(config.classifier, data.id2label, device)
 
-    def right(images: Any, part: Part) -> np.ndarray:
+    def right(images: Iterable[Image.Image], part: Part) -> np.ndarray:
         read = extract(classifier, images, len(part.conditions), config.batch_size, f"{config.classifier}'s view")[:, 0]
         known = np.array([c is not None for c in part.conditions], dtype=bool)
         return (read[known] == np.array(part.known.conditions)).astype(float)
@@ -252,15 +262,15 @@ def _read_by_classifier(
 
 
 def _classified(
-    config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[Any]
+    config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[object]
 ) -> list[Row]:
     """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
     known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
     images = [real_image(data, data.held_out[i]) for i in known]
     classes = list(data.id2label)
-    found = pipe.classify(images, classes, seed=config.seed)
-    right = np.array([classes[best] == conditions[i] for best, i in zip(found.best, known, strict=True)], dtype=float)
-    sure = found.probabilities.max(dim=1).values.numpy()
+    result = pipe.classify(images, classes, seed=config.seed)
+    right = np.array([classes[best] == conditions[i] for best, i in zip(result.best, known, strict=True)], dtype=float)
+    sure = result.probabilities.max(dim=1).values.numpy()
     return [
         mean_row("obeys y?", "held-out images classified right", right),
         row(
@@ -271,7 +281,7 @@ def _classified(
     ]
 
 
-def _conditions(data: TrainingData, rows: np.ndarray) -> list[Any]:
+def _conditions(data: TrainingData, rows: np.ndarray) -> list[object]:
     if data.dataset.columns.condition is None:
         return [None] * len(rows)
     return data.conditions(rows)

@@ -9,13 +9,13 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..adapters.base import Conditioning
 from ..data.draws import draw
 from ..networks.denoiser import denoise, unwrapped
 from ..objectives.base import Noised, Objective
@@ -34,7 +34,7 @@ _FULL_LOG_SNR = (-11.0, 11.0)
 
 @dataclass
 class Classification:
-    """What `classify` found, of N images and K conditions.
+    """The result of `classify`, of N images and K conditions.
 
     Args:
         log_likelihoods: (N, K) bounds in nats, relative to the best of each image (0).
@@ -53,12 +53,12 @@ class Classification:
 def classify(
     pipe: ConditionalPipeline,
     images: Tensor | list[Image.Image],
-    conditions: list[Any],
+    conditions: list[object],
     num_noise: int = 32,
     batch_size: int = 128,
     seed: int = 0,
 ) -> Classification:
-    """Which of some conditions each image was most likely drawn under.
+    """Which of K conditions each image was most likely drawn under.
 
     All conditions of an image are tried with the same noise at the same times. After a quarter and a half of
     `num_noise` those that are hopeless, by the spread of the differences seen, are tried no more.
@@ -73,8 +73,8 @@ def classify(
         ValueError: fewer than two conditions, or images of another shape than the model's.
 
     Example:
-        >>> found = pipe.classify(images, ["circle", "ring"])
-        >>> found.best, found.probabilities
+        >>> result = pipe.classify(images, ["circle", "ring"])
+        >>> result.best, result.probabilities
     """
     if len(conditions) < 2:
         raise ValueError(f"{len(conditions)} condition(s): there is nothing to choose between")
@@ -89,8 +89,8 @@ def classify(
         for start in range(0, len(tasks), batch_size):
             i, k, j = torch.tensor(tasks[start : start + batch_size]).T
             noise = draw(seed, i * num_noise + j, x_0.shape[1:], x_0.device).noise
-            told = cond.map(lambda x, k=k: x[k])
-            errors[i, k, j] = _noise_errors(pipe, x_0[i], noise, _level(j, i, seed, _LOG_SNR), told).cpu()
+            rows = cond.map(lambda x, k=k: x[k])
+            errors[i, k, j] = _noise_errors(pipe, x_0[i], noise, _level(j, i, seed, _LOG_SNR), rows).cpu()
         alive &= ~_hopeless(errors[:, :, :last])
     span = _LOG_SNR[1] - _LOG_SNR[0]
     counts = errors.isfinite().sum(dim=2)
@@ -132,7 +132,7 @@ def _hopeless(seen: Tensor, z: float = 3.0) -> Tensor:
 def bits_per_dim(
     pipe: ConditionalPipeline,
     images: Tensor | list[Image.Image],
-    conditions: list[Any] | None = None,
+    conditions: list[object] | None = None,
     num_noise: int = 64,
     batch_size: int = 128,
     seed: int = 0,
@@ -143,7 +143,7 @@ def bits_per_dim(
 
     Args:
         images: (N, C, H, W) in [-1, 1], or PIL images.
-        conditions: of each image; None: told nothing.
+        conditions: of each image; None: no condition.
         num_noise: noise levels tried of each image; the error falls with it.
 
     Returns:
@@ -165,8 +165,8 @@ def bits_per_dim(
         i, j = torch.tensor(tasks[start : start + batch_size]).T
         noise = draw(seed, i * num_noise + j, x_0.shape[1:], x_0.device).noise
         rows = cond.map(lambda x, i=i: x[i])
-        found = _noise_errors(pipe, x_0[i], noise, _level(j, i, seed, (low, high)), rows)
-        diffusion.index_add_(0, i.to(x_0.device), found / num_noise)
+        error = _noise_errors(pipe, x_0[i], noise, _level(j, i, seed, (low, high)), rows)
+        diffusion.index_add_(0, i.to(x_0.device), error / num_noise)
     total = total + 0.5 * (high - low) * diffusion  # Eq. 15
     return (total / (x_0[0].numel() * math.log(2))).cpu()
 
@@ -187,7 +187,7 @@ def _reconstruction(x_0: Tensor, log_snr: float, seed: int) -> Tensor:
 def flow_bits_per_dim(
     pipe: ConditionalPipeline,
     images: Tensor | list[Image.Image],
-    conditions: list[Any] | None = None,
+    conditions: list[object] | None = None,
     num_inference_steps: int = 50,
     num_probes: int = 1,
     seed: int = 0,
@@ -221,11 +221,11 @@ def flow_bits_per_dim(
             x = x.detach().requires_grad_()
             t = torch.full((len(x),), sigma * objective.num_train_timesteps, device=x.device)
             v = denoise(pipe.unet, x, t, cond)
-            found = [
+            divergences = [
                 (torch.autograd.grad((v * probe).sum(), x, retain_graph=True)[0] * probe).flatten(1).sum(dim=1)
                 for probe in probes
             ]
-        return v.detach(), torch.stack(found).mean(dim=0)
+        return v.detach(), torch.stack(divergences).mean(dim=0)
 
     log_det = torch.zeros(len(x), device=x.device)
     # Steps are small where the image takes shape, at either end: a half cosine.
@@ -263,7 +263,7 @@ def _level(j: Tensor, i: Tensor, seed: int, span: tuple[float, float]) -> Tensor
     return span[0] + (span[1] - span[0]) * u
 
 
-def _noise_errors(pipe: ConditionalPipeline, x_0: Tensor, noise: Tensor, log_snr: Tensor, cond: Any) -> Tensor:
+def _noise_errors(pipe: ConditionalPipeline, x_0: Tensor, noise: Tensor, log_snr: Tensor, cond: Conditioning) -> Tensor:
     """Squared error of the noise that the model sees in each image, summed over it: (B,) float32."""
     noised = noised_at_snr(Objective.from_pipeline(pipe), x_0, noise, log_snr.to(x_0.device))
     prediction = denoise(pipe.unet, noised.x_t.to(unwrapped(pipe.unet).dtype), noised.t, cond)

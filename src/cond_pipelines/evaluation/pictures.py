@@ -1,7 +1,6 @@
 """What an evaluation shows."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,7 @@ from ..pictures import image_grid
 
 
 def samples_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
-    """The first 64 samples, with what they were told."""
+    """The first 64 samples, with their conditions."""
     return image_grid(images[:64], columns=8, captions=names[:64] if names else None)
 
 
@@ -22,7 +21,7 @@ def nearest_sheet(images: list[Image.Image], neighbours: list[Image.Image]) -> I
 
 
 def per_class_sheet(
-    images: list[Image.Image], labels: list[Any], id2label: dict[int, str], each: int = 10
+    images: list[Image.Image], labels: list[object], id2label: dict[int, str], each: int = 10
 ) -> Image.Image:
     """A row for each class, of the samples that there are of it."""
     blank = Image.new(images[0].mode, images[0].size)
@@ -35,7 +34,7 @@ def per_class_sheet(
 
 
 def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
-    """What was asked for (rows) against what was read (columns), as shares of a row."""
+    """The conditions (rows) against what was read (columns), as shares of a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 

@@ -1,24 +1,23 @@
 """The rows of a report: a question, a measure of the samples, its interval, and the same of held-out real images."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..evaluation import measures as m
 from ..pipelines.conditional import ConditionalPipeline
+from .config import Report, Row
 
-Row = dict[str, Any]
 # Beside "the captions of training": those of held-out images that training never saw, and those of a file.
 UNSEEN, COMBINATIONS = "captions unseen in training", "unseen combinations"
 
 
 @dataclass
 class Part:
-    """Images as features (N, D), and what each was told, or shows; `clip`: the CLIP score of each, where asked for."""
+    """Images as features (N, D), and the condition of each; `clip`: the CLIP score of each, where it is wanted."""
 
     features: np.ndarray
-    conditions: list[Any]
+    conditions: list[object]
     clip: np.ndarray | None = None
 
     def of(self, keep: np.ndarray) -> "Part":
@@ -81,24 +80,24 @@ def distribution_rows(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray)
     mean, spread = kernel.mean(), 1.96 * kernel.std(ddof=1)
     rows.append(row("alike?", "kernel distance", mean, (mean - spread, mean + spread), kernel_real.mean(), "lower"))
     radius = m.radius(train)
-    found, real = (m.manifolds(train, some, real_radius=radius) for some in (fake, held_out))
+    values, real = (m.manifolds(train, images, real_radius=radius) for images in (fake, held_out))
     questions = {"precision": "alike?", "density": "alike?", "recall": "all of it?", "coverage": "all of it?"}
-    rows += [mean_row(question, name, found[name], real[name].mean()) for name, question in questions.items()]
+    rows += [mean_row(question, name, values[name], real[name].mean()) for name, question in questions.items()]
     flags, pairs, _ = m.copies(fake, train, held_out)
     name = "closer to a training image than 99 % of held-out ones"
     rows.append(mean_row("new?", name, flags.astype(float), 0.01, "lower"))
     return rows, pairs
 
 
-def label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row], dict[str, Any]]:
+def label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row], Report]:
     """Does it obey y: a linear probe on the features of real images, the probe's own ceiling, and each class by itself.
 
     Returns:
-        Rows, and of the classes in the order of "names": "confusion" (asked, read) as counts, "frechet_distance" and
-        "kernel_distance" of the samples of each to its training images, None where there are fewer than ten.
+        Rows, and of the classes in the order of "names": "confusion" (condition, read) as counts, "frechet_distance"
+        and "kernel_distance" of the samples of each to its training images, None where there are fewer than ten.
     """
     train, fake, held_out = sets.train.known, sets.fake.known, sets.held_out.known
-    labels, asked, shown = (np.array(part.conditions, dtype=int) for part in (train, fake, held_out))
+    labels, conditions, shown = (np.array(part.conditions, dtype=int) for part in (train, fake, held_out))
     if len(set(labels.tolist())) < 2:
         return [], {}
     probe = m.Probe(train.features, labels)
@@ -108,14 +107,14 @@ def label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row], dict[st
     if len(shown):
         read_real = probe(held_out.features)
         ceiling = float((read_real == shown).mean())
-    rows = [mean_row("obeys y?", "class read right by a linear probe", (read == asked).astype(float), ceiling)]
+    rows = [mean_row("obeys y?", "class read right by a linear probe", (read == conditions).astype(float), ceiling)]
     interval = m.interval_of(lambda x: m.imbalance(x, frequency), read)
     floor = m.imbalance(read_real, frequency) if len(shown) else None
     rows.append(row("all of it?", "class imbalance", m.imbalance(read, frequency), interval, floor, "lower"))
-    classes: dict[str, Any] = {"names": list(id2label.values()), "frechet_distance": [], "kernel_distance": []}
-    classes["confusion"] = m.confusion(asked, read, num_classes)[np.ix_(known, known)].tolist()
+    classes: Report = {"names": list(id2label.values()), "frechet_distance": [], "kernel_distance": []}
+    classes["confusion"] = m.confusion(conditions, read, num_classes)[np.ix_(known, known)].tolist()
     for label in id2label:
-        mine, real = fake.features[asked == label], train.features[labels == label]
+        mine, real = fake.features[conditions == label], train.features[labels == label]
         enough = min(len(mine), len(real)) >= 10
         frechet = m.frechet_distance(m.Gaussian.of(mine), m.Gaussian.of(real)) if enough else None
         kernel = m.kernel_distance(mine, real, subsets=10).mean() if enough else None
@@ -135,7 +134,7 @@ def caption_rows(sets: Sets, pipe: ConditionalPipeline) -> list[Row]:
     retrieval = m.Retrieval(parts["train"].features, texts(parts["train"]))
     pool = np.array(list(vectors.values()))  # the same choices for all, so that the rows can be compared
     choices, seen, rows = min(100, len(pool)), set(parts["train"].conditions), []
-    found = {name: retrieval(part.features, texts(part), pool) for name, part in parts.items() if name != "train"}
+    scores = {name: retrieval(part.features, texts(part), pool) for name, part in parts.items() if name != "train"}
     unseen = np.array([c not in seen for c in parts["held out"].conditions], dtype=bool)
     titles = {
         "r_at_1": f"R@1 of {choices} captions",
@@ -148,8 +147,8 @@ def caption_rows(sets: Sets, pipe: ConditionalPipeline) -> list[Row]:
         suffix = f", {kind}" if kind else ""
         real = {"": np.ones_like(unseen), UNSEEN: unseen}.get(kind, np.zeros_like(unseen))
         for key, title in titles.items():
-            ceiling = found["held out"][key][real].mean() if real.any() else None
-            rows.append(mean_row("obeys the text?", title + suffix, found[kind][key], ceiling))
+            ceiling = scores["held out"][key][real].mean() if real.any() else None
+            rows.append(mean_row("obeys the text?", title + suffix, scores[kind][key], ceiling))
         if parts[kind].clip is not None:
             ceiling = parts["held out"].clip[real].mean() if real.any() else None
             rows.append(mean_row("obeys the text?", "CLIP score" + suffix, parts[kind].clip, ceiling))

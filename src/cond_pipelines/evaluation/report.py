@@ -2,7 +2,6 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,11 +10,12 @@ from ..data.load import TrainingData
 from ..files import write_json, write_text
 from ..provenance import save_picture
 from ..sharing.escaping import markdown_text, table_cell
+from .config import Report
 from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
 from .sampling import read_samples, to_image
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     """report.json and report.md."""
     write_json(folder / "report.json", report)
     lines = [
@@ -35,7 +35,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
-def _class_lines(classes: dict[str, Any]) -> list[str]:
+def _class_lines(classes: Report) -> list[str]:
     if not classes:
         return []
     lines = ["", "| class | samples | read right | most often taken for | Frechet distance | kernel distance |"]
@@ -54,25 +54,26 @@ def write_pictures(
     folder: Path,
     samples: Path,
     data: TrainingData,
-    asked: list[Any],
+    conditions: list[object],
     train: np.ndarray,
     pairs: np.ndarray,
-    classes: dict[str, Any],
+    classes: Report,
 ) -> None:
     """samples.png, nearest.png, and with classes per_class.png and confusion.png.
 
     Args:
-        samples: the folder of the samples; asked: what each was told.
+        samples: the folder of the samples; conditions: of each.
         train: rows of the training images; pairs: for each sample the index into them of its nearest.
         classes: as `questions.label_rows` gives it.
     """
     images = list(itertools.islice(read_samples(samples), 512))
-    names = [str((data.id2label or {}).get(c, c)) for c in asked]
-    save_picture(samples_sheet(images, names if asked[0] is not None else None), folder / "samples.png")
+    id2label: dict[object, str] = {i: name for i, name in (data.id2label or {}).items()}  # noqa: C416 (types)
+    names = [str(id2label.get(c, c)) for c in conditions]
+    save_picture(samples_sheet(images, names if conditions[0] is not None else None), folder / "samples.png")
     nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])
     save_picture(nearest, folder / "nearest.png")
     if data.id2label:
-        save_picture(per_class_sheet(images, asked, data.id2label), folder / "per_class.png")
+        save_picture(per_class_sheet(images, conditions, data.id2label), folder / "per_class.png")
     if classes:
         confusion_plot(np.array(classes["confusion"]), classes["names"], folder / "confusion.png")
 

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ _PART = 64  # images of a file
 
 def draw_samples(
     pipe: ConditionalPipeline,
-    conditions: list[Any],
+    conditions: list[object],
     folder: Path,
     accelerator: Accelerator,
     *,
     seed: int = 0,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, object] | None = None,
 ) -> None:
     """Write an image for each condition into `folder`, as parts of 64; parts that are there are kept.
 
@@ -58,16 +57,16 @@ def draw_samples(
     pipe.set_progress_bar_config(disable=True)
     for part in tqdm(mine, desc=f"Sampling, {_PART} images each", disable=not accelerator.is_local_main_process):
         first = part * _PART
-        some = conditions[first : first + _PART]
-        generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(some))]
+        batch = conditions[first : first + _PART]
+        generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(batch))]
         with torch.no_grad():
-            images = pipe.sample(some, generator=generators, output_type="np", **settings).images
+            images = pipe.sample(batch, generator=generators, output_type="np", **settings).images
         # (64, H, W, C) in [0, 1]
         save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8), seal)
     accelerator.wait_for_everyone()
 
 
-def _check_key(folder: Path, key: dict[str, Any]) -> None:
+def _check_key(folder: Path, key: dict[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "key.json"
     before = json.loads(json.dumps(key))
@@ -106,7 +105,7 @@ def weights_of(pipe: ConditionalPipeline) -> str:
     return digest.hexdigest()[:16]
 
 
-def sampler_of(pipe: ConditionalPipeline, settings: dict[str, Any]) -> dict[str, Any]:
+def sampler_of(pipe: ConditionalPipeline, settings: dict[str, object]) -> dict[str, object]:
     """The scheduler, and the pipeline's defaults for what `settings` do not say."""
     of_settings = [f"default_{name}" for name in settings]
     defaults = {k: v for k, v in pipe.config.items() if k.startswith("default_") and k not in of_settings}

@@ -3,12 +3,11 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
 from ..sharing.escaping import table_cell
-from .config import EvaluationConfig
+from .config import EvaluationConfig, Report
 from .evaluate import evaluate, output_folder
 
 _SWEPT = {"guidance_scale": float, "num_inference_steps": int}
@@ -28,7 +27,7 @@ def parse_grid(words: list[str]) -> dict[str, list[float]]:
     return grid
 
 
-def sweep(config: EvaluationConfig) -> list[dict[str, Any]]:
+def sweep(config: EvaluationConfig) -> list[Report]:
     """Evaluate at every combination of `config.sweep`; writes sweep.json, sweep.md and sweep.png.
 
     Returns:
@@ -58,7 +57,7 @@ def sweep(config: EvaluationConfig) -> list[dict[str, Any]]:
     return reports
 
 
-def write_best(model: Path, reports: list[dict[str, Any]], measure: str, names: list[str]) -> dict[str, float]:
+def write_best(model: Path, reports: list[Report], measure: str, names: list[str]) -> dict[str, float]:
     """Make the setting that is best by a measure the pipeline's default; returns it."""
     rows = [{row["name"]: row for row in report["measures"]} for report in reports]
     if measure not in rows[0]:
@@ -74,7 +73,7 @@ def write_best(model: Path, reports: list[dict[str, Any]], measure: str, names: 
     return chosen
 
 
-def table(reports: list[dict[str, Any]]) -> str:
+def table(reports: list[Report]) -> str:
     """A line for each setting, in markdown; nothing in a process that is not the main one."""
     if not reports[0]:
         return ""
@@ -89,7 +88,7 @@ def table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(reports: list[dict[str, Any]], path: Path) -> None:
+def _plot(reports: list[Report], path: Path) -> None:
     """Fidelity against obedience, or against diversity where nothing is to be obeyed; a line for each step count."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure

@@ -25,6 +25,7 @@ from ..adapters.text import PromptAdapter
 from ..adapters.unconditional import UnconditionalAdapter
 from ..errors import UserError, reading
 from ..folders import check_model_folder
+from ..objectives import Objective
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.remote_code import _HUB_ARGUMENTS
 from ..pipelines.settings import TextToImagePipeline, UnconditionalPipeline
@@ -115,6 +116,22 @@ def load(
     return convert(right, diffusers.DDPMPipeline(unet, scheduler), **given)
 
 
+def load_single_file(cls: type[ConditionalPipeline], path: Path, **kwargs: object) -> ConditionalPipeline:
+    """Stable Diffusion 1.x or 2.x from one .safetensors file.
+
+    Raises:
+        ValueError: the file holds another kind of model, or diffusers cannot read it.
+    """
+    if not issubclass(TextToImagePipeline, cls):
+        raise ValueError(f"{path} is one file of Stable Diffusion: use TextToImagePipeline.from_pretrained")
+    try:
+        parent = diffusers.StableDiffusionPipeline.from_single_file(str(path), safety_checker=None, **kwargs)
+    except Exception as error:  # of many kinds: it guesses the model from the names of the weights
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as one file of Stable Diffusion 1.x or 2.x: {why}") from error
+    return convert(TextToImagePipeline, parent)
+
+
 def check_components(index: dict[str, Any], name_or_path: PathOrName) -> None:
     """Raise UserError for a component that is no network, scheduler or tokenizer, such as a whole pipeline."""
     ignored = ("adapter", *IGNORED.get(str(index.get("_class_name")), ()))
@@ -160,6 +177,8 @@ def convert(cls: type[ConditionalPipeline], parent: DiffusionPipeline, **given: 
     for name in ("num_inference_steps", "guidance_scale"):
         if name in call:
             parts[f"default_{name}"] = call[name].default
+    if getattr(parent.scheduler, "alphas_cumprod", None) is not None:
+        parts["objective"] = Objective.from_scheduler(parent.scheduler).config
     dtype = given.pop("dtype", None) or given.pop("torch_dtype", None)
     parts |= given
     is_text = class_name in _STABLE_DIFFUSION

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
@@ -41,6 +42,15 @@ def with_socket(unet: UNet) -> UNet:
             f"num_class_embeds={unet.config.num_class_embeds}), which no adapter fits"
         )
     return reconfigured(unet, class_embed_type="identity")
+
+
+def without_variance(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler for a UNet whose outputs for a learned variance were cut off (see `with_channels`)."""
+    if scheduler.config.get("variance_type") not in ("learned", "learned_range"):
+        return scheduler
+    fixed = None if "algorithm_type" in scheduler.config else "fixed_small"  # DPM-Solver has None
+    new: SchedulerMixin = type(scheduler).from_config(scheduler.config, variance_type=fixed)
+    return new
 
 
 def with_channels(unet: UNet, in_channels: int, out_channels: int | None = None) -> UNet:

@@ -11,12 +11,15 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from .scheduler_fit import misfit
+
 # The network with its condition bound: x_t (B, C, H, W), t (B,) -> its prediction (B, C, H, W).
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # What model_index.json holds of an objective: {"name": "flow_matching", "logit_mean": 0.0, ...}
-SavedObjective = dict[str, str | float | None]
+SavedObjective = dict[str, object]
 Arguments = dict[str, object]  # keyword arguments of an objective's constructor
 
+SCHEDULER_NAMES = ("euler", "heun", "dpm++", "unipc", "lcm")  # see `ConditionalPipeline.use_scheduler`
 OBJECTIVES: dict[str, type["Objective"]] = {}  # by name; the rows stand in objectives/__init__.py
 # Of the scheduler's numbers, those that must stay as they were in training; the range of sigma may be another.
 _MUST_AGREE = ("prediction_type", "num_train_timesteps", "sigma_data")
@@ -110,16 +113,14 @@ class Objective(ABC):
         saved, scheduler = pipe.config.get("objective"), pipe.scheduler
         if saved is None:
             return Objective.from_scheduler(scheduler)
-        check_scheduler(saved, scheduler)
         cls = saved_class(saved)
         if cls is None:
             raise ValueError(
                 f"the model was trained with the objective {saved['name']!r}, which is not imported: import its "
                 "module first"
             )
-        arguments = {name: value for name, value in saved.items() if name != "name"}
-        build: Callable[..., Objective] = cls
-        return build(**(cls.scheduler_arguments(scheduler) or {}) | arguments)
+        check_scheduler(saved, scheduler)
+        return of_saved(cls, saved, scheduler)
 
     @property
     def config(self) -> SavedObjective:
@@ -139,6 +140,21 @@ class Objective(ABC):
         except TypeError as error:
             raise ValueError(f"{name_of(type(self))} cannot be saved with the model: {error}") from error
         return {"name": name_of(type(self))} | saved
+
+    # ------------------------------------------------------------------------------------ what samples for it
+
+    def marginal(self, t: float) -> tuple[float, float] | None:
+        """(a, b) at the network's timestep `t`: its input there is a x_0 + b noise. Raises ValueError outside of them.
+
+        None: an objective without such times. Its schedulers are not checked.
+        """
+        return None
+
+    def exact_prediction(self, x_t: Tensor, x_0: Tensor, t: float) -> Tensor:
+        """The prediction at the network's input `x_t` if `x_0` were the only image of the data."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define exact_prediction(x_t, x_0, t), as it has marginal"
+        )
 
     # ------------------------------------------------------------------------------------------------ the loss
 
@@ -192,23 +208,41 @@ def saved_class(saved: SavedObjective) -> type[Objective] | None:
     return OBJECTIVES.get(name) or {name_of(cls): cls for cls in _subclasses()}.get(name)
 
 
-def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin) -> None:
-    """Raise ValueError for a scheduler of another family, prediction or time scale than a model was trained with.
+def of_saved(cls: type[Objective], saved: SavedObjective, scheduler: SchedulerMixin) -> Objective:
+    """The objective from its saved arguments, and from the scheduler those that are not saved."""
+    arguments = {name: value for name, value in saved.items() if name != "name"}
+    build: Callable[..., Objective] = cls
+    return build(**(cls.scheduler_arguments(scheduler) or {}) | arguments)
 
-    A scheduler that no objective knows, and an objective that is not imported, are not checked.
+
+def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin) -> None:
+    """Raise ValueError for a scheduler that does not sample for the objective that a model was trained with.
+
+    Its family, prediction and time scale are compared, then what it computes; see `scheduler_fit`. An objective that is
+    not imported is not checked.
     """
     cls, family, other = saved_class(saved), _family(scheduler), type(scheduler).__name__
-    if cls is None or family is None:
+    if cls is None:
         return
     decided = cls.scheduler_arguments(scheduler)
-    if decided is None:
+    if family is not None and decided is None:
         raise ValueError(
             f"the model was trained with the objective {saved['name']}, and {other} samples for {name_of(family)}: "
             f"use a scheduler for {saved['name']}, such as the one saved with it"
         )
     for name in _MUST_AGREE:
-        if name in saved and name in decided and decided[name] != saved[name]:
+        if decided is not None and name in saved and name in decided and decided[name] != saved[name]:
             raise ValueError(f"the model was trained with {name} {saved[name]}, and this {other} has {decided[name]}")
+    try:
+        objective = of_saved(cls, saved, scheduler)
+    except TypeError:  # saved before it said what the scheduler must supply, and this scheduler does not
+        return
+    if why := misfit(objective, scheduler):
+        names = ", ".join(SCHEDULER_NAMES)
+        raise ValueError(
+            f"the model was trained with the objective {saved['name']}; this {other} does not sample for it: {why}. "
+            f"Use the scheduler saved with the model, or pipe.use_scheduler(name), one of {names}"
+        )
 
 
 def _family(scheduler: SchedulerMixin) -> type[Objective] | None:

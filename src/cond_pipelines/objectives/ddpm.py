@@ -1,6 +1,8 @@
 """Discrete-time diffusion, with the predictions and the weighting of diffusers' DDPM family."""
 
+import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -11,17 +13,30 @@ class DDPM(Objective):
     """Discrete-time diffusion (Ho et al. 2020, arXiv 2006.11239), uniform times.
 
     Args:
-        alphas_cumprod: (T,) the scheduler's.
+        alphas_cumprod: (T,) the scheduler's; None: those of `noise_schedule`.
         prediction_type: "epsilon", "v_prediction" or "sample".
         snr_gamma: min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), usually 5; None: no weighting.
+        noise_schedule: the scheduler's arguments that decide `alphas_cumprod`, saved with the model so that a scheduler
+            with other ones is refused.
     """
 
-    def __init__(self, alphas_cumprod: Tensor, prediction_type: str = "epsilon", snr_gamma: float | None = None):
+    def __init__(
+        self,
+        alphas_cumprod: Tensor | None = None,
+        prediction_type: str = "epsilon",
+        snr_gamma: float | None = None,
+        noise_schedule: dict[str, object] | None = None,
+    ):
         if prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"prediction_type {prediction_type!r} is not one of epsilon, v_prediction, sample")
         if snr_gamma is not None and not snr_gamma > 0:  # written so that nan fails too
             raise ValueError(f"snr_gamma {snr_gamma} must be greater than 0")
+        if noise_schedule is not None:
+            alphas_cumprod = DDPMScheduler(**noise_schedule).alphas_cumprod
+        if alphas_cumprod is None:
+            raise TypeError("DDPM needs alphas_cumprod or a noise_schedule")
         self.alphas_cumprod = alphas_cumprod.float()
+        self.noise_schedule = noise_schedule
         self.prediction_type = prediction_type
         self.snr_gamma = snr_gamma
 
@@ -30,7 +45,24 @@ class DDPM(Objective):
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if not hasattr(scheduler, "alphas_cumprod") or prediction_type == "flow_prediction":
             return None
-        return {"alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": prediction_type}
+        arguments = {"alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": prediction_type}
+        return arguments | {"noise_schedule": _noise_schedule(scheduler)}
+
+    def marginal(self, t: float) -> tuple[float, float]:
+        if not 0 <= t <= len(self.alphas_cumprod):
+            raise ValueError(f"timestep {t:g} is outside of 0 .. {len(self.alphas_cumprod)}")
+        alpha_bar = self.alphas_cumprod.double().cpu().clamp(min=1e-12)
+        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()  # (T,) between two timesteps as diffusers' schedulers have it
+        sigma = float(np.interp(t, np.arange(len(sigmas)), sigmas.numpy()))
+        signal = (1 + sigma**2) ** -0.5
+        return signal, signal * sigma
+
+    def exact_prediction(self, x_t: Tensor, x_0: Tensor, t: float) -> Tensor:
+        signal, sigma = self.marginal(t)
+        noise = (x_t - signal * x_0) / sigma
+        return {"epsilon": noise, "sample": x_0.expand_as(x_t), "v_prediction": signal * noise - sigma * x_0}[
+            self.prediction_type
+        ]
 
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         num_timesteps = len(self.alphas_cumprod)
@@ -61,3 +93,21 @@ class DDPM(Objective):
             "v_prediction": snr.clamp(max=self.snr_gamma) / (snr + 1),
             "sample": snr.clamp(max=self.snr_gamma),
         }[self.prediction_type]
+
+
+def _noise_schedule(scheduler: SchedulerMixin) -> Arguments | None:
+    """A scheduler's arguments that decide its alphas_cumprod; None where they do not, as of alphas of one's own."""
+    names = (
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "rescale_betas_zero_snr",
+    )
+    schedule = {name: scheduler.config[name] for name in names if scheduler.config.get(name) is not None}
+    try:
+        same = torch.allclose(DDPMScheduler(**schedule).alphas_cumprod, scheduler.alphas_cumprod.cpu(), atol=1e-6)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):  # a schedule that DDPMScheduler does not have
+        return None
+    return schedule if same else None

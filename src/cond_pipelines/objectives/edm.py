@@ -1,5 +1,7 @@
 """Preconditioned diffusion."""
 
+import math
+
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -44,6 +46,20 @@ class EDM(Objective):
         if not type(scheduler).__name__.startswith("EDM"):
             return None
         return {k: scheduler.config[k] for k in ("sigma_data", "prediction_type", "sigma_min", "sigma_max")}
+
+    def marginal(self, t: float) -> tuple[float, float]:
+        if abs(t) > 10:  # c_noise = ln(sigma) / 4: far outside of any noise level, and of what a float holds
+            raise ValueError(f"timestep {t:g} is no ln(sigma) / 4")
+        sigma = math.exp(4 * t)
+        c_in = (sigma**2 + self.sigma_data**2) ** -0.5
+        return c_in, c_in * sigma
+
+    def exact_prediction(self, x_t: Tensor, x_0: Tensor, t: float) -> Tensor:
+        sigma = math.exp(4 * t)
+        total = sigma**2 + self.sigma_data**2
+        x = x_t * total**0.5
+        c_out = self.sign * sigma * self.sigma_data / total**0.5
+        return (x_0 - self.sigma_data**2 / total * x) / c_out  # Eq. 8
 
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         sigma = torch.exp(self.P_mean + self.P_std * _normal_quantile(u)).clamp(self.sigma_min, self.sigma_max)  # (B,)

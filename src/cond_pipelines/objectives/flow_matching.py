@@ -29,6 +29,15 @@ class FlowMatching(Objective):
             return None
         return {"num_train_timesteps": scheduler.config.num_train_timesteps}
 
+    def marginal(self, t: float) -> tuple[float, float]:
+        sigma = t / self.num_train_timesteps
+        if not 0 <= sigma <= 1:
+            raise ValueError(f"timestep {t:g} is outside of 0 .. {self.num_train_timesteps}")
+        return 1 - sigma, sigma  # Eq. 13
+
+    def exact_prediction(self, x_t: Tensor, x_0: Tensor, t: float) -> Tensor:
+        return (x_t - x_0) / max(t / self.num_train_timesteps, 1e-6)  # dx/dsigma = noise - x_0 = (x_t - x_0) / sigma
+
     def noised(self, x_0: Tensor, noise: Tensor, u: Tensor) -> Noised:
         # Eq. 19: sigma = sigmoid(m + s * n), n ~ N(0, 1)
         sigma = torch.sigmoid(self.logit_mean + self.logit_std * _normal_quantile(u))  # (B,)

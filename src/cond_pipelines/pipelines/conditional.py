@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.denoiser import Network, denoise, unwrapped
-from .guidance import Guidance, Step, guidance_of_scale, predictions_of, with_options
+from .guidance import Guidance, Guider, Step, guidance_of_scale, with_options
 from .image_inputs import Edit, check_call, image_processors, noise_of, num_channels_latents, prepare_edit
 from .remote_code import _INSTALLED, PortablePipeline
-from .sampling import Call, Sampling, takes_sampling
-from .schedulers import set_timesteps
+from .sampling import CALLBACK_TENSORS, Call, CallState, Sampling, one_call_at_a_time, takes_sampling
+from .schedulers import named_scheduler, objective_name, predicts_variance, set_timesteps
 from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from cond_pipelines.adapters.base import Conditioning
 
-    from .sampling import Images, SamplingArguments
+    from .sampling import Images, SamplingArguments, Steps
 
 
-class ConditionalPipeline(PortablePipeline):
+class ConditionalPipeline(PortablePipeline, CallState):
     """Image generation under any conditioning adapter; the three settings are its subclasses.
 
     `ConditionalPipeline.from_pretrained(path)` returns the subclass that was saved. Called itself it takes raw
@@ -56,7 +56,7 @@ class ConditionalPipeline(PortablePipeline):
     conditioning: str | None = None  # the setting of the adapter that a subclass needs; None: any
     model_cpu_offload_seq = "text_encoder->adapter->unet->vae"
     _optional_components = ["vae", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents", "encoder_hidden_states", "negative_encoder_hidden_states"]
+    _callback_tensor_inputs = CALLBACK_TENSORS
 
     def __init__(
         self,
@@ -139,32 +139,6 @@ class ConditionalPipeline(PortablePipeline):
         pipe = super().from_pipe(pipeline, **kwargs)
         return pipe
 
-    # ------------------------------------------------------------ state of a call, under diffusers' names
-
-    @property
-    def guidance_scale(self) -> float | dict[str, float]:
-        return self._guidance_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        return self._guidance_rescale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0 and not self._null_is_cond
-
-    @property
-    def cross_attention_kwargs(self) -> dict[str, object] | None:
-        return self._cross_attention_kwargs
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        return self._interrupt
-
     # -------------------------------------------------------------------------------- the steps of a call
 
     def encode_condition(
@@ -202,11 +176,33 @@ class ConditionalPipeline(PortablePipeline):
         noise = noise_of(call, shape, self._execution_device, unwrapped(self.unet).dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def set_timesteps(self, num_inference_steps: int) -> Tensor:
-        """Set the number of steps of the scheduler, which its noise depends on; returns its timesteps."""
+    def use_scheduler(self, name: str, spacing: str | None = None) -> "ConditionalPipeline":
+        """Sample with another scheduler, with the options that fit this model; returns the pipeline.
+
+        Args:
+            name: "euler", "heun", "dpm++", "unipc" or "lcm"; of an EDM model "euler" or "dpm++".
+            spacing: "karras", "beta" or "sgm_uniform" noise levels; None: the scheduler's own.
+
+        Raises:
+            ValueError: the name or the spacing does not fit the model; the message names those that do.
+
+        Example:
+            >>> pipe.use_scheduler("dpm++", spacing="karras")("a red circle", num_inference_steps=12)
+        """
+        scheduler = named_scheduler(name, spacing, self.config.get("objective"), self.scheduler)
+        self._check_scheduler(scheduler)
+        self.register_modules(scheduler=scheduler)
+        return self
+
+    def _check_scheduler(self, scheduler: SchedulerMixin) -> None:
         if self.config.get("objective") and _INSTALLED:  # with diffusers alone a swapped scheduler is not checked
-            self._installed("objectives.base").check_scheduler(self.config.objective, self.scheduler)
-        return set_timesteps(self.scheduler, num_inference_steps, self._execution_device)
+            self._installed("objectives.base").check_scheduler(self.config.objective, scheduler)
+
+    def set_timesteps(self, num_inference_steps: int, sigmas: "Steps" = None, timesteps: "Steps" = None) -> Tensor:
+        """Set the number of steps of the scheduler, or the steps, which its noise depends on; returns its timesteps."""
+        self._check_scheduler(self.scheduler)
+        is_flow = objective_name(self.config.get("objective"), self.scheduler) == "flow_matching"
+        return set_timesteps(self.scheduler, num_inference_steps, self._execution_device, is_flow, sigmas, timesteps)
 
     def predict(
         self,
@@ -232,10 +228,12 @@ class ConditionalPipeline(PortablePipeline):
             rows = torch.cat([x_t] * (len(cond) // len(x_t)))  # (B, ...) for each branch of this network
             return denoise(network or self.unet, rows, step.t, cond, **kwargs)
 
-        return guidance.combine(predictions_of(guidance.branches(cond, null), of_network), step)
+        return guidance.guided(cond, null, step, of_network, unwrapped(self.unet))
 
     def _guidance_now(self, call: Call, cond: "Conditioning") -> Guidance:
         """Of the next step: a callback may have changed the scale, and the conditions."""
+        if call.guider is not None:
+            return Guider(call.guider)
         if call.guidance is None and not self.do_classifier_free_guidance:
             return Guidance()
         guidance = call.guidance or guidance_of_scale(self.guidance_scale, cond)
@@ -263,6 +261,8 @@ class ConditionalPipeline(PortablePipeline):
                     continue
                 step, guidance = Step(i, len(timesteps), t), self._guidance_now(call, cond)
                 noise_pred = self.predict(latents, step, cond, null, guidance, extra_channels)
+                if not predicts_variance(self.scheduler):
+                    noise_pred = noise_pred[:, : latents.shape[1]]  # of a UNet that predicts a variance too
                 dtype = latents.dtype
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = latents.to(dtype)
@@ -287,6 +287,7 @@ class ConditionalPipeline(PortablePipeline):
         return latents if self.vae is None else vae_decode(self.vae, latents)
 
     @takes_sampling
+    @one_call_at_a_time
     def generate(
         self, cond: "Conditioning", null: "Conditioning", **sampling: "Unpack[SamplingArguments]"
     ) -> "ImagePipelineOutput | Images":
@@ -298,7 +299,7 @@ class ConditionalPipeline(PortablePipeline):
 
         num_conditions = len(cond)
         cond, null = (c.repeat_interleave(call.num_images_per_prompt) for c in (cond, null))
-        timesteps, edit = self.set_timesteps(call.num_inference_steps), None
+        timesteps, edit = self.set_timesteps(call.num_inference_steps, call.sigmas, call.timesteps), None
         if call.image is None:
             height, width = call.height or 0, call.width or 0  # both are set where there is no image
             latents = self.prepare_latents(len(cond), height, width, call.generator, call.latents)
@@ -331,6 +332,8 @@ class ConditionalPipeline(PortablePipeline):
         """
         if negative_conditions is None and self._null_prompt() is not None:
             negative_conditions = [self._null_prompt()] * len(conditions)
+        if not conditions:
+            raise ValueError("there is no condition: pass one at least")
         return self.generate(*self.encode_condition(conditions, negative_conditions), **sampling)
 
     @takes_sampling

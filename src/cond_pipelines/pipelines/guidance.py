@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from diffusers.guiders.guider_utils import BaseGuidance
+
     from cond_pipelines.adapters.base import Conditioning
 
 Branch = tuple[nn.Module | None, "Conditioning"]
+Predict = Callable[[nn.Module | None, "Conditioning"], Tensor]  # None: the pipeline's network
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,29 @@ class Guidance:
         """One prediction for each branch, each (B, C, h, w), to the guided one (B, C, h, w)."""
         return predictions[-1]
 
+    def guided(
+        self, cond: "Conditioning", null: "Conditioning", step: Step, predict: "Predict", network: nn.Module
+    ) -> Tensor:
+        """The guided prediction of a step, (B, C, h, w): `branches`, one call for each network, `combine`.
+
+        Override it where a branch changes the pipeline's `network` while it runs, as `Guider` does.
+        """
+        return self.combine(predictions_of(self.branches(cond, null), predict), step)
+
 
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
 
-    scale: float
+    scale: float | Tensor  # one, or (B, 1, 1, 1)
 
     def branches(self, cond: "Conditioning", null: "Conditioning") -> list[Branch]:
         return [(None, null), (None, cond)]
 
     def combine(self, predictions: list[Tensor], step: Step) -> Tensor:
         without, under = predictions
-        return without + self.scale * (under - without)  # Eq. 6, with scale = 1 + w
+        scale = self.scale.to(under) if isinstance(self.scale, Tensor) else self.scale
+        return without + scale * (under - without)  # Eq. 6, with scale = 1 + w
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,48 @@ class Rescale(Guidance):
 
 
 @dataclass(frozen=True)
+class Guider(Guidance):
+    """One of diffusers' guiders, such as AdaptiveProjectedGuidance, SkipLayerGuidance or ClassifierFreeGuidance.
+
+    Args:
+        guider: its scale, interval and rescale are its own.
+    """
+
+    guider: "BaseGuidance"
+
+    def guided(
+        self, cond: "Conditioning", null: "Conditioning", step: Step, predict: Predict, network: nn.Module
+    ) -> Tensor:
+        guider = self.guider
+        guider.set_state(step=step.index, num_inference_steps=step.num_steps, timestep=step.t)
+        batches = guider.prepare_inputs({"condition": (cond, null)})
+        if not _changes_network(guider):
+            # Together, the condition last, as `ClassifierFree` does: one row is rounded unlike two.
+            predictions = predictions_of([(None, batch.condition) for batch in reversed(batches)], predict)
+            for batch, prediction in zip(batches, reversed(predictions), strict=True):
+                guider.prepare_models(network)
+                batch.noise_pred = prediction
+        else:
+            for batch in batches:
+                guider.prepare_models(network)
+                try:
+                    batch.noise_pred = predict(None, batch.condition)
+                finally:
+                    guider.cleanup_models(network)
+        try:
+            guided: Tensor = guider(batches)[0]
+        except RuntimeError as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"{type(guider).__name__} does not fit predictions of images: {why}") from error
+        return guided
+
+
+def _changes_network(guider: "BaseGuidance") -> bool:
+    """Whether a branch runs a changed network: such a guider undoes the change in a `cleanup_models` of its own."""
+    return any("cleanup_models" in vars(cls) for cls in type(guider).__mro__ if cls.__name__ != "BaseGuidance")
+
+
+@dataclass(frozen=True)
 class Between(Guidance):
     """Classifier-free guidance towards a mixture of the two conditions of a call, the negative one and the condition.
 
@@ -192,9 +247,19 @@ def rescale_guided(noise_pred: Tensor, noise_pred_cond: Tensor, guidance_rescale
     return guidance_rescale * (noise_pred * ratio) + (1 - guidance_rescale) * noise_pred  # Eq. 16
 
 
-def guidance_of_scale(scale: float | dict[str, float], cond: "Conditioning") -> Guidance:
-    """Classifier-free guidance of one scale, or nested guidance of scales by name. Raises ValueError."""
-    return Nested.by_name(scale, cond) if isinstance(scale, dict) else ClassifierFree(scale)
+def guidance_of_scale(scale: float | list[float] | dict[str, float], cond: "Conditioning") -> Guidance:
+    """Classifier-free guidance of one scale or of one an image, or nested guidance of scales by name.
+
+    Raises:
+        ValueError: a name that the conditions do not have, or another number of scales than of images.
+    """
+    if isinstance(scale, dict):
+        return Nested.by_name(scale, cond)
+    if not isinstance(scale, list):
+        return ClassifierFree(scale)
+    if len(scale) != len(cond):
+        raise ValueError(f"guidance_scale has {len(scale)} entries for {len(cond)} images: pass one, or one per image")
+    return ClassifierFree(torch.tensor(scale, device=cond.device)[:, None, None, None])  # (B, 1, 1, 1)
 
 
 def with_options(guidance: Guidance, interval: tuple[float, float], rescale: float) -> Guidance:
@@ -202,9 +267,7 @@ def with_options(guidance: Guidance, interval: tuple[float, float], rescale: flo
     return Interval(Rescale(guidance, rescale) if rescale > 0 else guidance, *interval)
 
 
-def predictions_of(
-    branches: list[Branch], predict: "Callable[[nn.Module | None, Conditioning], Tensor]"
-) -> list[Tensor]:
+def predictions_of(branches: list[Branch], predict: Predict) -> list[Tensor]:
     """The prediction of each branch, in order; one call of `predict` for each network, with its branches as a batch."""
     predictions: dict[int, Tensor] = {}
     for network in dict.fromkeys(network for network, _ in branches):

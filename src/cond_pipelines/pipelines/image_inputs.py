@@ -59,8 +59,6 @@ def check_call(pipe: "ConditionalPipeline", call: Call) -> None:
         raise ValueError(
             f"callback_on_step_end_tensor_inputs {sorted(unknown)} are not among {pipe._callback_tensor_inputs}"
         )
-    if call.strength is not None and not 0 <= call.strength <= 1:
-        raise ValueError(f"strength {call.strength} must be between 0 and 1")
     if call.mask_image is not None and call.image is None:
         raise ValueError("mask_image says where to paint: pass the image too")
     if seen not in (channels, 2 * channels + 1):

@@ -17,6 +17,7 @@ _PIPELINE_MODULES = (
     "pipelines.vae",
     "pipelines.guidance",
     "pipelines.schedulers",
+    "pipelines.arguments",
     "pipelines.sampling",
     "pipelines.image_inputs",
     "pipelines.conditional",

@@ -60,7 +60,9 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             )
         pushing = ("repo_id", "private", "token", "commit_message", "create_pr", "revision")
         push_kwargs = {name: kwargs.pop(name) for name in pushing if name in kwargs}
+        before = {path: path.stat().st_mtime_ns for path in Path(save_directory).glob("*/*.safetensors.index.json")}
         super().save_pretrained(save_directory, *args, **kwargs)
+        _remove_replaced_shards(before)
         add_code(self, Path(save_directory))
         if push_to_hub:
             repo_id = push_kwargs.pop("repo_id", Path(save_directory).name)
@@ -131,6 +133,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: the model is of another setting (the message names its class), holds pickled weights, or has
                 a component of a package that is not imported.
         """
+        if Path(pretrained_model_name_or_path).is_file():
+            return cls._from_single_file(Path(pretrained_model_name_or_path), **kwargs)
         path, known = pretrained_model_name_or_path, {c.__name__: c for c in _subclasses(PortablePipeline)[1:]}
         if _INSTALLED and Path(path).is_dir():
             cls._installed("folders").check_model_folder(path)
@@ -172,6 +176,16 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
                 f"{' '.join(str(error).split())}"
             ) from error
+
+    @classmethod
+    def _from_single_file(cls, path: Path, **kwargs: Any) -> "PortablePipeline":
+        """Stable Diffusion 1.x or 2.x in one .safetensors file, by diffusers' `from_single_file`."""
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path} is no .safetensors file (a .ckpt can run code when it is read): convert it first")
+        parents = cls._installed("networks.pretrained")
+        kwargs.setdefault("dtype", torch.float32)
+        pipe: PortablePipeline = parents.load_single_file(cls, path, **kwargs)
+        return pipe
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike[str], **kwargs: Any) -> str | os.PathLike[str]:
@@ -265,6 +279,23 @@ def add_code(pipe: DiffusionPipeline, folder: Path) -> None:
     index["_adapter_from"] = getattr(sys.modules[adapter.__module__], "_ADAPTER_FROM", adapter.__module__)
     index.pop("_name_or_path", None)  # a path of this machine
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _remove_replaced_shards(indices: dict[Path, int]) -> None:
+    """Remove shards that the folder held before, where weights in one file were written beside them.
+
+    diffusers and transformers would read the shards: the old weights.
+
+    Args:
+        indices: the index files of before, and when each was written.
+    """
+    for index, written in indices.items():
+        whole = index.with_name(index.name.removesuffix(".index.json"))
+        if index.is_file() and index.stat().st_mtime_ns == written and whole.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            index.unlink()
+            for name in names:
+                index.with_name(name).unlink(missing_ok=True)
 
 
 def _write(folder: Path, kind: str, text: str) -> str:

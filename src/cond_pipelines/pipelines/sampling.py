@@ -3,29 +3,41 @@
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
+import functools
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
 
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
 from ..adapters.denoiser import unwrapped
+from .arguments import generators, image_input, integer, listed, mask_input, number, numbers_of, output_type, shown
 from .guidance import Guidance, Step
 from .vae import Generators
 
 if TYPE_CHECKING:
     import numpy as np
+    from diffusers.guiders.guider_utils import BaseGuidance
     from PIL.Image import Image
 
     from cond_pipelines.adapters.base import Conditioning
 
     from .conditional import ConditionalPipeline
 
+    Steps: TypeAlias = Sequence[float] | None
     Images: TypeAlias = tuple[list[Image] | np.ndarray | Tensor]  # of a call with return_dict=False
     # (pipeline, index of the step, timestep, tensors by name) to the tensors that it changes
     StepCallback = Callable[[ConditionalPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+
+
+# What a callback may take and change; the last two are diffusers' names of the two before them.
+CALLBACK_TENSORS = [
+    *("latents", "encoder_hidden_states", "negative_encoder_hidden_states"),
+    *("prompt_embeds", "negative_prompt_embeds"),
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,13 +46,15 @@ class Sampling:
 
     Args:
         height, width: in pixels; default: the size it was trained at. They need not be equal.
+        sigmas, timesteps: the steps themselves, in place of their number, for a scheduler that takes them.
         num_inference_steps, guidance_scale: default: as the model was saved. guidance_scale=1 turns guidance off; the
-            second pass of the network is skipped wherever it has no effect.
+            second pass of the network is skipped wherever it has no effect. A list of scales: one an image.
         guidance_interval: the fraction of the steps with guidance, (0, 1) for all (Kynkaanniemi et al. 2024).
         guidance_rescale: 0 to 1 (Lin et al. 2023, section 3.4).
         guidance: a `Guidance` of your own in place of classifier-free guidance, and of guidance_scale.
+        guider: one of diffusers' guiders, in place of both.
         num_images_per_prompt: of each condition.
-        generator: one, or a list with one per image, so that an image does not depend on its batch.
+        generator: one, or a list with one per image, so that an image does not depend on its batch; an int is a seed.
         latents: (B, C, height / f, width / f) initial noise, f the VAE's scale factor.
         image: start from it: image-to-image, and with several samples its variations. What diffusers' image
             processor takes (PIL, numpy or tensor); one, one a condition, or latents (n, C, h, w).
@@ -57,10 +71,13 @@ class Sampling:
     height: int | None = None
     width: int | None = None
     num_inference_steps: int | None = None
-    guidance_scale: float | dict[str, float] | None = None
+    sigmas: Sequence[float] | None = None
+    timesteps: Sequence[float] | None = None
+    guidance_scale: float | list[float] | dict[str, float] | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     guidance: Guidance | None = None
+    guider: "BaseGuidance | None" = None
     num_images_per_prompt: int = 1
     generator: Generators = None
     latents: Tensor | None = None
@@ -75,27 +92,87 @@ class Sampling:
     callback_on_step_end_tensor_inputs: list[str] | None = None
 
     def complete(self, pipe: "ConditionalPipeline") -> "Call":
-        """This call with the defaults of the saved model.
+        """This call checked, with the defaults of the saved model.
 
         Raises:
-            ValueError: it has both a guidance and a guidance_scale.
+            ValueError: a value that is not of its kind, or two that exclude each other; in one line that names them.
         """
-        if self.guidance is not None and self.guidance_scale is not None:
-            raise ValueError(
-                f"pass guidance or guidance_scale, not both: {type(self.guidance).__name__} does not use the scale"
-            )
+        own = self.guidance if self.guider is None else self.guider
+        if own is not None and self.guidance_scale is not None:
+            name = "guidance" if self.guider is None else "guider"
+            raise ValueError(f"pass {name} or guidance_scale, not both: {type(own).__name__} does not use the scale")
+        if self.guider is not None and self.guidance is not None:
+            raise ValueError("pass guidance or guider, not both")
         changes: dict[str, Any] = {name: getattr(self, name) for name in SamplingArguments.__annotations__}
-        if self.image is None or self.mask_image is not None:
-            size = unwrapped(pipe.unet).config.sample_size
-            height, width = size if isinstance(size, tuple | list) else (size, size)
-            changes["height"] = self.height or height * pipe.vae_scale_factor
-            changes["width"] = self.width or width * pipe.vae_scale_factor
+        changes |= self._steps(pipe) | self._size(pipe)
+        default = pipe.config.default_guidance_scale
+        changes["guidance_scale"] = _scale(default if self.guidance_scale is None else self.guidance_scale)
+        changes["guidance_rescale"] = number(self.guidance_rescale, "guidance_rescale", 0, 1)
         if self.strength is None:
             changes["strength"] = 0.8 if self.mask_image is None else 1.0
-        if self.guidance_scale is None:
-            changes["guidance_scale"] = pipe.config.default_guidance_scale
-        changes["num_inference_steps"] = self.num_inference_steps or pipe.config.default_num_inference_steps
+        else:
+            changes["strength"] = number(self.strength, "strength", 0, 1)
+        changes["eta"] = number(self.eta, "eta", 0, 1)
+        changes["num_images_per_prompt"] = integer(self.num_images_per_prompt, "num_images_per_prompt")
+        changes["generator"] = generators(self.generator)
+        changes["output_type"] = output_type(self.output_type)
+        changes["image"], changes["mask_image"] = image_input(self.image), mask_input(self.mask_image)
+        interval = numbers_of(self.guidance_interval, "guidance_interval") or []
+        if len(interval) != 2:
+            raise ValueError(f"guidance_interval {shown(self.guidance_interval)} is not two fractions of the steps")
+        changes["guidance_interval"] = tuple(interval)
+        self._check_kinds()
         return Call(**changes)
+
+    def _check_kinds(self) -> None:
+        names = self.callback_on_step_end_tensor_inputs
+        kinds = {
+            "latents": (self.latents, isinstance(self.latents, Tensor), "a tensor"),
+            "guidance": (self.guidance, hasattr(self.guidance, "is_active"), "a Guidance"),
+            "guider": (self.guider, hasattr(self.guider, "prepare_inputs"), "one of diffusers' guiders"),
+            "return_dict": (self.return_dict, isinstance(self.return_dict, bool), "True or False"),
+            "cross_attention_kwargs": (
+                self.cross_attention_kwargs,
+                isinstance(self.cross_attention_kwargs, dict),
+                "a dict",
+            ),
+            "callback_on_step_end": (self.callback_on_step_end, callable(self.callback_on_step_end), "a function"),
+            "callback_on_step_end_tensor_inputs": (names, isinstance(names, list | tuple), "a list of names"),
+        }
+        for name, (value, is_right, kind) in kinds.items():
+            if value is not None and not is_right:
+                raise ValueError(f"{name} {shown(value)} is not {kind}")
+
+    def _steps(self, pipe: "ConditionalPipeline") -> dict[str, object]:
+        given = [x is not None for x in (self.num_inference_steps, self.sigmas, self.timesteps)]
+        if sum(given) > 1:
+            raise ValueError("pass one of num_inference_steps, sigmas and timesteps")
+        steps = {"sigmas": numbers_of(self.sigmas, "sigmas"), "timesteps": numbers_of(self.timesteps, "timesteps")}
+        number_of_steps: object = pipe.config.default_num_inference_steps
+        for values in (steps["sigmas"], steps["timesteps"]):
+            number_of_steps = number_of_steps if values is None else len(values)
+        if self.num_inference_steps is not None:
+            number_of_steps = self.num_inference_steps
+        return {**steps, "num_inference_steps": integer(number_of_steps, "num_inference_steps")}
+
+    def _size(self, pipe: "ConditionalPipeline") -> dict[str, int]:
+        """Height and width; none where an image alone decides them."""
+        sides: dict[str, object] = {"height": self.height, "width": self.width}
+        if self.image is None or self.mask_image is not None:
+            size = unwrapped(pipe.unet).config.sample_size
+            trained = size if isinstance(size, tuple | list) else (size, size)
+            for name, side in zip(sides, trained, strict=True):
+                sides[name] = side * pipe.vae_scale_factor if sides[name] is None else sides[name]
+        return {name: integer(side, name) for name, side in sides.items() if side is not None}
+
+
+def _scale(scale: object) -> object:
+    if isinstance(scale, dict):
+        return {name: number(value, f"guidance_scale[{name!r}]") for name, value in scale.items()}
+    scale = listed(scale)
+    if isinstance(scale, list | tuple):
+        return numbers_of(scale, "guidance_scale")
+    return number(scale, "guidance_scale")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +180,7 @@ class Call(Sampling):
     """`Sampling` with its defaults filled in. Height and width are None where an image decides them."""
 
     num_inference_steps: int
-    guidance_scale: float | dict[str, float]
+    guidance_scale: float | list[float] | dict[str, float]
     strength: float
 
     def call_back(
@@ -114,19 +191,60 @@ class Call(Sampling):
         cond: "Conditioning",
         null: "Conditioning",
     ) -> "tuple[Tensor, Conditioning, Conditioning]":
-        """Run callback_on_step_end, which may change the latents and the tokens."""
-        tensors = {
-            "latents": latents,
-            "encoder_hidden_states": cond.tokens,
-            "negative_encoder_hidden_states": null.tokens,
-        }
-        wanted = {k: tensors[k] for k in self.callback_on_step_end_tensor_inputs or ["latents"]}
+        """Run callback_on_step_end, which may change the latents and the tokens, and turn guidance off."""
         if self.callback_on_step_end is None:
             return latents, cond, null
-        tensors |= self.callback_on_step_end(pipe, step.index, step.t, wanted) or {}
-        cond = replace(cond, tokens=tensors["encoder_hidden_states"])
-        null = replace(null, tokens=tensors["negative_encoder_hidden_states"])
-        return tensors["latents"], cond, null
+        values = (latents, cond.tokens, null.tokens, cond.tokens, null.tokens)
+        tensors = dict(zip(CALLBACK_TENSORS, values, strict=True))
+        # diffusers' own callbacks name what they take.
+        names = getattr(self.callback_on_step_end, "tensor_inputs", None) or self.callback_on_step_end_tensor_inputs
+        wanted = {k: tensors[k] for k in names or ["latents"]}
+        changed = self.callback_on_step_end(pipe, step.index, step.t, dict(wanted)) or {}
+        if self.guidance_scale != 0 and pipe._guidance_scale == 0:
+            pipe._guidance_scale = 1.0  # diffusers' SDCFGCutoffCallback means no guidance, not no condition
+        new = {"cond": cond.tokens, "null": null.tokens}
+        for name, which in zip(CALLBACK_TENSORS[1:], ("cond", "null") * 2, strict=True):
+            tokens = changed.get(name)
+            # That callback keeps one row of two; rows of another number than the images are not theirs.
+            if tokens is not None and tokens is not wanted.get(name) and len(tokens) == len(cond):
+                new[which] = tokens
+        cond, null = replace(cond, tokens=new["cond"]), replace(null, tokens=new["null"])
+        return changed.get("latents", latents), cond, null
+
+
+class CallState:
+    """The state of the current call, under diffusers' names."""
+
+    _guidance_scale: float | list[float] | dict[str, float]
+    _guidance_rescale: float
+    _null_is_cond: bool
+    _cross_attention_kwargs: dict[str, object] | None
+    _num_timesteps: int
+    _interrupt: bool
+
+    @property
+    def guidance_scale(self) -> float | list[float] | dict[str, float]:
+        return self._guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        return self._guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1.0 and not self._null_is_cond
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, object] | None:
+        return self._cross_attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -135,10 +253,13 @@ class SamplingArguments(TypedDict, total=False):
     height: int | None
     width: int | None
     num_inference_steps: int | None
-    guidance_scale: float | dict[str, float] | None
+    sigmas: Sequence[float] | None
+    timesteps: Sequence[float] | None
+    guidance_scale: float | list[float] | dict[str, float] | None
     guidance_interval: tuple[float, float]
     guidance_rescale: float
     guidance: Guidance | None
+    guider: "BaseGuidance | None"
     num_images_per_prompt: int
     generator: Generators
     latents: Tensor | None
@@ -151,6 +272,36 @@ class SamplingArguments(TypedDict, total=False):
     cross_attention_kwargs: dict[str, object] | None
     callback_on_step_end: "StepCallback | None"
     callback_on_step_end_tensor_inputs: list[str] | None
+
+
+_in_use: set[int] = set()  # the schedulers of the calls that run now, by id
+_lock = threading.Lock()
+
+
+def one_call_at_a_time(function: "Function") -> "Function":
+    """Refuse a second call in another thread, or in a callback: a scheduler keeps the state of one call.
+
+    Raises:
+        RuntimeError: a call is running.
+    """
+
+    @functools.wraps(function)
+    def guarded(pipe: "ConditionalPipeline", *args: object, **kwargs: object) -> object:
+        key = id(pipe.scheduler)
+        with _lock:
+            if key in _in_use:
+                raise RuntimeError(
+                    "this pipeline is sampling already, and its scheduler serves one call at a time: make a pipeline "
+                    "for each thread, with scheduler=type(pipe.scheduler).from_config(pipe.scheduler.config)"
+                )
+            _in_use.add(key)
+        try:
+            return function(pipe, *args, **kwargs)
+        finally:
+            with _lock:
+                _in_use.discard(key)
+
+    return cast("Function", guarded)
 
 
 Function = TypeVar("Function", bound=Callable[..., object])

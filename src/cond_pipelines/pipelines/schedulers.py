@@ -1,23 +1,138 @@
-"""The scheduler of a call: its timesteps.
+"""The scheduler of a pipeline: by a short name, with the options that fit the model, and its steps.
 
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
+import inspect
+from collections.abc import Mapping, Sequence
+
+import diffusers
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+# fmt: off
+# By objective and short name: a class of diffusers and the options that make it sample for that objective.
+SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
+    "flow_matching": {
+        "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+        "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+        "dpm++": ("DPMSolverMultistepScheduler", _FLOW),
+        "unipc": ("UniPCMultistepScheduler", _FLOW),
+        "lcm": ("FlowMatchLCMScheduler", {}),
+    },
+    "ddpm": {
+        "euler": ("EulerDiscreteScheduler", {}),
+        "heun": ("HeunDiscreteScheduler", {}),
+        "dpm++": ("DPMSolverMultistepScheduler", {}),
+        "unipc": ("UniPCMultistepScheduler", {}),
+        "lcm": ("LCMScheduler", {}),
+    },
+    "edm": {
+        "euler": ("EDMEulerScheduler", {}),
+        "dpm++": ("EDMDPMSolverMultistepScheduler", {}),
+    },
+}
+# Where the noise levels lie, and the option of diffusers' schedulers for it.
+SPACINGS: dict[str, dict[str, object]] = {
+    "karras": {"use_karras_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "sgm_uniform": {"timestep_spacing": "trailing"},
+}
+# fmt: on
+# Options that a scheduler hands on to the next one. diffusers' from_config leaves out those that have their default
+# value, though the next class may have another default, and then samples for another model.
+_KEPT = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
+    *("prediction_type", "sigma_data", "sigma_min", "sigma_max", "sigma_schedule", "clip_sample", "thresholding"),
+)
 
-def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> Tensor:
-    """Set the number of steps, which a scheduler's noise depends on; returns its timesteps."""
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: its own default spends a whole
-        # step on sigma < 0.001.
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        scheduler.set_timesteps(sigmas=sigmas, device=device)
+
+def objective_name(objective: Mapping[str, object] | None, scheduler: SchedulerMixin) -> str:
+    """The name of the saved objective, else of the family of the scheduler."""
+    if objective is not None:
+        return str(objective["name"])
+    if type(scheduler).__name__.startswith("EDM"):
+        return "edm"
+    is_flow = type(scheduler).__name__.startswith("FlowM")
+    return "flow_matching" if is_flow or scheduler.config.get("prediction_type") == "flow_prediction" else "ddpm"
+
+
+def named_scheduler(
+    name: str, spacing: str | None, objective: Mapping[str, object] | None, current: SchedulerMixin
+) -> SchedulerMixin:
+    """The scheduler of a short name with the options that fit; `current` gives what it must share.
+
+    Raises:
+        ValueError: no such name or spacing for this objective.
+    """
+    of_objective = SCHEDULERS.get(objective_name(objective, current), {})
+    if name not in of_objective:
+        raise ValueError(f"scheduler {name!r} is not one of {', '.join(of_objective) or 'none'} for this model")
+    class_name, options = of_objective[name]
+    cls = getattr(diffusers, class_name)
+    accepted = inspect.signature(cls.__init__).parameters
+    if spacing is not None and spacing not in SPACINGS:
+        raise ValueError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
+    spacing_options = {} if spacing is None else SPACINGS[spacing]
+    if not set(spacing_options) <= set(accepted) or (spacing_options and options is _FLOW):
+        raise ValueError(f"spacing {spacing!r} does not fit {name!r} on this model: leave it out")
+    config = current.config
+    kept = {k: config[k] for k in _KEPT if config.get(k) is not None and k in accepted}
+    shift = config.get("flow_shift") if config.get("use_flow_sigmas") else config.get("shift")
+    if shift is not None:
+        kept |= {k: shift for k in ("shift", "flow_shift") if k in accepted}
+    every_spacing = {k: v for other in SPACINGS.values() for k, v in other.items() if k in accepted}
+    reset = {k: inspect.signature(cls.__init__).parameters[k].default for k in every_spacing}
+    return cls.from_config(config, **reset | kept | dict(options) | dict(spacing_options))
+
+
+def set_timesteps(
+    scheduler: SchedulerMixin,
+    num_inference_steps: int,
+    device: torch.device,
+    is_flow: bool,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
+) -> Tensor:
+    """Set the steps of the scheduler, which its noise depends on; returns its timesteps.
+
+    Args:
+        is_flow: for a flow-matching model.
+        sigmas, timesteps: the steps themselves, in place of their number.
+
+    Raises:
+        ValueError: the scheduler takes none of these.
+    """
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    given = {k: v for k, v in {"sigmas": sigmas, "timesteps": timesteps}.items() if v is not None}
+    for name in given:
+        if name not in accepted:
+            raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
+    # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: the schedulers' own default spends a whole
+    # step on sigma < 0.001. A property of flow matching, so for every scheduler that can be given it.
+    even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    if given:
+        kwargs = {k: list(v) for k, v in given.items()}
+        scheduler.set_timesteps(**kwargs, device=device)
+    elif is_flow and "sigmas" in accepted and "num_inference_steps" in accepted:
+        try:
+            scheduler.set_timesteps(sigmas=even, device=device)
+        except TypeError:  # one that takes a list, and wants the last 0 to be given too
+            scheduler.set_timesteps(sigmas=[*even.tolist(), 0.0], device=device)
+    elif is_flow and isinstance(getattr(scheduler, "sigma_min", None), float):
+        scheduler.sigma_min = float(even[-1])  # FlowMatchHeun makes its steps from these two numbers
+        scheduler.set_timesteps(num_inference_steps, device=device)
     else:
         scheduler.set_timesteps(num_inference_steps, device=device)
-    timesteps: Tensor = scheduler.timesteps
-    return timesteps
+    result: Tensor = scheduler.timesteps
+    return result
+
+
+def predicts_variance(scheduler: SchedulerMixin) -> bool:
+    """Whether its step reads a variance behind the prediction (Nichol and Dhariwal 2021, arXiv 2102.09672, Eq. 15)."""
+    # An attribute of those that do. Others keep the option in their configuration, unread, where they were made from
+    # such a scheduler's; and the DPM-Solver family cuts to three channels, whatever the number.
+    return vars(scheduler).get("variance_type") in ("learned", "learned_range")

@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..adapters.denoiser import Network
+from .arguments import integer, listed
 from .conditional import ConditionalPipeline
 from .sampling import takes_sampling
 from .vae import VAE
@@ -64,7 +65,7 @@ class UnconditionalPipeline(ConditionalPipeline):
     @torch.no_grad()
     def __call__(self, batch_size: int = 1, **sampling: "Unpack[SamplingArguments]") -> "ImagePipelineOutput | Images":
         """Sample `batch_size` images; see `Sampling` for the other arguments."""
-        return self.sample([None] * batch_size, **sampling)
+        return self.sample([None] * integer(batch_size, "batch_size"), **sampling)
 
 
 class ClassConditionalPipeline(UnconditionalPipeline):
@@ -89,7 +90,7 @@ class ClassConditionalPipeline(UnconditionalPipeline):
 
         A list in the list, [["red", "round"], ["blue"], None], is several labels of one image.
         """
-        labels = _as_list(class_labels)
+        labels = _as_list(class_labels, name="class_labels")
         negative = _optional_list(negative_class_labels, len(labels), "negative_class_labels")
         return self.sample(labels, negative, **sampling)
 
@@ -131,6 +132,11 @@ class TextToImagePipeline(ConditionalPipeline):
             raise ValueError("pass either prompt or prompt_embeds")
         if negative_prompt is None and negative_prompt_embeds is None:
             negative_prompt = self._null_prompt()
+        if negative_prompt_embeds is not None and len(negative_prompt_embeds) != len(prompt_embeds):
+            raise ValueError(
+                f"negative_prompt_embeds has {len(negative_prompt_embeds)} entries for {len(prompt_embeds)} images: "
+                "pass one per image"
+            )
         if negative_prompt is not None:
             negative = _as_list(negative_prompt, len(prompt_embeds), "negative_prompt")
             negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
@@ -173,9 +179,10 @@ class TextToImagePipeline(ConditionalPipeline):
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("pass either negative_prompt or negative_prompt_embeds, not both")
         if prompt_embeds is None and negative_prompt_embeds is None:
-            prompts = _as_list(prompt)
+            prompts = _as_list(prompt, name="prompt")
             self._warn_of_lost_words(prompts)
-            return self.sample(prompts, _as_list(negative_prompt, len(prompts), "negative_prompt"), **sampling)
+            negative = _optional_list(negative_prompt, len(prompts), "negative_prompt")
+            return self.sample(prompts, negative, **sampling)
         embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,
@@ -197,7 +204,10 @@ def _optional_list(value: object, length: int, name: str) -> list[object] | None
 
 def _as_list(value: object, length: int | None = None, name: str = "") -> list[object]:
     """One value or a list to a list, repeated to `length` where it is one value."""
+    value = listed(value)  # an array or a tensor
     values = list(value) if isinstance(value, list | tuple) else [value] * (length or 1)
+    if not values:
+        raise ValueError(f"{name} is empty: pass one at least")
     if length is not None and len(values) != length:
         raise ValueError(f"{name} has {len(values)} entries for {length} images: pass one, or one per image")
     return values

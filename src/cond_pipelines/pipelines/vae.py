@@ -47,4 +47,12 @@ def vae_decode(vae: VAE, latents: Tensor) -> Tensor:
     latents = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
     # In the VAE's own dtype, also within autocast: Stable Diffusion's overflows in fp16 (its `force_upcast`).
     with torch.autocast(latents.device.type, enabled=False):
-        return vae.decode(latents, return_dict=False)[0]
+        images: Tensor = vae.decode(latents, return_dict=False)[0]
+        if vae.dtype != torch.float16 or images.isfinite().all():
+            return images
+        vae.to(dtype=torch.float32)  # it overflows in half precision: black images
+        try:
+            images = vae.decode(latents.float(), return_dict=False)[0]
+        finally:
+            vae.to(dtype=torch.float16)
+        return images

@@ -112,30 +112,31 @@ def fit_memory(
 ) -> tuple[TrainingConfig, str]:
     """A copy of `config` whose step of `images` fits into memory, and why it is as it is.
 
-    Images that do not fit at a time go through the network in equal parts, with gradient accumulation. Gradient
-    checkpointing, which takes a third more time, comes in where fewer than `at_least` fit without.
+    Images that do not fit at a time go through the network in equal parts, with gradient accumulation; where the number
+    of parts is given, it stays, and a step has fewer images. Gradient checkpointing, which takes a third more time,
+    comes in where fewer than `at_least` fit without.
 
     Args:
         memory_of: `step_memory`, to be called with `gradient_checkpointing`.
         free: bytes.
     """
-    given = config.gradient_accumulation_steps
+    given = config.gradient_accumulation_steps  # that many batches, however large; None: as many as fit
     for checkpointing in sorted({config.gradient_checkpointing, True}):
         memory = memory_of(gradient_checkpointing=checkpointing)
-        batch_size = _most_that_fit(memory, images, given, free)
+        batch_size = _most_that_fit(memory, images, given or 1, free)
         if batch_size >= (1 if checkpointing else min(at_least, images)):
             break
     batch_size = max(1, batch_size)
-    number = images // batch_size
-    needed = memory.total(batch_size, given * number)
-    why = f"{batch_size} images at a time" + (f" x {given * number}" if given * number > 1 else "")
+    number = given or images // batch_size
+    needed = memory.total(batch_size, number)
+    why = f"{batch_size} images at a time" + (f" x {number}" if number > 1 else "")
     why += ", gradient checkpointing" if checkpointing else ""
     fit = "of" if needed <= free else "which may be too much for"
     why += f" ({needed / 2**30:.2g} GiB estimated, {fit} {free / 2**30:.3g} GiB)"
     return replace(
         config,
         train_batch_size=batch_size,
-        gradient_accumulation_steps=given * number,
+        gradient_accumulation_steps=number,
         gradient_checkpointing=checkpointing,
     ), why
 
@@ -198,14 +199,14 @@ def fill_defaults(
     if fine_tuning:  # so is the text encoder, where it is the parent's
         text_encoder_lr = min(text_encoder_lr, learning_rate)
     averages_itself = config.optimizer == "schedulefree"
-    batch_of_all = batch_size * config.gradient_accumulation_steps * _world_size()
+    accumulation = config.gradient_accumulation_steps or 1
+    batch_of_all = batch_size * accumulation * _world_size()
     max_train_steps, num_train_epochs = _length(config, num_images, batch_of_all)
-    num_steps = max_train_steps
-    if num_steps is None and num_train_epochs is not None:
-        num_steps = -(-num_train_epochs * num_images // batch_of_all)
+    num_steps = max_train_steps or -(-(num_train_epochs or 0) * (num_images or 0) // batch_of_all) or None
     chosen = {
         "unet_size": None if fine_tuning else size,
         "train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
         "adapter_lr": config.adapter_lr or adapter_lr,
         "text_encoder_lr": config.text_encoder_lr

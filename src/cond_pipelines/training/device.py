@@ -23,7 +23,7 @@ def build_accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerato
     tracker = config.report_to or default_tracker()
     return RunAccelerator(
         precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps or 1,  # what is chosen comes later
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), str(output_dir / config.logging_dir)),
     )

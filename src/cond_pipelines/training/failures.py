@@ -1,5 +1,6 @@
 """What ends a run before its time: a signal, or a failure. Neither loses more than the steps since the last save."""
 
+import errno
 import signal
 import tempfile
 import threading
@@ -134,6 +135,11 @@ def writable_folder(path: str) -> Path:
             return folder
     except OSError as error:
         raise ValueError(f"--output_dir {path} cannot be written to: {error.strerror}: name another") from error
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether there is no room, or no more than the user may have."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def how_to_go_on(output_dir: Path) -> str:

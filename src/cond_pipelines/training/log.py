@@ -1,8 +1,10 @@
 """The log of a run: a progress bar, log.jsonl, a tracker, and the loss curve."""
 
 import json
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -11,15 +13,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..console import for_terminal
-from ..files import sync_file, write_text
+from ..files import append_text, sync_file, write_text
 from ..pictures import loss_plot
 from ..processes import cores_in_words
 from ..provenance import save_picture
 from .checkpoints import Progress
-from .failures import TrainingFailure, how_to_go_on
+from .failures import TrainingFailure, how_to_go_on, is_full_disk
 from .optimizers import count_trained
 from .run import Run
 from .state import TrainState
+from .trackers import start_trackers
 
 
 class TrainingLog:
@@ -35,6 +38,8 @@ class TrainingLog:
         self.run, self.run_name = run, run.folder.run
         self.accelerator, self.config, self.output_dir = accelerator, config, output_dir
         self.path = output_dir / "log.jsonl"
+        self._unwritten: list[str] = []  # lines that the disk had no room for
+        self._said_full = False
         # Read once a line, so that a GPU need not wait for the CPU at each step: sum and count of the losses since
         # the last line, skipped steps (their gradient was not finite): all of them, and in a row.
         self.losses = torch.zeros(2, device=accelerator.device)
@@ -50,7 +55,7 @@ class TrainingLog:
             kept = [line for line in self._lines() if line["step"] <= progress.step] if progress.step else []
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         values = {k: v for k, v in config.to_dict().items() if isinstance(v, int | float | str) and k != "hub_token"}
-        accelerator.init_trackers(config.tracker_project_name, config=values)
+        start_trackers(accelerator, config.tracker_project_name, values)
         self.bar = tqdm(
             total=run.length.num_steps(progress),
             initial=progress.step,
@@ -66,7 +71,24 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         """Close the trackers, however the training ended: what they hold back is written."""
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with self._until_there_is_room():
+                tracker.finish()
+
+    @contextmanager
+    def _until_there_is_room(self) -> Iterator[None]:
+        """Within: a full disk does not end a run without checkpoints, whose weights are nowhere but in memory."""
+        try:
+            yield
+        except OSError as error:
+            if not is_full_disk(error) or self.config.checkpointing_steps:
+                raise
+            if not self._said_full:
+                self._said_full = True
+                tqdm.write(
+                    f"warning: no room for the log and the pictures in {self.output_dir} ({error.strerror}): the run "
+                    "goes on, and its lines are written once there is room",
+                    file=sys.stderr,
+                )
 
     def opening(self, resumed: Progress, lost_words: list[str]) -> None:
         """Print the data, the model, what is trained and what was chosen; where a resumed run goes on, what changed."""
@@ -162,15 +184,16 @@ class TrainingLog:
         if loss is not None:
             self._write({"step": progress.step, "images": progress.position, "held_out_loss": loss})
             self.print(f"step {progress.step:,}: held-out loss {loss:.4f}")
-        (self.output_dir / "samples").mkdir(exist_ok=True)
-        save_picture(grid, self.output_dir / "samples" / f"{progress.step:06d}.png", self.run_name)
-        save_picture(grid, self.output_dir / "samples.png", self.run_name)
-        pixels = np.asarray(grid)[None]  # (1, H, W, 3)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({"samples": pixels}, step=progress.step, dataformats="NHWC")
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images({"samples": pixels}, step=progress.step)
+        with self._until_there_is_room():
+            (self.output_dir / "samples").mkdir(exist_ok=True)
+            save_picture(grid, self.output_dir / "samples" / f"{progress.step:06d}.png", self.run_name)
+            save_picture(grid, self.output_dir / "samples.png", self.run_name)
+            pixels = np.asarray(grid)[None]  # (1, H, W, 3)
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.log_images({"samples": pixels}, step=progress.step, dataformats="NHWC")
+                elif hasattr(tracker, "log_images"):
+                    tracker.log_images({"samples": pixels}, step=progress.step)
 
     def evaluation(self, progress: Progress, values: dict[str, float]) -> None:
         """Note a small evaluation of samples."""
@@ -209,8 +232,10 @@ class TrainingLog:
         return lines
 
     def _write(self, line: dict) -> None:
-        if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
         values = {k: v for k, v in line.items() if k not in ("step", "elapsed_sec", "data_wait_sec") and v is not None}
-        self.accelerator.log(values, step=line["step"])
+        with self._until_there_is_room():
+            if self.accelerator.is_main_process:
+                self._unwritten.append(json.dumps(line) + "\n")
+                append_text(self.path, "".join(self._unwritten))
+                self._unwritten.clear()
+            self.accelerator.log(values, step=line["step"])

@@ -99,7 +99,7 @@ def _train(run: Run, stop: StopSignal) -> Path:
                 keep = adapter.keep(draws.dropout, config.condition_dropout)  # (B,) or (B, parts)
                 loss = objective.loss(state.denoise_with(features, keep), x_0, draws).mean()
                 accelerator.backward(loss)
-                step_loss += loss.detach() / config.gradient_accumulation_steps
+                step_loss += loss.detach() / run.num_micro_batches
 
             # ---------------------------------------------------------- update: clip, step, averages
             skipped = state.step()

@@ -17,7 +17,7 @@ from ..errors import arguments_of, reading
 from ..networks.denoiser import size_multiple
 from ..networks.pretrained import load_pipeline
 from ..networks.readable import VAE_FILES, readable_folder
-from ..networks.surgery import with_channels
+from ..networks.surgery import with_channels, without_variance
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
 from ..networks.unet_sizes import build_unet
 from ..pipelines.conditional import ConditionalPipeline
@@ -106,7 +106,7 @@ def build_pipeline(
         sample_size = common[0] // scale, common[1] // scale  # what is drawn when no height and width are given
     if parent is not None:
         unet = with_channels(parent.unet, dataset.channels if vae is None else vae.config.latent_channels)
-        scheduler = build_scheduler(config, vae is not None) if config.scheduler else parent.scheduler
+        scheduler = build_scheduler(config, vae is not None) if config.scheduler else without_variance(parent.scheduler)
         least = scale * 2 ** (len(unet.config.get("block_out_channels", (1,))) - 1)
         if dataset.resolution < least:
             raise ValueError(

@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..errors import arguments_of, is_a, reading
 from ..objectives import OBJECTIVES, Objective
-from ..objectives.base import SavedObjective, name_of, saved_class
+from ..objectives.base import SavedObjective, check_scheduler, name_of, saved_class
 from ..pipelines.conditional import ConditionalPipeline
 from ..user_code import load_object
 from .config import TrainingConfig
@@ -31,6 +31,8 @@ def build_objective(
     _check_prediction_type(config, scheduler)
     saved = None if parent is None or config.scheduler else parent.config.get("objective")
     cls = _class(config, scheduler, saved)
+    if saved is not None and saved["name"] == name_of(cls):
+        check_scheduler(saved, scheduler)
     decided = cls.scheduler_arguments(scheduler)
     if decided is None:
         name = type(scheduler).__name__

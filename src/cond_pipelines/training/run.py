@@ -79,12 +79,17 @@ class Run:
     @property
     def images_per_step(self) -> int:
         """Images of one optimizer step, over all processes."""
-        return int(self.batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes)
+        return int(self.batch_size * self.num_micro_batches * self.accelerator.num_processes)
 
     @property
     def batch_size(self) -> int:
         """Images of one batch of one process."""
         return self.config.train_batch_size or 1  # `decide` has chosen one
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Batches of one optimizer step, in each process."""
+        return self.config.gradient_accumulation_steps or 1  # `decide` has chosen one
 
     def shard(self, start: int) -> Shard:
         """Which images this process sees, from position `start` of the run on."""

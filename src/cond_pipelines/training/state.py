@@ -108,7 +108,7 @@ class TrainState:
     def micro_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of one optimizer step; gradients are synced between processes at the last one."""
         accelerator = self.run.accelerator
-        for _ in range(self.run.config.gradient_accumulation_steps):
+        for _ in range(self.run.num_micro_batches):
             with accelerator.accumulate(self.denoiser):
                 start = time.perf_counter()
                 batch = next(batches)

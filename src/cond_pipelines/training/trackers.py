@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+from typing import Any
 
+from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from ..errors import UserError
@@ -21,6 +23,18 @@ def check_tracker(report_to: str | None) -> None:
         installed = importlib.util.find_spec(report_to) is not None
         remedy = "set it up as its documentation says" if installed else f"pip install {package}"
         raise UserError(f"--report_to {report_to} needs the package {package}: {remedy}, or --report_to none")
+
+
+def start_trackers(accelerator: Accelerator, project: str, values: dict[str, Any]) -> None:
+    """Start the trackers of a run. Raises UserError, in one line, where one is there but does not start."""
+    try:
+        accelerator.init_trackers(project, config=values)
+    except Exception as error:  # each tracker has errors of its own: no login, no server, no place for its files
+        names = ", ".join(str(name) for name in accelerator.log_with)
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"--report_to {names} does not start: {type(error).__name__}: {text[:300]}; mend that, or --report_to none"
+        ) from error
 
 
 def hide_token(token: str | None) -> None:

@@ -1,6 +1,7 @@
 """Validation during training: the loss on held-out images at fixed noise and times, and samples."""
 
 import itertools
+import math
 import re
 import sys
 import time
@@ -196,7 +197,8 @@ def sample_images(
     Args:
         num_inference_steps: None: the pipeline's own.
         desc: of the progress bar, shown where it takes more than two seconds.
-        batch_size: images at a time, at most 64: what was trained in one batch can be sampled in one.
+        batch_size: images at a time, at most 64: what was trained in one batch can be sampled in one. Small images are
+            sampled in larger batches, of the pixels of one image of 128 px.
         on_step: the pipeline's `callback_on_step_end`.
 
     Returns:
@@ -204,7 +206,9 @@ def sample_images(
     """
     mine = list(range(accelerator.process_index, len(conditions), accelerator.num_processes))
     made: list[tuple[int, Image.Image]] = []
-    batch_size, bar = min(64, batch_size), getattr(pipe, "_progress_bar_config", {})
+    size = pipe.unet.config.sample_size or 128  # an int, or height and width
+    num_pixels = size**2 if isinstance(size, int) else math.prod(size)
+    batch_size, bar = min(64, max(batch_size, 128**2 // num_pixels)), getattr(pipe, "_progress_bar_config", {})
     # What an adapter draws is not to move the random numbers of the training.
     with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
         for start in range(0, len(mine), batch_size):

