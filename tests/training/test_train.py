@@ -316,7 +316,7 @@ def test_streaming(tmp_path):
     ("kind", "labels"), [("tar", [0, 2, 5]), ("parquet", ["ring", "disk"]), ("lists", [[0, 1], [1]])]
 )
 def test_a_stream_with_classes_that_it_does_not_name(tmp_path, kind, labels):
-    """Numbers in tar shards (those in use), words in parquet, several of an image: the classes of the same set not streamed."""
+    """Numbers in tar shards, words in parquet, several of an image: the classes of the same set not streamed."""
     images = load_shapes(24)["image"]
     (tmp_path / "data").mkdir()
     labels = [labels[i % len(labels)] for i in range(24)]
