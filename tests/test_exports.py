@@ -28,6 +28,8 @@ PUBLIC = [
     "UnconditionalAdapter",
     "UnconditionalPipeline",
     "build_unet",
+    "image_grid",
+    "sample_grid",
     "train",
 ]
 

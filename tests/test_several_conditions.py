@@ -270,7 +270,7 @@ def test_a_dictionary_of_scales_needs_several_conditions(unet):
     pipe = ConditionalPipeline(
         unet, FlowMatchEulerDiscreteScheduler(), randomised(ClassLabelAdapter.for_unet(unet, num_classes=2))
     )
-    with pytest.raises(ValueError, match=r"guidance_scale \{'label': 2\} needs conditions with names"):
+    with pytest.raises(ValueError, match=r"guidance_scale \{'label': 2.0\} needs conditions with names"):
         draw(pipe, [1], guidance_scale={"label": 2})
 
 

@@ -35,6 +35,8 @@ class Bounds:
         if self.at_least is not None and not value >= self.at_least:
             words = "not be negative" if self.at_least == 0 else f"be at least {self.at_least}"
             raise ValueError(f"--{name} {value} must {words}")
+        if self.below is not None and not value < self.below:
+            raise ValueError(f"--{name} {value} must be less than {self.below}")
 
 
 POSITIVE = Bounds(above=0)

@@ -319,6 +319,7 @@ def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, t
         (["--resolution", "0"], "error: --resolution 0 must be greater than 0"),
         (["--learning_rate", "nan"], "error: --learning_rate nan must be greater than 0"),
         (["--lr_warmup_steps", "-1"], "error: --lr_warmup_steps -1 must not be negative"),
+        (["--default_num_inference_steps", "5000"], "error: --default_num_inference_steps 5000 must be less than 5000"),
         (["--condition_dropout", "1"], "error: --condition_dropout 1.0 must be at least 0 and less than 1"),
         (
             ["--conditioning", "label"],

@@ -130,12 +130,12 @@ def test_before_the_first_step(tmp_path, warm):
 
 
 def test_after_the_last_step_samples_are_left_out(tmp_path, warm):
-    """A signal while the last samples are drawn, which takes an hour here: model and card are whole, exit code 0."""
-    process = start(tmp_path, warm, default_num_inference_steps=100_000, max_train_steps=2)
+    """A signal while the last samples are drawn, which takes minutes here: model and card are whole, exit code 0."""
+    process = start(tmp_path, warm, default_num_inference_steps=4_999, max_train_steps=2)
     wait_for((tmp_path / "loss.png").exists, process)  # written between the weights and the samples
     process.send_signal(signal.SIGTERM)
     code, _, told = ended(process)
-    assert code == 0
+    assert code == 0, told[-2000:]
     line = f"SIGTERM: the model in {tmp_path} is whole, its card is written without new samples"
     assert told.splitlines()[-1] == line
     ConditionalPipeline.from_pretrained(tmp_path)
@@ -172,7 +172,9 @@ def test_a_terminal_that_closes(tmp_path, subprocess_env):
     args = flags(output_dir=tmp_path, dataloader_num_workers=1, **SLOW)
     path = os.pathsep.join([str(Path(__file__).parents[1]), subprocess_env["PYTHONPATH"]])
     process = subprocess.Popen(
-        ["setsid", "--ctty", "--wait", sys.executable, "-m", "cond_pipelines.training", *args],
+        # The tests themselves may run under nohup, whose children ignore SIGHUP.
+        ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait"]
+        + [sys.executable, "-m", "cond_pipelines.training", *args],
         env=subprocess_env | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdin=theirs,
         stdout=theirs,
@@ -231,6 +233,7 @@ def test_every_row_of_the_table_is_here():
         "gradients": "test_survival.py",
         "a full disk at the last save": "test_run_folder.py",
         "another learning rate": "test_resume.py",
+        "a checkpoint of an earlier version": "test_written_by_0_1.py",
         "a longer run": "test_resume.py",
         "a shorter run": "test_resume.py",
         "a pretrained model, text encoder": "test_resume.py",

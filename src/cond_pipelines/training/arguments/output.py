@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...flags import NOT_NEGATIVE, POSITIVE, check_values, flag
+from ...flags import NOT_NEGATIVE, POSITIVE, Bounds, check_values, flag
 
 
 @dataclass
@@ -79,7 +79,7 @@ class OutputArguments:
         None,
         "Set how many steps the saved pipeline samples in. Default: the pretrained model's, or 30.",
         resume="free",
-        bounds=POSITIVE,
+        bounds=Bounds(above=0, below=5_000),  # a model that says more is not loaded, see folders.py
     )
     default_guidance_scale: float | None = flag(
         None,
