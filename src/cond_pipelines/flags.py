@@ -55,6 +55,7 @@ def flag(
     like_default: Callable[[Any], Collection[object]] = lambda config: (),
     bounds: Bounds = Bounds(),
     common: int = 0,
+    secret: bool = False,
 ) -> Any:
     """A field of a configuration.
 
@@ -67,6 +68,7 @@ def flag(
         like_default: values that a saved configuration may hold in place of the default, of the whole configuration.
         bounds: of a number.
         common: its place in the first group of `--help`; 0: it stands in its own group.
+        secret: it is not part of the configuration's repr.
     """
     metadata: dict[str, object] = {
         "help": help,
@@ -79,7 +81,7 @@ def flag(
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 class Grouped:
@@ -174,6 +176,8 @@ def shown(name: str, value: object) -> str:
         return f"no --{name}"
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
+    if name.endswith("_token"):  # a secret, which an error or a log would keep
+        return f"--{name}"
     return f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
 
 

@@ -220,6 +220,14 @@ def test_an_empty_recipe(tmp_path):
     assert parse_args(["--config", write(tmp_path, "# nothing\n")]) == TrainingConfig()
 
 
+def test_a_token_is_in_no_error_and_no_repr(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--hub_token", "hf_secret", "--dataset_name", "x"])
+    error = capsys.readouterr().err
+    assert "--hub_token has no effect without --push_to_hub" in error and "hf_secret" not in error
+    assert "hf_secret" not in repr(TrainingConfig(hub_token="hf_secret", push_to_hub=True))
+
+
 def test_the_token_is_never_saved(tmp_path):
     TrainingConfig(hub_token="hf_secret", push_to_hub=True).save(tmp_path / "saved.yaml")
     assert "secret" not in (tmp_path / "saved.yaml").read_text()

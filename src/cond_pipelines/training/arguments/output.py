@@ -91,7 +91,11 @@ class OutputArguments:
         None, "Set the model's name on the Hub and on its card. Default: the name of output_dir.", resume="free"
     )
     hub_token: str | None = flag(
-        None, "Upload with this token. Default: the one you are logged in with.", resume="free", needs="push_to_hub"
+        None,
+        "Upload with this token. Default: the one you are logged in with.",
+        resume="free",
+        needs="push_to_hub",
+        secret=True,
     )
     hub_private_repo: bool | None = flag(
         None,
