@@ -12,6 +12,7 @@ from PIL import Image
 
 from cond_pipelines.data.account import Account
 from cond_pipelines.data.loading import find_columns, load_source
+from cond_pipelines.data.walk import open_path
 from cond_pipelines.settings import SETTINGS
 
 
@@ -108,12 +109,18 @@ def test_links(tmp_path):
     paths, classes, _, account = read(folder)
     assert paths == ["cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png", "dog/6.png"]
     assert classes == ["cat"] * 2 + ["dog"] * 3
-    assert account.lines() == ["2 of 7 images are left out: 2 link to nothing (dog/5.png, dog/self.png)"]
+    assert account.lines() == [
+        "2 of 7 images are left out: 2 link to nothing (dog/5.png, dog/self.png)",
+        "not looked at: 2 link to a folder that is read already (dog/loop, hound)",
+    ]
 
 
 def test_hidden_files(tmp_path):
     _, _, _, account = read(write(tmp_path / "a", "1.png", "._1.png", ".thumbs/2.png", ".DS_Store"))
-    assert account.lines() == ["1 of 2 images is left out: 1 hidden (._1.png)"]
+    assert account.lines() == [
+        "1 of 2 images is left out: 1 hidden (._1.png)",
+        "not looked at: 1 hidden folder (.thumbs)",
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- classes: A
@@ -378,3 +385,50 @@ def test_columns_of_addresses_are_refused(tmp_path, column):
     rows = load_source(str(tmp_path / "a"), cache_dir=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=rf"img2dataset --url_list TABLE --url_col {column} "):
         as_files(rows, find_columns(rows.features, None).image)
+
+
+# ------------------------------------------------------------------- nothing outside is read, nothing is waited for
+def test_a_zip_reads_no_file_of_the_machine(tmp_path):
+    """A member or a row with an absolute path, or one that leaves the archive, is left out by name."""
+    secret = write(tmp_path / "secret", "x.png") / "x.png"
+    folder = write(tmp_path / "a", "cat/0.png", "dog/1.png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("cat/0.png", "dog/1.png"):
+            archive.write(folder / name, name)
+        for name in (str(secret), "../secret/x.png", "cat/../../secret/x.png", "cat//2.png"):
+            archive.writestr(zipfile.ZipInfo(name), (folder / "cat/0.png").read_bytes())
+    paths, classes, _, account = read(tmp_path / "a.zip")
+    assert classes == ["cat", "dog"] and len(paths) == 2 and str(secret) not in paths
+    assert "4 path that is not one below the .zip" in account.lines()[0]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_metadata_names_no_file_outside(tmp_path, absolute):
+    write(tmp_path, "out.png")
+    folder = write(tmp_path / "a", "0.png", "1.png")
+    outside = str(tmp_path / "out.png") if absolute else "../out.png"
+    lines = ["file_name,text", f"{folder}/0.png,inside", f"{outside},no", "1.png,too"]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    paths, _, captions, account = read(folder)
+    assert paths == ["0.png", "1.png"] and captions == ["inside", "too"]
+    (line,) = account.lines()
+    assert "outside of the folder are left out: 1" in line and "out.png" in line
+
+
+def test_folders_that_are_not_looked_at_are_said(tmp_path):
+    folder = write(tmp_path / "a", "cat/0.png", ".bird/1.png", "cat/.sub/2.png")
+    os.mkdir(os.fsencode(folder) + b"/caf\xe9")
+    (folder / "owl").symlink_to(folder / "gone")
+    (folder / "feline").symlink_to(folder / "cat")
+    lines = "\n".join(read(folder)[3].lines())
+    for words in ("2 hidden folder (.bird, cat/.sub)", "name that is not UTF-8 (caf", "link to nothing (owl)"):
+        assert words in lines
+    assert "1 link to a folder that is read already (feline)" in lines
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = write(tmp_path / "a", "cat/0.png", "dog/1.png")
+    os.mkfifo(folder / "cat/p.png")
+    assert "1 not a file (cat/p.png)" in read(folder)[3].lines()[0]
+    with pytest.raises(OSError, match="is not a file"):
+        open_path(str(folder / "cat/p.png"))

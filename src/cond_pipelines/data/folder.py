@@ -36,6 +36,9 @@ def read_folder(tree: Tree, kind: str, split: str, account: Account) -> datasets
     account.num_images = len(images) + sum(kind_of(n) == kind for names in tree.skipped.values() for n in names)
     for reason, names in tree.skipped.items():
         account.exclude(reason, *(name for name in names if kind_of(name) == kind))
+        others = [name for name in names if kind_of(name) != kind]
+        if others and reason != "hidden":  # folders, of images perhaps
+            account.notes.append(f"not looked at: {len(others):,} {reason} ({examples(others)})")
     masks = {name for name in images if is_mask(name)}
     account.exclude("masks of other images", *sorted(masks))
     images = [name for name in images if name not in masks]
@@ -200,7 +203,15 @@ def _with_metadata(tree: Tree, images: list[str], tables: list[str], account: Ac
     for table in tables:
         named, more, notes = read_metadata(tree, table)
         account.notes += notes
-        keep = [row for row, name in enumerate(named) if name not in elsewhere]
+        named = [name.removeprefix(f"{tree.root}/") for name in named]
+        outside = [name for name in named if name.startswith(("/", "../")) or name == ".."]
+        if outside:
+            account.notes.append(
+                f"rows of {table} whose file is outside of the folder are left out: {len(outside):,} "
+                f"({examples(outside)}); copy the files into the folder"
+            )
+        left_out = elsewhere | set(outside)
+        keep = [row for row, name in enumerate(named) if name not in left_out]
         start = len(paths)
         paths += [named[row] for row in keep]
         for name, values in more.items():

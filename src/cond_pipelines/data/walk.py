@@ -132,7 +132,9 @@ def _list_zip(tree: Tree, name: str) -> None:
         parts = info.filename.split("/")
         if info.is_dir():
             continue
-        if any(part.startswith(".") or part == "__MACOSX" for part in parts[:-1]):
+        if any(part in ("", ".", "..") for part in parts):  # an absolute path, or one that leaves the archive
+            tree.skip("path that is not one below the .zip", member)
+        elif any(part.startswith(".") or part == "__MACOSX" for part in parts[:-1]):
             if kind_of(member) == "images":
                 tree.skip("in a hidden folder", member)
         elif parts[-1].startswith("."):
@@ -150,6 +152,8 @@ def open_path(path: str) -> BinaryIO:
         OSError: there is no such file, it cannot be read, or it is encrypted or too large to be read into memory.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe is to wait for its other end
+            raise OSError(f"{path} is not a file")
         return open(path, "rb")
     except NotADirectoryError:
         return io.BytesIO(_read_member(*_archive_of(path)))
