@@ -55,7 +55,6 @@ def flag(
     like_default: Callable[[Any], Collection[object]] = lambda config: (),
     bounds: Bounds = Bounds(),
     common: int = 0,
-    secret: bool = False,
 ) -> Any:
     """A field of a configuration.
 
@@ -68,7 +67,6 @@ def flag(
         like_default: values that a saved configuration may hold in place of the default, of the whole configuration.
         bounds: of a number.
         common: its place in the first group of `--help`; 0: it stands in its own group.
-        secret: it is not part of the configuration's repr.
     """
     metadata: dict[str, object] = {
         "help": help,
@@ -81,7 +79,13 @@ def flag(
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata)
+
+
+def secret(setting: Any) -> Any:
+    """A `flag` that is no part of the configuration's repr."""
+    setting.repr = False
+    return setting
 
 
 class Grouped:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...flags import NOT_NEGATIVE, POSITIVE, Bounds, check_values, flag
+from ...flags import NOT_NEGATIVE, POSITIVE, Bounds, check_values, flag, secret
 
 
 @dataclass
@@ -90,12 +90,10 @@ class OutputArguments:
     hub_model_id: str | None = flag(
         None, "Set the model's name on the Hub and on its card. Default: the name of output_dir.", resume="free"
     )
-    hub_token: str | None = flag(
-        None,
-        "Upload with this token. Default: the one you are logged in with.",
-        resume="free",
-        needs="push_to_hub",
-        secret=True,
+    hub_token: str | None = secret(
+        flag(
+            None, "Upload with this token. Default: the one you are logged in with.", resume="free", needs="push_to_hub"
+        )
     )
     hub_private_repo: bool | None = flag(
         None,
