@@ -57,7 +57,8 @@ def main() -> None:
         "wall_sec": round(wall),
         "said": run.split(", ")[-1],
     }
-    result["images_per_sec"] = round(lines[-1]["images"] / lines[-1]["elapsed_sec"], 1)
+    last = next(line for line in reversed(lines) if "elapsed_sec" in line)  # the others are of a validation
+    result["images_per_sec"] = round(last["images"] / last["elapsed_sec"], 1)
     result["load_average"] = [round(x, 1) for x in os.getloadavg()]
     print(json.dumps(result))
 
