@@ -70,7 +70,7 @@ def test_classes_and_captions_are_listed(folder):
         assert all(f"- {name}\n" in text and f"| {name} | {n} |" in text for name, n in counts.items())
     if setting == "text":
         assert re.search(r"96 captions, \d+ of them different", text)
-        assert "## Examples of what it was told" in text
+        assert "## Example conditions" in text
 
 
 def test_the_code_blocks_run(folder, hub, tmp_path, monkeypatch):

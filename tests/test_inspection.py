@@ -64,3 +64,17 @@ def test_inspect_refuses_in_one_line(tmp_path, capsys):
             main(["inspect", *args])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+def test_a_name_forges_no_line(tmp_path, capsys):
+    """Names of files and classes are text of others: each line of the summary stays one."""
+    for name in ("cat/0.png", "c\nerror: at/1.png", "dog/bad\nerror: x.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / name)
+    (tmp_path / "data" / "dog" / "y\nerror: z.png").write_bytes(b"broken")
+    (tmp_path / "data" / ".hid\nerror: .png").write_bytes(b"hidden")
+    args = ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out")]
+    main(["inspect", str(tmp_path / "data"), "--conditioning", "class", *args])
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("error")]
+    assert any("c\\nerror: at 1" in line for line in lines)

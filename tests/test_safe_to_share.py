@@ -1,6 +1,5 @@
 """What a push shows: 20 different models through the genuine client, and every byte of them searched."""
 
-import getpass
 import json
 import os
 import re
@@ -153,7 +152,7 @@ def hide(folder: Path, where: str, text: str) -> None:
 @pytest.mark.parametrize("what", ["the home folder", "a token", "the working folder", "the user's name"])
 def test_a_file_that_tells_of_this_machine_is_refused_by_name(model, where, what, hub, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/annabel")
-    monkeypatch.setattr(getpass, "getuser", lambda: "annabel")
+    monkeypatch.setenv("LOGNAME", "annabel")  # which getpass.getuser reads first
     (tmp_path / "where_i_work").mkdir()
     monkeypatch.chdir(tmp_path / "where_i_work")
     texts = {
@@ -170,7 +169,7 @@ def test_a_file_that_tells_of_this_machine_is_refused_by_name(model, where, what
 
 def test_a_name_that_is_public_or_common_is_no_secret(model, hub, monkeypatch):
     for user in ("me", "root", "class"):
-        monkeypatch.setattr(getpass, "getuser", lambda user=user: user)
+        monkeypatch.setenv("LOGNAME", user)
         if user == "class":
             assert any(s.in_text_only for s in secrets_of([], [], "me/model"))
         else:

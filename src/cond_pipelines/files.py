@@ -211,7 +211,8 @@ def _digest(data: "bytes | memoryview", seal: bytes = b"") -> bytes:
 def own_seal(key: Any) -> bytes:
     """A seal of what was made here for `key`, any JSON: it depends on a secret of this user, so nobody else makes it.
 
-    The secret lies beside the caches of huggingface_hub. Where it cannot be written, it lasts as long as the process.
+    The secret is kept in the cache folder of huggingface_hub. If it cannot be written there, it lasts as long as the
+    process.
     """
     return hmac.digest(_secret(), json.dumps(key, sort_keys=True).encode(), "sha256")
 

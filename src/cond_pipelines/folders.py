@@ -14,7 +14,7 @@ from .errors import UserError, read_json
 
 COMPONENT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 WEIGHTS = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
-# Folders of a model's folder, beside its components, that commands read or write.
+# Sub-folders of a model's folder that commands read or write, in addition to its components.
 _PLACES = ("evaluation", "images", ".eval_results", "ema", "adapter", "unet", "vae", "text_encoder", "tokenizer")
 _MAX_FILES = 20_000  # in all of these
 _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000_000

@@ -58,7 +58,7 @@ def sample_grid(
     in_order = [image for row in range(len(rows)) for column in range(len(settings)) for image in images[row, column]]
     row_titles = [title_of(condition) for condition in rows] if len(rows) > 1 or rows[0] is not None else []
     column_titles = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
-    return with_titles(in_order, row_titles, column_titles if columns else [], num_images)
+    return with_titles(in_order, row_titles, column_titles if columns else [])
 
 
 def _sample(
@@ -107,7 +107,7 @@ def interpolation(
         generator = [torch.Generator().manual_seed(seed) for _ in range(num_steps)]
         images = pipe.generate(cond, other, guidance=guidance, generator=generator, **sampling).images
     titles = [title_of(first), *(f"{w:.2f}" for w in weights[1:-1].tolist()), title_of(second)]
-    return with_titles(images, [], titles, 1)
+    return with_titles(images, [], titles)
 
 
 def title_of(condition: object) -> str:
@@ -115,9 +115,7 @@ def title_of(condition: object) -> str:
     return "no condition" if condition is None else str(condition)
 
 
-def with_titles(
-    images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], images_per_column: int
-) -> Image.Image:
+def with_titles(images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
     """A grid of `images`, row by row, with a title left of each row and above each column."""
     num_rows = max(1, len(rows))
     per_row = len(images) // num_rows

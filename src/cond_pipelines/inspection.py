@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .command_line import Parser
+from .console import for_terminal
 from .data.config import ConditionColumn, DataArguments
 from .flags import flag
 from .settings import find_setting
@@ -65,7 +66,7 @@ def inspect(config: InspectionConfig) -> str:
     lines += _sizes(data.dataset)
     conditions = data.dataset.conditions()
     if data.id2label:
-        lines += _balance(conditions, data.id2label)
+        lines += map(for_terminal, _balance(conditions, data.id2label))
     elif find_setting(config.conditioning).has_captions:
         lines += _tokens(conditions)
     folder = Path(config.output_dir)

@@ -432,3 +432,13 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     assert "1 not a file (cat/p.png)" in read(folder)[3].lines()[0]
     with pytest.raises(OSError, match="is not a file"):
         open_path(str(folder / "cat/p.png"))
+
+
+def test_splits_that_a_loose_file_turns_off_are_said(tmp_path):
+    folder = write(tmp_path / "a", "test/cat/0.png", "train/cat/1.png", "train/dog/2.png", "logo.png")
+    paths, _, _, account = read(folder)
+    assert len(paths) == 4
+    line = "test, train are not taken as splits, since other images are next to them (logo.png): all are used"
+    assert line in account.lines()
+    (folder / "logo.png").unlink()
+    assert len(read(folder)[0]) == 2

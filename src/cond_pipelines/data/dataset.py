@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..console import for_terminal
 from ..data import images as im
 from ..errors import describe
 from .array_file import MOST_MAPPED_BYTES, ArrayFile
@@ -331,6 +332,5 @@ class ImageDataset(torch.utils.data.Dataset):
         lines = [f"images: {counts}, {self.resolution} px, {self.channels} channel(s)"]
         if self.animated:
             lines.append(f"animations, of which the first frame is used: {len(self.animated):,}")
-        return "\n".join(
-            [*lines, *summary_of_conditions(self.conditions(), condition_names), *summary_of_skipped(self.skipped)]
-        )
+        lines += [*summary_of_conditions(self.conditions(), condition_names), *summary_of_skipped(self.skipped)]
+        return "\n".join(map(for_terminal, lines))  # names and labels are text of others: each line stays one

@@ -12,6 +12,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..console import for_terminal
 from ..data import images as im
 from .account import Account
 from .buckets import bucket_sizes
@@ -72,10 +73,10 @@ class TrainingData:
         """What a run sees, for a person: the images, what is left out, the conditions, the held-out images."""
         if self.train is None:
             size = f"{self.dataset.resolution} px, {self.dataset.channels} channel(s)"
-            return "\n".join([f"images: streamed, {size}", *self.account.lines()])
+            return "\n".join([f"images: streamed, {size}", *map(for_terminal, self.account.lines())])
         images, *rest = self.dataset.summary(self.id2label).splitlines()
         held_out = f"held out for validation: {len(self.held_out):,}"
-        return "\n".join([images, *self.account.lines(), *rest, held_out])
+        return "\n".join([images, *map(for_terminal, self.account.lines()), *rest, held_out])
 
 
 def load_data(config: DataArguments, channels: int | None = None) -> TrainingData:

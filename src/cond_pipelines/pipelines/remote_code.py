@@ -282,7 +282,7 @@ def add_code(pipe: DiffusionPipeline, folder: Path) -> None:
 
 
 def _remove_replaced_shards(indices: dict[Path, int]) -> None:
-    """Remove shards that the folder held before, where weights in one file were written beside them.
+    """Remove shards that the folder held before, where weights in one file now replace them.
 
     diffusers and transformers would read the shards: the old weights.
 

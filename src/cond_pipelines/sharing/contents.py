@@ -159,8 +159,8 @@ def secrets_of(paths: Iterable[Path], tokens: Iterable[str | None], repo_id: str
     """What tells of this machine and its user.
 
     Args:
-        paths: that are searched for beside the home folder and the working folder.
-        tokens: beside the one that huggingface_hub is logged in with.
+        paths: to search for, in addition to the home folder and the working folder.
+        tokens: to search for, in addition to the one that huggingface_hub is logged in with.
         repo_id: the name of its owner is public, also where it is the user's name here.
     """
     folders = {"the home folder": Path.home(), "the working folder": Path.cwd()}

@@ -251,7 +251,7 @@ class CardFacts:
 
 
 def _is_lora(folder: Path, run: str | None) -> bool:
-    """Whether the model is a LoRA: one that lies beside a complete UNet is not of it."""
+    """Whether the model is a LoRA: one in the folder of a complete UNet is not of this model."""
     path = folder / LORA_FILE
     if not path.is_file() or not belongs(path, run):
         return False
