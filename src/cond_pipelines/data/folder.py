@@ -88,7 +88,8 @@ def _of_split(images: list[str], split: str, account: Account) -> list[str]:
             others = [name for name in images if splits[name.split("/", 1)[0] if "/" in name else ""] is None]
             of_splits = ", ".join(sorted(top for top, name in splits.items() if name))
             account.notes.append(
-                f"{of_splits} are not taken as splits, since other images are next to them ({examples(others)}): all are used"
+                f"{of_splits} are not taken as splits, since other images are next to them ({examples(others)}): all "
+                "are used"
             )
         return images
     chosen = [top for top, name in splits.items() if split in (top, name)]
