@@ -21,7 +21,7 @@ from .guidance import Guidance, Guider, Step, guidance_of_scale, with_options
 from .image_inputs import Edit, check_call, image_processors, noise_of, num_channels_latents, prepare_edit
 from .remote_code import _INSTALLED, PortablePipeline
 from .sampling import CALLBACK_TENSORS, Call, CallState, Sampling, one_call_at_a_time, takes_sampling
-from .schedulers import named_scheduler, objective_name, predicts_variance, set_timesteps
+from .schedulers import end_of_step, is_flow_model, named_scheduler, predicts_variance, set_timesteps
 from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class ConditionalPipeline(PortablePipeline, CallState):
     def set_timesteps(self, num_inference_steps: int, sigmas: "Steps" = None, timesteps: "Steps" = None) -> Tensor:
         """Set the number of steps of the scheduler, or the steps, which its noise depends on; returns its timesteps."""
         self._check_scheduler(self.scheduler)
-        is_flow = objective_name(self.config.get("objective"), self.scheduler) == "flow_matching"
+        is_flow = is_flow_model(self.config.get("objective"), self.scheduler)
         return set_timesteps(self.scheduler, num_inference_steps, self._execution_device, is_flow, sigmas, timesteps)
 
     def predict(
@@ -226,7 +226,8 @@ class ConditionalPipeline(PortablePipeline, CallState):
             if network is None and self.cross_attention_kwargs is not None:
                 kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
             rows = torch.cat([x_t] * (len(cond) // len(x_t)))  # (B, ...) for each branch of this network
-            return denoise(network or self.unet, rows, step.t, cond, **kwargs)
+            called = network or self.unet
+            return denoise(called, rows, step.t, cond, end_of_step(self.scheduler, called, step.t), **kwargs)
 
         return guidance.guided(cond, null, step, of_network, unwrapped(self.unet))
 

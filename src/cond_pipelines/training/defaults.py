@@ -20,6 +20,7 @@ from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
+from .teacher import GUIDANCE_SCALE, NUM_STEPS, is_distillation
 
 
 def decide(
@@ -156,6 +157,8 @@ def _sampling_of(config: TrainingConfig, parent: ConditionalPipeline | None) -> 
     """Steps, guidance scale and whose they are; another scheduler than the parent's needs other steps."""
     if parent is None:
         return _NUM_INFERENCE_STEPS, _GUIDANCE_SCALE, "ours"
+    if is_distillation(config):
+        return NUM_STEPS, GUIDANCE_SCALE, "a distilled model's"
     steps = _NUM_INFERENCE_STEPS if config.scheduler else parent.config.default_num_inference_steps
     return steps, parent.config.default_guidance_scale, "the pretrained model's"
 

@@ -20,6 +20,7 @@ from .optimizers import build_optimizer, parameter_groups, trainable
 from .run import Run
 from .schedule import LearningRate, crossed
 from .sharding import prepare, whole_pipeline
+from .teacher import repeated
 
 
 class ConditionalDenoiser(nn.Module):
@@ -31,18 +32,21 @@ class ConditionalDenoiser(nn.Module):
         encoder = pipe.components.get("text_encoder")
         self.text_encoder = encoder if any(encoder is module for module in trained) else None
 
-    def forward(self, x_t: Tensor, t: Tensor, features: dict[str, Tensor], keep: Tensor) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, features: dict[str, Tensor], keep: Tensor, r: Tensor | None = None
+    ) -> Tensor:
         """The network's prediction (B, C, h, w).
 
         Args:
-            x_t: (B, C, h, w) noised. t: (B,). features: B rows each.
+            x_t: (B, C, h, w) noised, or (2 B, C, h, w): each condition twice. t: (B,). features: B rows each.
             keep: (B,) bool; False: the condition is dropped, so the network learns p(x) too.
+            r: (B,) of a distillation; see `networks.denoiser.denoise`.
         """
         if self.text_encoder is not None:
             features = self.adapter.encode(features, self.text_encoder)
         cond = self.adapter(features)
         cond = cond.where(keep, self.adapter.null_like(cond))
-        return denoise(self.unet, x_t, t, cond)  # (B, C, h, w)
+        return denoise(self.unet, x_t, t, repeated(cond, x_t), r)  # (B, C, h, w)
 
 
 class TrainState:
@@ -118,11 +122,12 @@ class TrainState:
     def denoise_with(self, features: dict[str, Tensor], keep: Tensor) -> Denoise:
         """The network under these conditions, as `Objective.loss` calls it; see `ConditionalDenoiser.forward`."""
 
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
             with self.run.accelerator.autocast():
-                return self.denoiser(x_t, t, features, keep)  # (B, C, h, w)
+                return self.denoiser(x_t, t, features, keep, r)  # (B, C, h, w)
 
-        return predict
+        teacher = None if self.run.teacher is None else self.run.teacher.under(features, keep)
+        return Denoise(predict, teacher, self.fraction_done)
 
     def step(self) -> Tensor:
         """Clip the gradients, update weights and averages, count.
