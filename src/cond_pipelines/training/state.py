@@ -15,6 +15,7 @@ from ..pipelines.conditional import ConditionalPipeline
 from .checkpoints import Progress, save_checkpoint
 from .clipping import clipped_step
 from .ema import NUM_SNAPSHOTS, WeightAverage, averaged_weights, decay_of, power_function, save_snapshot
+from .guide import EARLY, EarlyAverage
 from .identity import resume
 from .optimizers import build_optimizer, parameter_groups, trainable
 from .run import Run
@@ -83,7 +84,9 @@ class TrainState:
         self.averages_by_length = {
             length: WeightAverage(self.parameters, power_function(length)) for length in config.ema_lengths
         }
-        self.averages = [*([self.ema] if self.ema else []), *self.averages_by_length.values()]
+        self._moving = [*([self.ema] if self.ema else []), *self.averages_by_length.values()]
+        self._early = EarlyAverage(run.pipe.unet) if config.autoguidance else None
+        self.averages = [*self._moving, *([self._early.average] if self._early else [])]  # of a checkpoint
         self.learning_rate = LearningRate(config, self.optimizer)
         self.progress, self.resumed, self.resumed_run = Progress(), Progress(), None
         if config.resume_from_checkpoint:
@@ -138,8 +141,10 @@ class TrainState:
         accelerator, progress = self.run.accelerator, self.progress
         skipped = clipped_step(accelerator, self.optimizer, self.parameters, self.run.config.max_grad_norm)
         self.optimizer.zero_grad()
-        for average in self.averages:
+        for average in self._moving:
             average.step(self.parameters)
+        if self._early is not None:
+            self._early.step(self.fraction_done)
         progress.step += 1
         progress.position += self.run.images_per_step
         progress.elapsed_sec = time.perf_counter() - self._start
@@ -156,6 +161,8 @@ class TrainState:
     def averaged(self, restore: bool = True) -> Iterator[ConditionalPipeline]:
         """Within (and after, without `restore`): `eval_pipe` with the averaged weights, in eval mode."""
         with averaged_weights(self.ema, self._eval_modules, self.parameters, self.optimizer, restore):
+            if self._early is not None and self.fraction_done >= EARLY:
+                self._early.give_to(self.eval_pipe)
             yield self.eval_pipe
         if restore:  # training goes on together
             self.run.accelerator.wait_for_everyone()
