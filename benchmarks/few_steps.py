@@ -25,7 +25,7 @@ from cond_pipelines import ConditionalPipeline
 from cond_pipelines.data.shapes import SHAPES, load_shapes, read_attributes
 from cond_pipelines.errors import read_json
 from cond_pipelines.evaluation import measures as m
-from cond_pipelines.evaluation.features import extract, pixels
+from cond_pipelines.evaluation.features import pixels
 from cond_pipelines.files import write_json, write_text
 from cond_pipelines.pictures import image_grid
 from cond_pipelines.training.config import TrainingConfig
@@ -144,7 +144,7 @@ class Judge:
         self.data, self.num_samples = data, num_samples
         rows = data.real()
         self.images, self.labels = list(rows["image"]), list(rows["label"])
-        self.real = m.Gaussian.of(extract(pixels, self.images, len(rows), what="real images"))
+        self.real = m.Gaussian.of(pixels(self.images))
 
     def __call__(self, pipe: ConditionalPipeline, **sampling: Any) -> dict[str, Any]:
         wanted = [self.data.names[i % len(self.data.names)] for i in range(self.num_samples)]
@@ -155,13 +155,14 @@ class Judge:
             images += pipe.sample(batch, generator=generators, **sampling).images
         sec = time.perf_counter() - start
         read = self.data.read(images)
-        fake = m.Gaussian.of(extract(pixels, images, len(images), what="samples"))
-        return {
+        fake = m.Gaussian.of(pixels(images))
+        row: dict[str, Any] = {
             "right": float(np.mean([a == b for a, b in zip(read, wanted, strict=True)])),
             "frechet": m.frechet_distance(fake, self.real),
             "sec_per_image": sec / len(images),
-            "images": images[:20],
         }
+        print(sampling, row, flush=True)  # a run that is killed has said that much
+        return row | {"images": images[:20]}
 
     def classified(self, pipe: ConditionalPipeline, count: int) -> float:
         """How often p(y|x) is right on real images."""

@@ -15,8 +15,9 @@ from ..networks.denoiser import denoise
 from ..networks.surgery import with_end_time, without_end_time
 from ..objectives import OBJECTIVES, FlowMatching, Objective
 from ..objectives.base import Teach, saved_class
+from ..pipelines.autoguidance import guidance_by_scale
 from ..pipelines.conditional import ConditionalPipeline
-from ..pipelines.guidance import Guidance, Step, guidance_of_scale, predictions_of
+from ..pipelines.guidance import Guidance, Step, predictions_of
 from ..user_code import load_object
 from .config import TrainingConfig
 from .sharding import SHARDED, RunAccelerator
@@ -82,7 +83,7 @@ class Teacher:
         return teach
 
     def _guidance(self, cond: Conditioning) -> Guidance:
-        return Guidance() if self.guidance_scale == 1 else guidance_of_scale(self.guidance_scale, cond)
+        return guidance_by_scale(self.guidance_scale, cond, self.pipe.adapter.conditioning, True, self.pipe.guide)
 
 
 def build_teacher(
@@ -93,12 +94,13 @@ def build_teacher(
     The scale of its guidance becomes an argument of the objective, so that it is saved with the model.
     """
     pipe = copy.copy(parent)
-    for name in ("unet", "adapter"):
-        module = copy.deepcopy(parent.components[name]).requires_grad_(False).eval()
-        setattr(pipe, name, module.to(accelerator.device))
+    for name in ("unet", "adapter", "guide"):
+        if parent.components.get(name) is not None:
+            module = copy.deepcopy(parent.components[name]).requires_grad_(False).eval()
+            setattr(pipe, name, module.to(accelerator.device))
     scale = getattr(objective, "guidance_scale", None)
     scale = parent.config.default_guidance_scale if scale is None else scale
-    if config.column is None and not isinstance(scale, dict):
+    if config.column is None and parent.guide is None:
         scale = 1.0  # there is nothing to guide by
     for value in scale.values() if isinstance(scale, dict) else [scale]:
         if not math.isfinite(value):
