@@ -20,6 +20,7 @@ from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.guidance import Guidance, Step, predictions_of
 from ..user_code import load_object
 from .config import TrainingConfig
+from .memory import StepMemory
 from .sharding import SHARDED, RunAccelerator
 
 NUM_STEPS, GUIDANCE_SCALE = 4, 1.0  # of a distilled model: guidance is learned
@@ -84,6 +85,17 @@ class Teacher:
 
     def _guidance(self, cond: Conditioning) -> Guidance:
         return guidance_by_scale(self.guidance_scale, cond, self.pipe.adapter.conditioning, True, self.pipe.guide)
+
+
+def with_teacher(memory_of: Callable[..., StepMemory], unet: nn.Module) -> Callable[..., StepMemory]:
+    """The memory of a step with a frozen copy of `unet`, in which each image goes through the network twice."""
+
+    def doubled(**options: Any) -> StepMemory:
+        memory = memory_of(**options)
+        weights = sum(parameter.nbytes for parameter in unet.parameters())
+        return StepMemory(memory.fixed + weights, memory.gradients, lambda batch_size: memory.peak(2 * batch_size))
+
+    return doubled
 
 
 def build_teacher(
