@@ -250,7 +250,7 @@ def main() -> None:
     judge, found = Judge(data, options.num_samples), {}
     for seed in options.seeds:
         parent = options.parent or trained(
-            folder / f"parent-{seed}", images, seed=seed, max_train_minutes=options.minutes
+            folder / f"parent-{seed}", images, seed=seed, max_train_minutes=options.minutes, ema_lengths=[0.05]
         )
         student = trained(
             folder / f"{options.name}-{seed}",
