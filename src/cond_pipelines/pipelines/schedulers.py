@@ -10,9 +10,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
-
-from ..adapters.denoiser import takes_end_time
+from torch import Tensor
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 # fmt: off
@@ -41,6 +39,7 @@ SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
 SCHEDULERS["distillation"] = SCHEDULERS["flow_matching"] | {
     "lcm": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 }
+SCHEDULERS["ddpm_distillation"] = SCHEDULERS["ddpm"]
 # Where the noise levels lie, and the option of diffusers' schedulers for it.
 SPACINGS: dict[str, dict[str, object]] = {
     "karras": {"use_karras_sigmas": True},
@@ -142,13 +141,13 @@ def set_timesteps(
     return result
 
 
-def end_of_step(scheduler: SchedulerMixin, network: nn.Module, t: Tensor) -> Tensor | None:
+def end_of_step(scheduler: SchedulerMixin, t: Tensor) -> Tensor | None:
     """The `r` of `denoise`: 0 where a distilled network is to predict jumps to the image, None for its flow.
 
     It is to where the scheduler goes to the image at each step, and then back to less noise.
     """
-    to_image = type(scheduler).__name__ == "FlowMatchLCMScheduler" or scheduler.config.get("stochastic_sampling")
-    return torch.zeros_like(t) if to_image and takes_end_time(network) else None
+    is_lcm = type(scheduler).__name__ in ("FlowMatchLCMScheduler", "LCMScheduler")
+    return torch.zeros_like(t) if is_lcm or scheduler.config.get("stochastic_sampling") else None
 
 
 def predicts_variance(scheduler: SchedulerMixin) -> bool:

@@ -251,7 +251,7 @@ class CardFacts:
             unet_class=str(index.unet[1]),
             adapter_class=str(index.adapter[1]),
             has_guide=index.guide[1] is not None,
-            is_distilled=(index.objective or {}).get("name") == "distillation",
+            is_distilled=str((index.objective or {}).get("name")).endswith("distillation"),
             of_parent=[name for name in component_names(found, folder) if found[name] == [None, None]],
         )
 

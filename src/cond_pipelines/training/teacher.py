@@ -13,7 +13,7 @@ from ..adapters.base import Conditioning
 from ..errors import UserError
 from ..networks.denoiser import denoise
 from ..networks.surgery import with_end_time, without_end_time
-from ..objectives import OBJECTIVES, FlowMatching, Objective
+from ..objectives import DDPM, OBJECTIVES, FlowMatching, Objective
 from ..objectives.base import Teach, saved_class
 from ..pipelines.autoguidance import guidance_by_scale
 from ..pipelines.conditional import ConditionalPipeline
@@ -118,6 +118,8 @@ def build_teacher(
         if not math.isfinite(value):
             raise UserError(f"--objective_config: guidance_scale {scale} is no number")
     objective.guidance_scale = scale  # type: ignore[attr-defined]  # of a third party's it may be another's name
+    if config.train == "lora":  # the flow is the pretrained model's, without the LoRA
+        objective.flow_weight = 0.0  # type: ignore[attr-defined]
     return Teacher(pipe, scale, accelerator)
 
 
@@ -132,18 +134,20 @@ def check_distillation(
     flag = f"--objective {config.objective}"
     if parent is None:
         raise UserError(f"{flag} needs --pretrained_model_name_or_path, the model to learn from")
-    if config.train != "unet" or config.train_text_encoder:
+    if config.train not in ("unet", "lora") or config.train_text_encoder:
         what = "--train_text_encoder" if config.train_text_encoder else f"--train {config.train}"
-        raise UserError(f"{flag} trains all of the UNet and no text encoder: leave {what} out")
+        raise UserError(f"{flag} trains all of the UNet or a LoRA, and no text encoder: leave {what} out")
+    if config.scheduler:
+        raise UserError(f"{flag} keeps the pretrained model's noise: leave --scheduler {config.scheduler} out")
     if accelerator.distributed_type in SHARDED:
         raise UserError(f"{flag} does not go with FSDP or DeepSpeed: several processes with DDP do")
     saved = parent.config.get("objective")
     cls = type(Objective.from_scheduler(parent.scheduler)) if saved is None else saved_class(saved)
-    if cls is None or not issubclass(cls, FlowMatching):
+    if cls is None or not issubclass(cls, FlowMatching | DDPM):
         name = "an objective that is not imported" if cls is None else cls.__name__
         raise UserError(
-            f"{flag} needs a flow-matching model, and {config.pretrained_model_name_or_path} was trained with {name}: "
-            "train it further with --scheduler FlowMatchEulerDiscreteScheduler first"
+            f"{flag} needs a model of flow matching or DDPM, and {config.pretrained_model_name_or_path} was trained "
+            f"with {name}: train it further with --scheduler FlowMatchEulerDiscreteScheduler first"
         )
     if pipe.adapter is not parent.adapter:
         raise UserError(
@@ -155,16 +159,20 @@ def check_distillation(
 
 
 def make_distilled(pipe: ConditionalPipeline, config: TrainingConfig) -> None:
-    """Give the pipeline the UNet's input for the end of a jump, and the scheduler that jumps."""
-    try:
-        pipe.unet = with_end_time(pipe.unet)
-    except ValueError as error:
-        raise UserError(f"--objective {config.objective}: {error}") from error
+    """Give the pipeline the UNet's input for the end of a jump, and the scheduler that jumps.
+
+    A LoRA, which is to fit the pretrained UNet, gets no such input.
+    """
+    if config.train != "lora":
+        try:
+            pipe.unet = with_end_time(pipe.unet)
+        except ValueError as error:
+            raise UserError(f"--objective {config.objective}: {error}") from error
     pipe.use_scheduler("lcm")
 
 
 def as_flow(parent: ConditionalPipeline) -> ConditionalPipeline:
-    """A pretrained model that was distilled as the many-step flow that it still is; any other as it is."""
+    """A pretrained model that was distilled as the many-step model that it still is; any other as it is."""
     saved = parent.config.get("objective") or {}
     cls: Callable[..., Objective] | None = OBJECTIVES.get(str(saved.get("name")))
     if cls is None or not getattr(cls, "uses_teacher", False):
