@@ -177,11 +177,12 @@ def as_flow(parent: ConditionalPipeline) -> ConditionalPipeline:
     cls: Callable[..., Objective] | None = OBJECTIVES.get(str(saved.get("name")))
     if cls is None or not getattr(cls, "uses_teacher", False):
         return parent
+    scale = saved.get("guidance_scale")
     parent.use_scheduler("euler")
     parent.unet = without_end_time(parent.unet)
     parent.register_to_config(
         objective=Objective.from_scheduler(parent.scheduler).config,
         default_num_inference_steps=_FLOW_STEPS,
-        default_guidance_scale=saved.get("guidance_scale") or GUIDANCE_SCALE,
+        default_guidance_scale=scale if isinstance(scale, int | float) else GUIDANCE_SCALE,
     )
     return parent
