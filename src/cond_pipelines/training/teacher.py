@@ -84,7 +84,9 @@ class Teacher:
         return teach
 
     def _guidance(self, cond: Conditioning) -> Guidance:
-        return guidance_by_scale(self.guidance_scale, cond, self.pipe.adapter.conditioning, True, self.pipe.guide)
+        return guidance_by_scale(
+            self.guidance_scale, cond, self.pipe.adapter.conditioning, True, self.pipe.components.get("guide")
+        )
 
 
 def with_teacher(memory_of: Callable[..., StepMemory], unet: nn.Module) -> Callable[..., StepMemory]:
@@ -112,7 +114,7 @@ def build_teacher(
             setattr(pipe, name, module.to(accelerator.device))
     scale = getattr(objective, "guidance_scale", None)
     scale = parent.config.default_guidance_scale if scale is None else scale
-    if config.column is None and parent.guide is None:
+    if config.column is None and parent.components.get("guide") is None:
         scale = 1.0  # there is nothing to guide by
     for value in scale.values() if isinstance(scale, dict) else [scale]:
         if not math.isfinite(value):
