@@ -18,6 +18,10 @@ from cond_pipelines.networks.surgery import with_end_time, without_end_time
 from cond_pipelines.objectives import DDPMDistillation, Distillation
 from cond_pipelines.objectives.base import Denoise, Draws
 from cond_pipelines.sharing.card import CardFacts
+from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.memory import StepMemory
+from cond_pipelines.training.sharding import RunAccelerator
+from cond_pipelines.training.teacher import build_teacher, with_teacher
 
 SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}
 DISTILL = {"objective": "distillation", "unet_size": None, "default_num_inference_steps": None}
@@ -184,6 +188,25 @@ def test_a_distilled_parent_is_the_flow_that_it_holds(parents, students, tmp_pat
     assert pipe.config.default_guidance_scale == 2 and not pipe.scheduler.config.stochastic_sampling
     again = load(distilled(tmp_path / "again", students["class"], "class"))
     assert again.config.objective["guidance_scale"] == 2 and takes_end_time(again.unet)
+
+
+def test_autoguidance_is_fused_in(tmp_path):
+    """p(x) has no other guidance: the teacher's step is away from its weaker network."""
+    parent = run(tmp_path / "guided", conditioning="none", autoguidance=True, default_guidance_scale=1.5)
+    student = load(distilled(tmp_path / "student", parent, "none"))
+    assert student.config.objective["guidance_scale"] == 1.5 and student.guide is None
+    accelerator = RunAccelerator("no", cpu=True)
+    teacher = build_teacher(TrainingConfig(), Distillation(), load(parent), accelerator)
+    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([700.0, 200.0])
+    own, guided = teacher.under(teacher.pipe._features([None, None]))(x_t, t)
+    cond = teacher.pipe.encode_condition([None, None])[0]
+    weak = denoise(teacher.pipe.guide, x_t, t, cond)
+    assert torch.allclose(guided, weak + 1.5 * (own - weak), atol=1e-5) and not torch.allclose(guided, own, atol=1e-5)
+
+
+def test_its_memory():
+    memory = with_teacher(lambda **_: StepMemory(10, 5, lambda batch_size: 3 * batch_size), torch.nn.Linear(2, 2))()
+    assert (memory.fixed, memory.gradients, memory.peak(4)) == (10 + 4 * 6, 5, 24)
 
 
 def test_in_latents(tmp_path, students):
