@@ -19,8 +19,8 @@ from cond_pipelines.objectives import DDPMDistillation, Distillation
 from cond_pipelines.objectives.base import Denoise, Draws
 from cond_pipelines.sharing.card import CardFacts
 from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.device import build_accelerator
 from cond_pipelines.training.memory import StepMemory
-from cond_pipelines.training.sharding import RunAccelerator
 from cond_pipelines.training.teacher import build_teacher, with_teacher
 
 SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}
@@ -195,8 +195,8 @@ def test_autoguidance_is_fused_in(tmp_path):
     parent = run(tmp_path / "guided", conditioning="none", autoguidance=True, default_guidance_scale=1.5)
     student = load(distilled(tmp_path / "student", parent, "none"))
     assert student.config.objective["guidance_scale"] == 1.5 and student.guide is None
-    accelerator = RunAccelerator("no", cpu=True)
-    teacher = build_teacher(TrainingConfig(), Distillation(), load(parent), accelerator)
+    config = TrainingConfig(mixed_precision="no", report_to="none")
+    teacher = build_teacher(config, Distillation(), load(parent), build_accelerator(config, tmp_path))
     x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([700.0, 200.0])
     own, guided = teacher.under(teacher.pipe._features([None, None]))(x_t, t)
     cond = teacher.pipe.encode_condition([None, None])[0]
