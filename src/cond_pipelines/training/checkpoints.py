@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import UserError, checked, read_json, reading
 from ..files import (
     finish_folder,
@@ -252,12 +252,12 @@ def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str 
         p: manifest.run for p, manifest in _manifests(known) if run is not None and manifest.run not in (run, None)
     }
     for path, theirs in others.items():
-        tqdm.write(f"warning: {path} is passed over: it is of another run ({theirs}, this folder is of {run})")
+        say(f"warning: {path} is passed over: it is of another run ({theirs}, this folder is of {run})")
     for path in reversed([path for path in known if path not in others]):
         problem = broken(path)
         if problem is None:
             return str(path), None
-        tqdm.write(f"warning: {path} is passed over: {problem}")
+        say(f"warning: {path} is passed over: {problem}")
     if others:
         newest = list(others)[-1].name
         return None, f"{folder} holds none of its own run, only of another: name it, as in {newest}"
