@@ -36,7 +36,7 @@ if __name__ == "__main__":  # huggingface_hub reads its address when it is impor
 
 import torch
 from accelerate import Accelerator
-from hostile_faults import FAULTS, LAST, YAMLS, Canary
+from hostile_faults import FAULTS, LAST, YAMLS, Canary, link
 from hostile_judge import LIMIT_SEC, run_watched
 
 from cond_pipelines import TrainingConfig, train
@@ -152,14 +152,18 @@ Result = dict[str, Any]
 
 
 @contextlib.contextmanager
-def ending_at(name: str) -> Iterator[None]:
-    """Within, the commands that only read a folder to train in another one end where the first gradient is taken."""
+def ending_early(seed: int | None, name: str) -> Iterator[None]:
+    """Within, commands that have read their folder when training begins end there, at the first gradient.
+
+    What a run writes into its own folder, `resume` shows with every fourth folder.
+    """
     before = Accelerator.backward
 
     def stop(*_: object, **__: object) -> None:
         raise SystemExit(0)
 
-    Accelerator.backward = stop if name in READ_BEFORE_TRAINING else before
+    early = name in READ_BEFORE_TRAINING or (name == "resume" and seed is not None and seed % 4 > 0)
+    Accelerator.backward = stop if early else before
     try:
         yield
     finally:
@@ -180,11 +184,13 @@ def run_case(models: dict[str, Path], work: Path, case: Case) -> Result:
     torch.save(Canary(outside / "ran"), outside / "x.bin")
     out.mkdir()
     faults = [] if seed is None else [rng.choice(FAULTS) for _ in range(rng.choice((1, 1, 1, 2, 3, 4)))]
+    if kind == "images":  # links of images are followed: see SECURITY.md
+        faults = [fault for fault in faults if fault is not link]
     faults.sort(key=lambda fault: fault in LAST)
     for fault in faults:
         with contextlib.suppress(OSError, IndexError, ValueError, StopIteration, UnicodeError):
             fault(folder, outside, rng)
-    with ending_at(name):
+    with ending_early(seed, name):
         problems, end, took = run_watched(command, args, folder, outside, [out])
     if seed is None and (end == "refused") != (name in REFUSED_BY_DESIGN):
         problems.append(f"{end}, of a folder without a fault")
@@ -194,33 +200,48 @@ def run_case(models: dict[str, Path], work: Path, case: Case) -> Result:
 
 
 def sweep(
-    models: dict[str, Path], work: Path, seeds: range, only: tuple[str, ...] = (), forked: bool = False
+    models: dict[str, Path],
+    work: Path,
+    seeds: range,
+    only: tuple[str, ...] = (),
+    forked: bool = False,
+    results: Path | None = None,
 ) -> Result:
-    """Every command (or those of `only`) on a folder without a fault, then on one with the faults of each seed."""
+    """Every command (or those of `only`) on a folder without a fault, then on one with the faults of each seed.
+
+    Args:
+        results: a file that is written after each folder; of one that is there the sweep goes on.
+    """
+    total = {
+        "seeds": [seeds.start, seeds.start],
+        "folders": 0,
+        "runs": 0,
+        "slowest_sec": 0.0,
+        "ends": {},
+        "seconds": {},
+    }
+    total = json.loads(results.read_text()) if results and results.is_file() else total | {"problems": []}
     names = [name for name, kind, _ in commands(work, work) if kind in models and (not only or name in only)]
-    cases: list[Case] = [(seed, name) for seed in (None, *seeds) for name in names]
-    ends: Counter[str] = Counter()
-    problems: list[str] = []
-    seconds: Counter[str] = Counter()
-    slowest = 0.0
-    results = in_forks(models, work, cases) if forked else (run_case(models, work, case) for case in cases)
-    for (seed, name), result in zip(cases, results, strict=True):
-        if seed is not None:
-            ends[f"{name}: {result['end']}"] += 1
+    cases: list[Case] = [(seed, name) for seed in (None, *range(total["seeds"][1], seeds.stop)) for name in names]
+    answers = in_forks(models, work, cases) if forked else (run_case(models, work, case) for case in cases)
+    ends, seconds = Counter(total["ends"]), Counter(total["seconds"])
+    for (seed, name), result in zip(cases, answers, strict=True):
+        ends[f"{name}: {result['end']}"] += seed is not None
         seconds[name] += result["took"]
-        slowest = max(slowest, result["took"])
-        problems += result["problems"]
+        total["runs"] += 1
+        total["slowest_sec"] = max(total["slowest_sec"], round(result["took"], 1))
+        total["problems"] += result["problems"]
         if forked and result["problems"]:
             print(*result["problems"], sep="\n", file=sys.stderr, flush=True)
-    return {
-        "folders": len(seeds),
-        "seeds": [seeds.start, seeds.stop],
-        "runs": len(cases),
-        "ends": dict(sorted(ends.items())),
-        "seconds": {name: round(took) for name, took in seconds.most_common()},
-        "slowest_sec": round(slowest, 1),
-        "problems": problems,
-    }
+        if name == names[-1] and seed is not None:
+            total["seeds"][1], total["folders"] = seed + 1, total["folders"] + 1
+            total |= {
+                "ends": dict(sorted((+ends).items())),
+                "seconds": {k: round(v, 1) for k, v in seconds.most_common()},
+            }
+            if results:
+                results.write_text(json.dumps(total, indent=1) + "\n")
+    return total
 
 
 def in_forks(models: dict[str, Path], work: Path, cases: list[Case], at_once: int = 200) -> Iterator[Result]:
@@ -268,6 +289,7 @@ def main() -> None:
     parser.add_argument("--num_folders", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", nargs="*", default=[], help="these commands; default: all")
+    parser.add_argument("--results", type=Path, help="write here after each folder, and go on from what is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     # Of memory where there is such a place: files are brought to the disk often.
@@ -275,7 +297,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hostile-", dir=where) as work:
         models = make_models(Path(work) / "right")
         seeds = range(options.first, options.first + options.num_folders)
-        print(json.dumps(sweep(models, Path(work), seeds, tuple(options.only), forked=True), indent=1))
+        print(json.dumps(sweep(models, Path(work), seeds, tuple(options.only), True, options.results), indent=1))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from cond_pipelines.networks.pretrained import load_pipeline
 from cond_pipelines.networks.text_encoders import load_text_encoder
 from cond_pipelines.provenance import LORA_FILE, weights_fingerprint
 from cond_pipelines.sharing.contents import copy_file
+from cond_pipelines.training.checkpoints import _choose
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,20 @@ def test_a_run_writes_and_deletes_through_no_link(folder, name, capsys):
     assert {p.name: p.read_text() for p in outside.iterdir()} == {"secret.txt": "secret: 1\n", "000001.png": "a photo"}
 
 
+def test_a_checkpoint_elsewhere_is_named_by_the_user_only(folder, capsys):
+    """`latest` follows no link of the folder, and neither does a manifest."""
+    elsewhere = folder.parent / "outside/checkpoint-9"
+    shutil.move(folder / "checkpoint-2", elsewhere)
+    (folder / "checkpoint-9").symlink_to(elsewhere)
+    (folder / "checkpoint-1/manifest.json").rename(folder.parent / "outside/manifest.json")
+    (folder / "checkpoint-1/manifest.json").symlink_to(folder.parent / "outside/manifest.json")
+    capsys.readouterr()
+    assert _choose(folder, "latest", None) == (None, None)
+    assert "checkpoint-9 is passed over: it is a link to" in (text := capsys.readouterr().err)
+    assert "checkpoint-1 is passed over: manifest.json cannot be read: it is a link" in text
+    assert _choose(folder, str(elsewhere), None) == (str(elsewhere), None)
+
+
 # --------------------------------------------------------------------------------------------------- which weights
 def canary(path: Path) -> hostile_folders.Canary:
     return hostile_folders.Canary(path / "ran")
@@ -241,6 +256,8 @@ def test_a_peft_file_is_not_followed(folder, capsys, tmp_path):
         ("CONFIG.JSON", {"num_hidden_layers": 10**9}, "more than any network has"),
         ("config.json", {"configuration_files": ["../outside/config.1.0.json"]}, "only a file of the same folder"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["../x/tokenizer.1.0.json"]}, "only a file of the same"),
+        ("tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "only a file of the same"),
+        ("tokenizer_config.json", {"source_spm": ".."}, "only a file of the same"),
     ],
 )
 def test_a_config_asks_for_nothing_elsewhere(file, values, why, tmp_path):

@@ -26,7 +26,9 @@ _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_
 _CONFIG = re.compile(r"model_index\.json|(.*_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # Files of transformers in which a large number is no size.
 _NO_SIZES = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
-_OTHER_FILES = ("configuration_files", "fast_tokenizer_files")  # with which a config names another one
+# With which a config names files; transformers before 5.23 opens a tokenizer's `vocab_file` wherever it is. The two
+# excepted are in old files as paths of whoever wrote them, and are not opened.
+_OTHER_FILES = re.compile(r"configuration_files|fast_tokenizer_files|(?!special_tokens_map|added_tokens)\w+_(file|spm)")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -159,7 +161,7 @@ def _check_asked_for(path: Path, name: str, value: object) -> None:
         return
     if name in _KERNELS and "/" in value:
         raise UserError(f"{path} asks for code of {value[:100]!r} (attn_implementation), which is not run")
-    if name in _OTHER_FILES and not re.fullmatch(r"[\w.-]+\.json", value):
+    if _OTHER_FILES.fullmatch(name) and not re.fullmatch(r"(?!\.)[\w.-]+", value):
         raise UserError(f"{path}: {name} names {value[:100]!r}: only a file of the same folder is read")
 
 
