@@ -21,13 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(os.environ.get("OLDEST_DIR", ROOT / ".venv-oldest"))
-# With the transformers that was the newest when each of them appeared; 5.x asks for the tokenizers of its own.
+# With the transformers of their time, 4.57, and with the one that models of text need. 5.x has tokenizers of its own.
 ALONE = {
-    **dict.fromkeys(("0.35.2", "0.36.0", "0.37.1"), "transformers<5"),
-    **dict.fromkeys(("0.38.0", "0.39.0", "0.40.0", "0.41.0", "0.42.1"), "transformers>=5.3"),
+    **dict.fromkeys(("0.35.2", "0.36.0", "0.37.1"), ("transformers<5", "transformers>=5.3")),
+    **dict.fromkeys(("0.38.0", "0.39.0", "0.40.0", "0.41.0", "0.42.1"), ("transformers>=5.3",)),
 }
 OF_TORCH = ("torch", "torchgen", "functorch")
-# Of packages that ask for a later version of another one than we do: nothing older of both works together.
+# Run in each environment, in a folder with the models of `save_models`.
 CHECK = """
 import sys
 import numpy as np, torch
@@ -136,12 +136,12 @@ def test_alone(versions: list[str]) -> None:
         (models / "check.py").write_text(CHECK)
         for release in versions or ALONE:
             python = environment(f"diffusers-{release}")
-            pip(python, f"diffusers=={release}", ALONE[release], "accelerate", "safetensors", "numpy")
             env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
             env["HF_HOME"] = str(models / release)
-            subprocess.run(
-                [str(python), str(models / "check.py"), str(models)], check=True, env=env, cwd=models, timeout=600
-            )
+            for transformers in ALONE[release]:
+                pip(python, f"diffusers=={release}", transformers, "accelerate", "safetensors", "numpy")
+                check = [str(python), str(models / "check.py"), str(models)]
+                subprocess.run(check, check=True, env=env, cwd=models, timeout=600)
 
 
 if __name__ == "__main__":
