@@ -17,7 +17,7 @@ from .bare_pictures import copy_picture
 
 _PAGE = (
     *("README.md", LORA_FILE, "unet/config.json", "LICENSE", "card.yaml", "training_config.yaml", SUMMARY_FILE),
-    *("samples.png", "samples.gif", "loss.png", "evaluation/report.json", "evaluation/report.md"),
+    *("samples.png", "steps.png", "samples.gif", "loss.png", "evaluation/report.json", "evaluation/report.md"),
     *("evaluation/sweep.json", "evaluation/sweep.md", "evaluation/sweep.png", "evaluation/samples.png"),
     *("evaluation/per_class.png", "evaluation/confusion.png", ".eval_results/cond_pipelines.yaml"),
 )
