@@ -163,7 +163,9 @@ def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: boo
     """How the samples were drawn, for the report."""
     scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
+    guider = pipe.guider if config.guidance_scale is None else None
     return {
+        **({} if guider is None else {"guider": type(guider).__name__}),  # in place of the scale
         "num_inference_steps": num_steps,
         "guidance_scale": scale,
         "network_evaluations_per_image": num_steps * (2 if is_guided and scale != 1 else 1),

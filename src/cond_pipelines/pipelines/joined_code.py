@@ -20,6 +20,8 @@ _PIPELINE_MODULES = (
     "pipelines.arguments",
     "pipelines.sampling",
     "pipelines.image_inputs",
+    "pipelines.defaults",
+    "pipelines.prompts",
     "pipelines.conditional",
     "pipelines.settings",
 )  # in the order in which they import one another

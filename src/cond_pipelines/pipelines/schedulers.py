@@ -5,12 +5,20 @@ This file is self-contained on purpose: it travels with a checkpoint.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
+
+from .remote_code import _INSTALLED, PortablePipeline
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from .sampling import Steps
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 # fmt: off
@@ -48,6 +56,51 @@ _KEPT = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     *("prediction_type", "sigma_data", "sigma_min", "sigma_max", "sigma_schedule", "clip_sample", "thresholding"),
 )
+
+
+class PipelineWithScheduler(PortablePipeline):
+    """A pipeline whose scheduler can be swapped, and is compared with what the network has learned."""
+
+    scheduler: SchedulerMixin
+
+    def use_scheduler(self, name: str, spacing: str | None = None) -> "Self":
+        """Sample with another scheduler, with the options that fit this model; returns the pipeline.
+
+        Args:
+            name: "euler", "heun", "dpm++", "unipc" or "lcm"; of an EDM model "euler" or "dpm++".
+            spacing: "karras", "beta" or "sgm_uniform" noise levels; None: the scheduler's own.
+
+        Raises:
+            ValueError: the name or the spacing does not fit the model; the message names those that do.
+
+        Example:
+            >>> pipe.use_scheduler("dpm++", spacing="karras")("a red circle", num_inference_steps=12)
+        """
+        scheduler = named_scheduler(name, spacing, self.config.get("objective"), self.scheduler)
+        self._check_scheduler(scheduler)
+        self.register_modules(scheduler=scheduler)
+        return self
+
+    def set_timesteps(self, num_inference_steps: int, sigmas: "Steps" = None, timesteps: "Steps" = None) -> Tensor:
+        """Set the number of steps of the scheduler, or the steps, which its noise depends on; returns its timesteps.
+
+        Raises:
+            ValueError: in these steps the scheduler does not sample for the objective, see `objectives.scheduler_fit`.
+        """
+        scheduler, device = self.scheduler, self._execution_device
+        is_flow = objective_name(self.config.get("objective"), scheduler) == "flow_matching"
+        try:
+            result = set_timesteps(scheduler, num_inference_steps, device, is_flow, sigmas, timesteps)
+        except (AttributeError, NotImplementedError, TypeError):
+            self._check_scheduler(scheduler)  # one for other data says so in a line
+            raise
+        are_own = sigmas is not None or timesteps is not None
+        self._check_scheduler(scheduler, "own" if are_own else "set")
+        return result
+
+    def _check_scheduler(self, scheduler: SchedulerMixin, steps: str = "usual") -> None:
+        if self.config.get("objective") and _INSTALLED:  # with diffusers alone a swapped scheduler is not checked
+            self._installed("objectives.base").check_scheduler(self.config.objective, scheduler, steps)
 
 
 def objective_name(objective: Mapping[str, object] | None, scheduler: SchedulerMixin) -> str:
@@ -117,7 +170,7 @@ def set_timesteps(
     if given:
         kwargs = {k: list(v) for k, v in given.items()}
         scheduler.set_timesteps(**kwargs, device=device)
-    elif is_flow and "sigmas" in accepted and "num_inference_steps" in accepted:
+    elif is_flow and {"sigmas", "num_inference_steps"} <= set(accepted) and not _has_spacing(scheduler):
         try:
             scheduler.set_timesteps(sigmas=even, device=device)
         except TypeError:  # one that takes a list, and wants the last 0 to be given too
@@ -129,6 +182,12 @@ def set_timesteps(
         scheduler.set_timesteps(num_inference_steps, device=device)
     result: Tensor = scheduler.timesteps
     return result
+
+
+def _has_spacing(scheduler: SchedulerMixin) -> bool:
+    """Whether its options say where its noise levels lie; UniPC would swap the two ends of levels that are given."""
+    spacings = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    return any(scheduler.config.get(name) for name in spacings)
 
 
 def predicts_variance(scheduler: SchedulerMixin) -> bool:
