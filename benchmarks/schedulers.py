@@ -1,4 +1,4 @@
-"""python benchmarks/schedulers.py [--output benchmarks/results/schedulers.md]
+"""python benchmarks/schedulers.py [--models flow epsilon v edm] [--output benchmarks/results/schedulers.md]
 
 Which scheduler of diffusers, with which of its usual options, draws what was asked of a flow-matching, an epsilon, a v
 and an EDM model, in 4, 8 and 24 evaluations of the network. Each row is swapped in as people do it, with
@@ -203,10 +203,17 @@ def table(kind: str) -> list[str]:
     ]
 
 
+def sections(path: Path) -> dict[str, str]:
+    """The tables that a file of results holds, by model."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return {kind: f"## {body.strip()}\n" for body in text.split("\n## ")[1:] for kind in OWN if body.startswith(kind)}
+
+
 def main() -> None:
-    """Write the tables of all four models."""
+    """Write the tables, of all models or of some; the others stay in the file as they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "schedulers.md")
+    parser.add_argument("--models", nargs="+", choices=list(OWN), default=list(OWN))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -216,7 +223,9 @@ def main() -> None:
         "`refused`: a ValueError in one line before the first step. The network is the exact minimiser of the loss on "
         "1,500 drawn shapes.\n"
     )
-    options.output.write_text("\n".join([head, *(line for kind in OWN for line in table(kind))]), encoding="utf-8")
+    for kind in options.models:
+        tables = sections(options.output) | {kind: "\n".join(table(kind))}
+        options.output.write_text("\n".join([head, *(tables[k] for k in OWN if k in tables)]), encoding="utf-8")
 
 
 if __name__ == "__main__":

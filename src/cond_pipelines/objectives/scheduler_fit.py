@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from .base import Objective
 
 _USUAL_STEPS = 24
-_LARGEST_DRIFT = 0.5
+_LARGEST_DRIFT = 0.5  # in the units of `_distance`
 _LARGEST_ERROR = 0.25
 _NEAR = 0.1  # root mean square distance to an image, of values in [-1, 1]: beyond, noise is seen
+# The share of samples that must arrive at an image, by the number of steps; the exact prediction of a single step is the
+# mean of the images. On 596 schedulers and options (benchmarks/schedulers.py) those that draw right images have 0.97 or
+# more from 4 steps on, and 0.44 in two; those that leave noise have 0.91 or less.
+_ENOUGH = {1: 0.0, 2: 0.25, 3: 0.25}
+_ENOUGH_OF_MANY = 0.95
 _known: dict[str, str | None] = {}
 
 
@@ -69,8 +74,8 @@ def _misfit(objective: "Objective", scheduler: SchedulerMixin, steps: str) -> st
     if not (end - one[0, 0]).abs().mean() <= _LARGEST_ERROR:
         return "with exact predictions it does not arrive at the image"
     num_steps = len(_ready(scheduler, steps).timesteps)
-    needed = 0.0 if num_steps == 1 or steps == "own" else 0.95 if num_steps >= _USUAL_STEPS else 0.5
-    if not (distance <= _NEAR).float().mean() >= needed:
+    enough = 0.0 if steps == "own" else _ENOUGH.get(num_steps, _ENOUGH_OF_MANY)
+    if not (distance <= _NEAR).float().mean() >= enough:
         return f"in {num_steps} steps it leaves noise: its options do not go together, or need more steps"
     return None
 

@@ -4,7 +4,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import diffusers
@@ -88,14 +88,17 @@ class PipelineWithScheduler(PortablePipeline):
             ValueError: in these steps the scheduler does not sample for the objective, see `objectives.scheduler_fit`.
         """
         scheduler, device = self.scheduler, self._execution_device
+        given = {k: list(v) for k, v in {"sigmas": sigmas, "timesteps": timesteps}.items() if v is not None}
+        for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+            raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
         is_flow = objective_name(self.config.get("objective"), scheduler) == "flow_matching"
         try:
-            result = set_timesteps(scheduler, num_inference_steps, device, is_flow, sigmas, timesteps)
-        except (AttributeError, NotImplementedError, TypeError):
+            result = set_timesteps(scheduler, num_inference_steps, device, is_flow, given)
+        except Exception as error:  # of any kind: it is another's code
             self._check_scheduler(scheduler)  # one for other data says so in a line
-            raise
-        are_own = sigmas is not None or timesteps is not None
-        self._check_scheduler(scheduler, "own" if are_own else "set")
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{type(scheduler).__name__} cannot make {num_inference_steps} steps: {why}") from error
+        self._check_scheduler(scheduler, "own" if given else "set")
         return result
 
     def _check_scheduler(self, scheduler: SchedulerMixin, steps: str = "usual") -> None:
@@ -147,29 +150,20 @@ def set_timesteps(
     num_inference_steps: int,
     device: torch.device,
     is_flow: bool,
-    sigmas: Sequence[float] | None = None,
-    timesteps: Sequence[float] | None = None,
+    given: Mapping[str, list[float]],
 ) -> Tensor:
     """Set the steps of the scheduler, which its noise depends on; returns its timesteps.
 
     Args:
         is_flow: for a flow-matching model.
-        sigmas, timesteps: the steps themselves, in place of their number.
-
-    Raises:
-        ValueError: the scheduler takes none of these.
+        given: {"sigmas": ...} or {"timesteps": ...}, the steps themselves, in place of their number; {} for neither.
     """
     accepted = inspect.signature(scheduler.set_timesteps).parameters
-    given = {k: v for k, v in {"sigmas": sigmas, "timesteps": timesteps}.items() if v is not None}
-    for name in given:
-        if name not in accepted:
-            raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
     # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: the schedulers' own default spends a whole
     # step on sigma < 0.001. A property of flow matching, so for every scheduler that can be given it.
     even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     if given:
-        kwargs = {k: list(v) for k, v in given.items()}
-        scheduler.set_timesteps(**kwargs, device=device)
+        scheduler.set_timesteps(**given, device=device)
     elif is_flow and {"sigmas", "num_inference_steps"} <= set(accepted) and not _has_spacing(scheduler):
         try:
             scheduler.set_timesteps(sigmas=even, device=device)
