@@ -26,9 +26,9 @@ _USUAL_STEPS = 24
 _LARGEST_DRIFT = 0.5  # in the units of `_distance`
 _LARGEST_ERROR = 0.25
 _NEAR = 0.1  # root mean square distance to an image, of values in [-1, 1]: beyond, noise is seen
-# The share of samples that must arrive at an image, by the number of steps; the exact prediction of a single step is the
-# mean of the images. On 596 schedulers and options (benchmarks/schedulers.py) those that draw right images have 0.97 or
-# more from 4 steps on, and 0.44 in two; those that leave noise have 0.91 or less.
+# The share of samples that must arrive at an image, by the number of steps; the exact prediction of a single step is
+# the mean of the images. On 596 schedulers and options (benchmarks/schedulers.py) those that draw right images have
+# 0.97 or more from 4 steps on, and 0.44 in two; those that leave noise have 0.91 or less.
 _ENOUGH = {1: 0.0, 2: 0.25, 3: 0.25}
 _ENOUGH_OF_MANY = 0.95
 _known: dict[str, str | None] = {}

@@ -152,3 +152,16 @@ def unknown_argument(pipeline: str, name: str, own: Sequence[str], sampling: Seq
     if remedy is None:
         return f"{pipeline} has no argument {name!r}: it has {', '.join([*own, *sampling])}"
     return f"{pipeline} has no argument {name!r}: use {remedy}"
+
+
+_ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}
+
+
+def check_adapter(pipeline: str, conditioning: str | None, adapter: object) -> None:
+    """Raise ValueError where a pipeline of one setting, by its class's name, gets an adapter of another."""
+    setting = getattr(adapter, "conditioning", None)
+    if adapter is not None and conditioning not in (None, setting):
+        raise ValueError(
+            f"{pipeline} needs an adapter for the setting {conditioning!r} and got {type(adapter).__name__} "
+            f"({setting!r}): pass adapter={_ADAPTERS[str(conditioning)]}.for_unet(unet, ...)"
+        )

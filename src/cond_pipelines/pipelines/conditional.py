@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.denoiser import Network, denoise, unwrapped
+from .autoguidance import guidance_by_scale
+from .call_state import CallState, one_call_at_a_time
 from .defaults import PipelineWithDefaults
-from .guidance import Guidance, Guider, Step, guidance_of_scale, with_options
+from .guidance import Guidance, Guider, Step, with_options
 from .image_inputs import Edit, check_call, noise_of, num_channels_latents, prepare_edit
 from .prompts import encoded_alone
-from .sampling import CALLBACK_TENSORS, Call, CallState, Sampling, one_call_at_a_time, takes_sampling
-from .schedulers import PipelineWithScheduler, predicts_variance
+from .sampling import CALLBACK_TENSORS, Call, Sampling, takes_sampling
+from .schedulers import PipelineWithScheduler, end_of_step, predicts_variance
 from .vae import VAE, Generators, vae_decode, vae_encode
 
 if TYPE_CHECKING:
@@ -51,14 +53,15 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
         objective: the loss it was trained with, such as {"name": "flow_matching", "logit_mean": 0.0}.
             These four, where None: of the pipeline whose components these are, else `DEFAULTS`.
         guider: one of diffusers' guiders, of a call that gives no guidance of its own; None: classifier-free guidance.
+        guide: a weaker network of the same kind: guidance_scale is then that of autoguidance.
 
     Example:
         >>> pipe = ConditionalPipeline.from_pretrained("path/to/model")
         >>> pipe(condition=["anything its adapter understands"]).images[0]
     """
 
-    model_cpu_offload_seq = "text_encoder->adapter->unet->vae"
-    _optional_components = ["vae", "text_encoder", "tokenizer", "guider"]
+    model_cpu_offload_seq = "text_encoder->adapter->guide->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer", "guider", "guide"]
     _callback_tensor_inputs = CALLBACK_TENSORS
 
     def __init__(
@@ -74,6 +77,7 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
         value_range: Optional[dict[str, float]] = None,  # noqa: UP045
         objective: Optional[dict[str, object]] = None,  # noqa: UP045
         guider: Optional[BaseGuidance] = None,  # noqa: UP045
+        guide: Optional[Network] = None,  # noqa: UP045
     ):
         super().__init__()
         self._setup(
@@ -90,6 +94,7 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             guider=guider,
+            guide=guide,
         )
 
     @classmethod
@@ -167,19 +172,18 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
         extra_channels: Tensor | None = None,
     ) -> Tensor:
         """The guided prediction of a step, (B, C, h, w). `extra_channels` (B, c, h, w): see `Edit`."""
-        guidance = guidance if guidance.is_active(step) else Guidance()
-        x_t = latents
+        guidance, x_t = guidance if guidance.is_active(step) else Guidance(), latents
         if hasattr(self.scheduler, "scale_model_input"):
             x_t = self.scheduler.scale_model_input(x_t, step.t)
         if extra_channels is not None:
             x_t = torch.cat([x_t, extra_channels], dim=1)
 
         def of_network(network: nn.Module | None, cond: "Conditioning") -> Tensor:
-            kwargs = {}
-            if network is None and self.cross_attention_kwargs is not None:
-                kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
+            is_own = network is None and self.cross_attention_kwargs is not None
+            kwargs = {"cross_attention_kwargs": self.cross_attention_kwargs} if is_own else {}
             rows = torch.cat([x_t] * (len(cond) // len(x_t)))  # (B, ...) for each branch of this network
-            return denoise(network or self.unet, rows, step.t, cond, **kwargs)
+            called = network or self.unet
+            return denoise(called, rows, step.t, cond, end_of_step(self.scheduler, called, step.t), **kwargs)
 
         return guidance.guided(cond, null, step, of_network, unwrapped(self.unet))
 
@@ -187,10 +191,15 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
         """Of the next step: a callback may have changed the scale, and the conditions."""
         if call.guider is not None:
             return Guider(call.guider)
-        if call.guidance is None and not self.do_classifier_free_guidance:
-            return Guidance()
-        guidance = call.guidance or guidance_of_scale(self.guidance_scale, cond)
-        return with_options(guidance, call.guidance_interval, self.guidance_rescale)
+        guide = getattr(self, "guide", None) if call.guide is None else call.guide
+        guidance = call.guidance or guidance_by_scale(
+            self.guidance_scale, cond, self.adapter.conditioning, not self._null_is_cond, guide
+        )
+        return (
+            guidance
+            if type(guidance) is Guidance
+            else with_options(guidance, call.guidance_interval, self.guidance_rescale)
+        )
 
     def denoise(
         self,

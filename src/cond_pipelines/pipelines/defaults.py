@@ -7,6 +7,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.denoiser import unwrapped
+from .arguments import check_adapter
 from .image_inputs import image_processors
 from .remote_code import PortablePipeline
 from .vae import vae_scale_factor
@@ -24,7 +25,7 @@ DEFAULTS: dict[str, object] = {
     "value_range": None,
     "objective": None,
 }
-_ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}
+_NAMED_WHERE_THERE = ("guider", "guide")  # so that pipelines without them have the components that they always had
 
 
 class PipelineWithDefaults(PortablePipeline):
@@ -42,14 +43,7 @@ class PipelineWithDefaults(PortablePipeline):
         Raises:
             ValueError: an adapter for another setting, or a value that is not of its kind.
         """
-        adapter = modules["adapter"]
-        setting = getattr(adapter, "conditioning", None)
-        if adapter is not None and self.conditioning not in (None, setting):
-            raise ValueError(
-                f"{type(self).__name__} needs an adapter for the setting {self.conditioning!r} and got "
-                f"{type(adapter).__name__} ({setting!r}): pass "
-                f"adapter={_ADAPTERS[str(self.conditioning)]}.for_unet(unet, ...)"
-            )
+        check_adapter(type(self).__name__, self.conditioning, modules["adapter"])
         guider = modules.get("guider")
         if guider is not None and not hasattr(guider, "prepare_inputs"):
             raise ValueError(f"guider {type(guider).__name__} is not one of diffusers' guiders")
@@ -73,10 +67,10 @@ class PipelineWithDefaults(PortablePipeline):
     def components(self) -> dict[str, Any]:
         """As diffusers' own: what the constructor of another pipeline takes, which then has the same defaults.
 
-        A guider is among them only where there is one.
+        A guider and a guide are among them only where there is one.
         """
         if self.unet is not None:
             defaults = {name: self.config[name] for name in DEFAULTS}
             vars(unwrapped(self.unet))["_pipeline_defaults"] = defaults
         components: dict[str, Any] = super().components
-        return {name: part for name, part in components.items() if name != "guider" or part is not None}
+        return {name: part for name, part in components.items() if name not in _NAMED_WHERE_THERE or part is not None}

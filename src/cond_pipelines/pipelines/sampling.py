@@ -5,13 +5,12 @@ This file is self-contained on purpose: it travels with a checkpoint.
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from diffusers.image_processor import PipelineImageInput
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.denoiser import unwrapped
 from .arguments import (
@@ -27,6 +26,7 @@ from .arguments import (
     takes,
     unknown_argument,
 )
+from .call_state import Function
 from .guidance import Guidance, Step
 from .vae import Generators
 
@@ -65,6 +65,7 @@ class Sampling:
         guidance_rescale: 0 to 1 (Lin et al. 2023, section 3.4).
         guidance: a `Guidance` of your own in place of classifier-free guidance, and of guidance_scale.
         guider: one of diffusers' guiders, in place of both.
+        guide: a weaker network, in place of the pipeline's own: guidance_scale is then that of autoguidance.
         num_images_per_prompt: of each condition.
         generator: one, or a list with one per image, so that an image does not depend on its batch; an int is a seed.
         latents: (B, C, height / f, width / f) initial noise, f the VAE's scale factor.
@@ -90,6 +91,7 @@ class Sampling:
     guidance_rescale: float = 0.0
     guidance: Guidance | None = None
     guider: "BaseGuidance | None" = None
+    guide: nn.Module | None = None
     num_images_per_prompt: int = 1
     generator: Generators = None
     latents: Tensor | None = None
@@ -150,14 +152,19 @@ class Sampling:
             raise ValueError(f"pass {name} or guidance_scale, not both: {type(own).__name__} does not use the scale")
         if self.guider is not None and self.guidance is not None:
             raise ValueError("pass guidance or guider, not both")
+        if own is not None and self.guide is not None:
+            name = "guidance" if self.guider is None else "guider"
+            raise ValueError(f"pass guide or {name}, not both: AutoGuidance(guide, scale) is a guidance")
         saved: BaseGuidance | None = getattr(pipe, "guider", None)
-        return saved if own is None and self.guidance_scale is None else self.guider
+        has_own = any(x is not None for x in (own, self.guidance_scale, self.guide))
+        return self.guider if has_own else saved
 
     def _check_kinds(self) -> None:
         names = self.callback_on_step_end_tensor_inputs
         kinds = {
             "latents": (self.latents, isinstance(self.latents, Tensor), "a tensor"),
             "guidance": (self.guidance, hasattr(self.guidance, "is_active"), "a Guidance"),
+            "guide": (self.guide, isinstance(self.guide, nn.Module), "a network"),
             "guider": (self.guider, hasattr(self.guider, "prepare_inputs"), "one of diffusers' guiders"),
             "return_dict": (self.return_dict, isinstance(self.return_dict, bool), "True or False"),
             "cross_attention_kwargs": (
@@ -249,41 +256,6 @@ class Call(Sampling):
         return new_latents.to(latents), cond, null
 
 
-class CallState:
-    """The state of the current call, under diffusers' names."""
-
-    _guidance_scale: float | list[float] | dict[str, float]
-    _guidance_rescale: float
-    _null_is_cond: bool
-    _cross_attention_kwargs: dict[str, object] | None
-    _num_timesteps: int
-    _interrupt: bool
-
-    @property
-    def guidance_scale(self) -> float | list[float] | dict[str, float]:
-        return self._guidance_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        return self._guidance_rescale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0 and not self._null_is_cond
-
-    @property
-    def cross_attention_kwargs(self) -> dict[str, object] | None:
-        return self._cross_attention_kwargs
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        return self._interrupt
-
-
 class SamplingArguments(TypedDict, total=False):
     """The same, for type checkers: `**sampling: Unpack[SamplingArguments]`. A test compares the two."""
 
@@ -297,6 +269,7 @@ class SamplingArguments(TypedDict, total=False):
     guidance_rescale: float
     guidance: Guidance | None
     guider: "BaseGuidance | None"
+    guide: nn.Module | None
     num_images_per_prompt: int
     generator: Generators
     latents: Tensor | None
@@ -309,41 +282,6 @@ class SamplingArguments(TypedDict, total=False):
     cross_attention_kwargs: dict[str, object] | None
     callback_on_step_end: "StepCallback | None"
     callback_on_step_end_tensor_inputs: list[str] | None
-
-
-_in_use: set[int] = set()  # the schedulers and guiders of the calls that run now, by id
-_lock = threading.Lock()
-
-
-def one_call_at_a_time(function: "Function") -> "Function":
-    """Refuse a second call in another thread, or in a callback: a scheduler and a guider keep the state of one call.
-
-    Raises:
-        RuntimeError: a call is running.
-    """
-
-    @functools.wraps(function)
-    def guarded(pipe: "ConditionalPipeline", *args: object, **kwargs: object) -> object:
-        guider = kwargs.get("guider") or getattr(pipe, "guider", None)
-        keys = {id(pipe.scheduler), *({id(guider)} if guider is not None else ())}
-        with _lock:
-            if keys & _in_use:
-                raise RuntimeError(
-                    "this pipeline is sampling already, and its scheduler and its guider serve one call at a time: "
-                    "make a pipeline for each thread, with scheduler=type(pipe.scheduler).from_config("
-                    "pipe.scheduler.config), and guider.new()"
-                )
-            _in_use.update(keys)
-        try:
-            return function(pipe, *args, **kwargs)
-        finally:
-            with _lock:
-                _in_use.difference_update(keys)
-
-    return cast("Function", guarded)
-
-
-Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def takes_sampling(function: Function) -> Function:

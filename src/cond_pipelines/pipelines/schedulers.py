@@ -11,8 +11,9 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..adapters.denoiser import takes_end_time
 from .remote_code import _INSTALLED, PortablePipeline
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 # By objective and short name: a class of diffusers and the options that make it sample for that objective.
 SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
     "flow_matching": {
-        "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+        "euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
         "heun": ("FlowMatchHeunDiscreteScheduler", {}),
         "dpm++": ("DPMSolverMultistepScheduler", _FLOW),
         "unipc": ("UniPCMultistepScheduler", _FLOW),
@@ -42,6 +43,10 @@ SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
         "euler": ("EDMEulerScheduler", {}),
         "dpm++": ("EDMDPMSolverMultistepScheduler", {}),
     },
+}
+# Of a distilled model "lcm" jumps to the image and back to less noise; the others follow its flow.
+SCHEDULERS["distillation"] = SCHEDULERS["flow_matching"] | {
+    "lcm": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 }
 # Where the noise levels lie, and the option of diffusers' schedulers for it.
 SPACINGS: dict[str, dict[str, object]] = {
@@ -91,7 +96,7 @@ class PipelineWithScheduler(PortablePipeline):
         given = {k: list(v) for k, v in {"sigmas": sigmas, "timesteps": timesteps}.items() if v is not None}
         for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
             raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
-        is_flow = objective_name(self.config.get("objective"), scheduler) == "flow_matching"
+        is_flow = is_flow_model(self.config.get("objective"), scheduler)
         try:
             result = set_timesteps(scheduler, num_inference_steps, device, is_flow, given)
         except Exception as error:  # of any kind: it is another's code
@@ -114,6 +119,11 @@ def objective_name(objective: Mapping[str, object] | None, scheduler: SchedulerM
         return "edm"
     is_flow = type(scheduler).__name__.startswith("FlowM")
     return "flow_matching" if is_flow or scheduler.config.get("prediction_type") == "flow_prediction" else "ddpm"
+
+
+def is_flow_model(objective: Mapping[str, object] | None, scheduler: SchedulerMixin) -> bool:
+    """Whether a model is one of flow matching, distilled or not."""
+    return objective_name(objective, scheduler) in ("flow_matching", "distillation")
 
 
 def named_scheduler(
@@ -182,6 +192,15 @@ def _has_spacing(scheduler: SchedulerMixin) -> bool:
     """Whether its options say where its noise levels lie; UniPC would swap the two ends of levels that are given."""
     spacings = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
     return any(scheduler.config.get(name) for name in spacings)
+
+
+def end_of_step(scheduler: SchedulerMixin, network: nn.Module, t: Tensor) -> Tensor | None:
+    """The `r` of `denoise`: 0 where a distilled network is to predict jumps to the image, None for its flow.
+
+    It is to where the scheduler goes to the image at each step, and then back to less noise.
+    """
+    to_image = type(scheduler).__name__ == "FlowMatchLCMScheduler" or scheduler.config.get("stochastic_sampling")
+    return torch.zeros_like(t) if to_image and takes_end_time(network) else None
 
 
 def predicts_variance(scheduler: SchedulerMixin) -> bool:

@@ -36,8 +36,8 @@ class UnconditionalPipeline(ConditionalPipeline):
     """
 
     conditioning = "none"
-    model_cpu_offload_seq = "adapter->unet->vae"
-    _optional_components = ["vae", "guider"]
+    model_cpu_offload_seq = "adapter->guide->unet->vae"
+    _optional_components = ["vae", "guider", "guide"]
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class UnconditionalPipeline(ConditionalPipeline):
         value_range: Optional[dict[str, float]] = None,  # noqa: UP045
         objective: Optional[dict[str, object]] = None,  # noqa: UP045
         guider: Optional[BaseGuidance] = None,  # noqa: UP045
+        guide: Optional[Network] = None,  # noqa: UP045
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
@@ -64,6 +65,7 @@ class UnconditionalPipeline(ConditionalPipeline):
             adapter=adapter,
             vae=vae,
             guider=guider,
+            guide=guide,
         )
 
     @takes_sampling
