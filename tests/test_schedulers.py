@@ -59,6 +59,13 @@ def test_the_options_of_a_flow_model_go_together():
             assert misfit(objective, swapped("flow", name, **FLOW_OPTIONS, use_karras_sigmas=True)) is not None, name
 
 
+def test_a_large_variance_fits():
+    """It needs many steps to keep the marginals, and is what DDPM's models of CIFAR-10 are saved with."""
+    assert (
+        misfit(Objective.from_scheduler(BASE["epsilon"]), diffusers.DDPMScheduler(variance_type="fixed_large")) is None
+    )
+
+
 def test_other_betas_do_not_fit():
     """diffusers' from_config leaves out values that are its defaults; the next class may have other defaults."""
     objective = Objective.from_scheduler(BASE["epsilon"])
@@ -71,11 +78,16 @@ def test_other_betas_do_not_fit():
 
 
 def test_options_that_leave_noise_do_not_fit():
-    """A method that is unstable on the grid, and one whose last step ends at noise that is still to be seen."""
+    """DEIS ends at its last noise level, and the Adams method is unstable on large steps, until there are enough."""
     objective = Objective.from_scheduler(BASE["epsilon"])
-    for name in ("SASolver", "DEISMultistep"):
-        assert "leaves noise" in misfit(objective, swapped("epsilon", name, use_beta_sigmas=True))
-        assert misfit(objective, swapped("epsilon", name, use_karras_sigmas=True)) is None
+    for name, few, enough in (("DEISMultistep", 24, 100), ("SASolver", 8, 50)):
+        scheduler = swapped("epsilon", name, use_beta_sigmas=True)
+        scheduler.set_timesteps(few)
+        assert f"in {few} steps it leaves noise" in misfit(objective, scheduler, "set")
+        assert misfit(objective, scheduler, "own") is None
+        scheduler.set_timesteps(enough)
+        assert misfit(objective, scheduler, "set") is None
+    assert "leaves noise" in misfit(objective, swapped("epsilon", "DEISMultistep", use_beta_sigmas=True))
 
 
 def test_the_check_leaves_the_scheduler_and_the_random_state_alone():

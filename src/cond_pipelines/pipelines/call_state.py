@@ -62,7 +62,8 @@ def one_call_at_a_time(function: "Function") -> "Function":
 
     @functools.wraps(function)
     def guarded(pipe: "ConditionalPipeline", *args: object, **kwargs: object) -> object:
-        guider = kwargs.get("guider") or getattr(pipe, "guider", None)
+        guider = kwargs.get("guider")
+        guider = getattr(pipe, "guider", None) if guider is None else guider
         keys = {id(pipe.scheduler), *({id(guider)} if guider is not None else ())}
         with _lock:
             if keys & _in_use:

@@ -44,7 +44,9 @@ class PipelineWithDefaults(PortablePipeline):
             ValueError: an adapter for another setting, or a value that is not of its kind.
         """
         check_adapter(type(self).__name__, self.conditioning, modules["adapter"])
-        guider = modules.get("guider")
+        for name in _NAMED_WHERE_THERE:  # as a configuration has a component that is not there
+            modules[name] = None if modules.get(name) in ((None, None), [None, None]) else modules.get(name)
+        guider = modules["guider"]
         if guider is not None and not hasattr(guider, "prepare_inputs"):
             raise ValueError(f"guider {type(guider).__name__} is not one of diffusers' guiders")
         unet = modules["unet"]

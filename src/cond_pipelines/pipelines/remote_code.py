@@ -175,9 +175,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 return pipe
             if not issubclass(known[name], cls):
                 raise ValueError(f"{path} holds a {name}: use {name}.from_pretrained")
-            for component, value in index.items():
-                if value == [None, None]:  # saved without it, whether diffusers has it for optional or not
-                    kwargs.setdefault(component, None)
+            absent = [component for component, value in index.items() if value == [None, None]]
+            kwargs = dict.fromkeys(absent) | kwargs  # whether diffusers has them for optional or not
             pipe = DiffusionPipeline.from_pretrained.__func__(known[name], path, **kwargs)
             return pipe
         except OSError as error:
