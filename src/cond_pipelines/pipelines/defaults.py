@@ -72,7 +72,7 @@ class PipelineWithDefaults(PortablePipeline):
         A guider and a guide are among them only where there is one.
         """
         if self.unet is not None:
-            defaults = {name: self.config[name] for name in DEFAULTS}
+            defaults = {name: self.config.get(name, default) for name, default in DEFAULTS.items()}
             vars(unwrapped(self.unet))["_pipeline_defaults"] = defaults
         components: dict[str, Any] = super().components
         return {name: part for name, part in components.items() if name not in _NAMED_WHERE_THERE or part is not None}
