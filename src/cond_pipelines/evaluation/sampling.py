@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import read_json
 from ..files import load_array, own_seal, save_array, write_json
 from ..pipelines.conditional import ConditionalPipeline
@@ -74,7 +74,7 @@ def _check_key(folder: Path, key: dict[str, object]) -> None:
         try:
             before = read_json(path)
         except ValueError as error:  # nothing says whose samples these are
-            tqdm.write(f"warning: {path} is damaged ({error}): the samples are drawn again", file=sys.stderr)
+            say(f"warning: {path} is damaged ({error}): the samples are drawn again")
             for part in folder.glob("[0-9]*.npy"):
                 part.unlink()
     for name, value in json.loads(json.dumps(key)).items():
@@ -90,7 +90,7 @@ def _is_there(path: Path, seal: bytes) -> bool:
     except FileNotFoundError:
         return False
     except ValueError as error:
-        tqdm.write(f"warning: {error}: its samples are drawn again", file=sys.stderr)
+        say(f"warning: {error}: its samples are drawn again")
         return False
     return True
 

@@ -24,6 +24,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..adapters.denoiser import Network
 from ..adapters.text import PromptAdapter
 from ..adapters.unconditional import UnconditionalAdapter
+from ..console import for_terminal
 from ..errors import UserError, reading
 from ..folders import check_model_folder
 from ..objectives import Objective
@@ -105,7 +106,7 @@ def load(
     kwargs["use_safetensors"] = True
     if class_name in IGNORED:
         if (index.get("safety_checker") or [None])[0] is not None:
-            logging.getLogger(__name__).warning(f"{name_or_path}: its safety checker is not loaded")
+            logging.getLogger(__name__).warning(for_terminal(f"{name_or_path}: its safety checker is not loaded"))
         kwargs |= dict.fromkeys(IGNORED[class_name]) | {"requires_safety_checker": False}
     if class_name != "UNet2DModel":
         folder = name_or_path
