@@ -15,7 +15,7 @@ from wrong_inputs import READS, SMALL, TRAINING, outcome, right_model, try_damag
 from cond_pipelines.cli import main
 
 # Of the damaged files every n-th: loading a model, pushing it and training take their time.
-EVERY = {"compare": 1, "recipe without data": 3, "card": 3, "ema": 5, "evaluate": 10, "train": 10, "push": 10}
+EVERY = {"compare": 1, "recipe without data": 5, "card": 6, "ema": 10, "evaluate": 20, "train": 20, "push": 24}
 EVERY |= {"recipe": 20}
 
 
