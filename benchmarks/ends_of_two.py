@@ -52,7 +52,6 @@ FLAGS = {
 }
 EVALUATION_FLAGS = {"num_samples": 16, "num_inference_steps": 1, "feature_extractor": "pixels", "num_real": 32}
 EVALUATION_FLAGS |= {"dataset_name": FLAGS["dataset_name"]}
-EVALUATION_FLAGS |= {"dataset_name": FLAGS["dataset_name"]}
 EXPECTED = {"success": 0, "failure": 1}
 BUSY = "while True: pass"
 

@@ -103,6 +103,7 @@ def run(folder: Path, options: argparse.Namespace, start: Callable[..., None] | 
         "validation_steps": options.steps // 2,
         "report_to": "none",
         "default_num_inference_steps": 2,
+        "autoguidance": True,  # an average more, which is saved as a network of its own
         "mixed_precision": options.mixed_precision,
         "output_dir": str(folder),
     }
@@ -112,6 +113,10 @@ def run(folder: Path, options: argparse.Namespace, start: Callable[..., None] | 
         train(TrainingConfig(**flags))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line[key] for line in lines for key in ("loss", "held_out_loss") if key in line]
+
+
+def _weights(folder: Path) -> list[tuple[str, torch.Tensor]]:
+    return list(load_file(folder / "diffusion_pytorch_model.safetensors").items())
 
 
 def compare(options: argparse.Namespace, start: Callable[..., None] = launch) -> dict[str, float]:
@@ -124,7 +129,12 @@ def compare(options: argparse.Namespace, start: Callable[..., None] = launch) ->
         shutil.copy(Path(folder) / "sharded/log.jsonl", Path(folder) / "resumed")
         resumed = run(Path(folder) / "resumed", options, start)
         weights = [
-            load_file(Path(folder) / name / "unet/diffusion_pytorch_model.safetensors") for name in ("alone", "sharded")
+            {
+                f"{part}.{key}": value
+                for part in ("unet", "guide")
+                for key, value in _weights(Path(folder) / name / part)
+            }
+            for name in ("alone", "sharded")
         ]
     assert len(alone) == len(sharded) == len(resumed) == options.steps + 2
 

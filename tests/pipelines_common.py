@@ -40,6 +40,7 @@ SAMPLING_ARGUMENTS = {
     "guidance_rescale": 0.0,
     "guidance": None,
     "guider": None,
+    "guide": None,
     "num_images_per_prompt": 1,
     "generator": None,
     "latents": None,

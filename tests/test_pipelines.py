@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from angle_adapter import AngleAdapter
-from autoguidance import AutoGuidance
 from pipelines_common import (
     CAPTIONS,
     ID2LABEL,
@@ -26,6 +25,7 @@ from pipelines_common import (
     tiny_vae,
     trained,
 )
+from second_network import AutoGuidance
 
 from cond_pipelines import (
     ClassConditionalPipeline,

@@ -29,6 +29,7 @@ from cond_pipelines import (
 from cond_pipelines.cli import main as cli_main
 from cond_pipelines.data.load import load_data
 from cond_pipelines.data.shapes import SHAPES, load_shapes
+from cond_pipelines.networks.surgery import with_end_time
 from cond_pipelines.networks.text_encoders import new_text_encoder
 from cond_pipelines.training.config import parse_args
 from cond_pipelines.training.lora import add_lora, save_model
@@ -61,6 +62,10 @@ def folder(tmp_path_factory):
     UnconditionalPipeline(adapter=adapter, **common).save_pretrained(folder / "demo/unconditional")
     adapter = ClassLabelAdapter.for_unet(unet, id2label={str(i): name for i, name in enumerate(SHAPES)})
     ClassConditionalPipeline(adapter=adapter, **common).save_pretrained(folder / "demo/class_conditional")
+    distilled = common | {"unet": with_end_time(unet), "objective": {"name": "distillation"}}
+    ClassConditionalPipeline(adapter=adapter, **distilled).use_scheduler("lcm").save_pretrained(folder / "fast")
+    adapter = UnconditionalAdapter.for_unet(unet)
+    UnconditionalPipeline(adapter=adapter, guide=unet, **common).save_pretrained(folder / "guided")
     text_encoder, tokenizer = new_text_encoder(["a red circle on a black background"], hidden_size=32, num_layers=1)
     adapter = TextAdapter.for_unet(unet, text_encoder=text_encoder)
     pipe = TextToImagePipeline(adapter=adapter, text_encoder=text_encoder, tokenizer=tokenizer, **common)

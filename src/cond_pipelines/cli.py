@@ -9,6 +9,7 @@ from .processes import command_line
 
 _COMMANDS = {
     "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
+    "distill": "a trained model to one that draws in 1, 2, 4 or more steps: PARENT --train_data_dir ...",
     "sample": "draw samples of a model: a row for each condition, a column for each setting",
     "demo": "train on shapes",
     "inspect": "show what a training would see of a folder, and what it would leave out",
@@ -43,6 +44,7 @@ def main(args: list[str] | None = None) -> None:
             from .sample import main as run
         else:
             run = {
+                "distill": distill,
                 "demo": demo,
                 "inspect": inspect,
                 "compare": compare,
@@ -61,6 +63,21 @@ def demo(args: list[str] | None = None) -> None:
     from .demo import run_demo
 
     run_demo(**options)
+
+
+def distill(args: list[str]) -> None:
+    """`train` with --objective distillation, in the setting of PARENT: a model that draws in 1, 2, 4 or more steps."""
+    defaults = {"objective": "distillation"}
+    if args and not args[0].startswith("-"):
+        from .provenance import class_names_of
+        from .settings import setting_of
+
+        parent, *args = args
+        args = ["--pretrained_model_name_or_path", parent, *args]
+        defaults["conditioning"] = setting_of(*class_names_of(parent)).name
+    from .training.__main__ import main as train
+
+    train(args, **defaults)
 
 
 def inspect(args: list[str]) -> None:

@@ -71,7 +71,13 @@ def _sample(
 ) -> list[Image.Image]:
     conditions = [condition for condition in rows for _ in range(num_images)]
     seeds = [seed + i for _ in rows for i in range(num_images)]
+    from .pipelines.autoguidance import scales_by_name
+
     negative = sampling.pop("negative_condition", None)
+    if (guide_scale := sampling.pop("guide_scale", None)) is not None:
+        sampling["guidance_scale"] = scales_by_name(
+            guide_scale, sampling.get("guidance_scale"), pipe.adapter.conditioning
+        )
     images: list[Image.Image] = []
     for start in range(0, len(conditions), batch_size):
         part = slice(start, start + batch_size)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from .console import for_terminal
-from .errors import read_json
+from .errors import read_json, reading
 from .files import sha256_of, whole_file
 from .folders import component_names, inside
 
@@ -34,6 +34,24 @@ def weights_fingerprint(folder: str | Path) -> str | None:
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
     return digest.hexdigest()[:16] if files else None
+
+
+def class_names_of(name_or_path: str) -> tuple[str, str]:
+    """The class names of a model's pipeline and adapter, of a folder or on the Hub; "" where it has none.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if Path(name_or_path).is_dir():
+        index = read_json(Path(name_or_path) / "model_index.json")
+    else:
+        from diffusers import DiffusionPipeline
+
+        with reading(name_or_path):
+            index = DiffusionPipeline.load_config(name_or_path)
+    names = (index.get("_class_name"), index.get("adapter"))
+    pipeline, adapter = (str(name[1] if isinstance(name, list) and len(name) == 2 else name or "") for name in names)
+    return pipeline, adapter
 
 
 def run_of_folder(folder: Path) -> str | None:

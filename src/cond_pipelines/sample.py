@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SOFTWARE = "cond_pipelines"  # in each picture's text; a picture that has it may be replaced
 _READ = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-_IN_COLUMNS = ("guidance_scale", "num_inference_steps", "strength")
+_IN_COLUMNS = ("guidance_scale", "guide_scale", "num_inference_steps", "strength")
 
 
 def parse(args: list[str] | None = None) -> Namespace:
@@ -32,6 +32,12 @@ def parse(args: list[str] | None = None) -> Namespace:
     parser.add_argument("--num_images", type=_count, default=4, help="of each condition and setting (4)")
     parser.add_argument("--seed", type=_seed, default=0, help="of the first image; the next ones count up (0)")
     parser.add_argument("--guidance_scale", type=float, nargs="+", help="one or several (default: the model's)")
+    parser.add_argument(
+        "--guide_scale",
+        type=float,
+        nargs="+",
+        help="of autoguidance, by the model's guide; --guidance_scale is then of classifier-free guidance",
+    )
     parser.add_argument("--num_inference_steps", type=_count, nargs="+", help="one or several (default: the model's)")
     parser.add_argument("--negative_condition", help="what guidance leads away from, such as a negative prompt")
     parser.add_argument("--height", type=_count, help="pixels (default: the model's)")

@@ -336,7 +336,8 @@ def find_setting(name: str) -> Setting:
     return setting
 
 
-def setting_of(pipeline_class: str) -> Setting:
-    """The setting that the name of a pipeline's class tells; "custom" for a class that several settings share."""
+def setting_of(pipeline_class: str, adapter_class: str = "") -> Setting:
+    """The setting that the name of a pipeline's class tells, else its adapter's; "custom" where neither does."""
     known = {row.pipeline.partition(":")[2]: row for row in SETTINGS.values() if row.is_known_by_pipeline}
-    return known.get(pipeline_class, _CUSTOM)
+    by_adapter = {str(row.adapter).partition(":")[2]: row for row in SETTINGS.values() if row.adapter}
+    return known.get(pipeline_class) or by_adapter.get(adapter_class, _CUSTOM)

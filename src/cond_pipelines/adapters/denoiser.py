@@ -9,6 +9,7 @@ This file is self-contained on purpose: it travels with a checkpoint, both with 
 
 from typing import TYPE_CHECKING, Union
 
+import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # Not A | B: in a constructor's annotation diffusers 0.35 cannot read that.
 # ModelMixin is a backbone of your own; diffusers compares the very classes, so all three are named.
 Network = Union[UNet2DConditionModel, UNet2DModel, ModelMixin]  # noqa: UP007
+
+END_TIME_DIM, _LONGEST_JUMP = 64, 1000  # numbers that say where a jump ends; timesteps of the longest one
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
@@ -48,19 +51,39 @@ def conditioning_inputs(net: nn.Module | None, cond: "Conditioning") -> dict[str
     }
 
 
-def denoise(net: nn.Module, x_t: Tensor, t: Tensor, cond: "Conditioning", **kwargs: object) -> Tensor:
+def denoise(
+    net: nn.Module, x_t: Tensor, t: Tensor, cond: "Conditioning", r: Tensor | None = None, **kwargs: object
+) -> Tensor:
     """The network's prediction for noised images: (B, C, h, w) to (B, C, h, w).
 
     Args:
         x_t: (B, C, h, w), with any extra channels that the network takes.
         t: (B,) or (), the timestep.
         cond: one row an image.
+        r: (B,) or (), the timestep at which a jump ends, of a distilled network; None: t itself, so no jump.
         kwargs: other arguments of the network's `forward`, such as cross_attention_kwargs.
 
     Example:
         >>> prediction = denoise(unet, x_t, t, adapter(features))
     """
+    if r is not None:
+        kwargs["timestep_cond"] = end_time_embedding(t, r).to(x_t.dtype)
     return net(x_t, t, **conditioning_inputs(net, cond), **kwargs, return_dict=False)[0]
+
+
+def end_time_embedding(t: Tensor, r: Tensor) -> Tensor:
+    """The length of a jump from timestep t to r, each (B,) or (), as numbers for the network: (B, END_TIME_DIM).
+
+    Zeros where r is t: a network with this input then computes what it computed without it.
+    """
+    w = torch.logspace(0, 2, END_TIME_DIM // 2, device=t.device)  # (END_TIME_DIM / 2,) radians, 1 to 100
+    phase = (t.float() - r.float()).reshape(-1, 1) / _LONGEST_JUMP * w  # (B, END_TIME_DIM / 2)
+    return torch.cat([phase.sin(), phase.cos() - 1], dim=1)
+
+
+def takes_end_time(net: nn.Module) -> bool:
+    """Whether the network has the input for `r` (see `networks.surgery.with_end_time`)."""
+    return bool(unwrapped(net).config.get("time_cond_proj_dim") == END_TIME_DIM)
 
 
 def socket(net: nn.Module) -> tuple[int | None, int | None]:

@@ -48,6 +48,10 @@ class EvaluationConfig:
     num_real: int = flag(50_000, "Compare with at most this many training images.", bounds=AT_LEAST_ONE)
     batch_size: int = flag(64, "Put this many images at once through the feature extractor.", bounds=AT_LEAST_ONE)
     guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
+    guide_scale: float | None = flag(
+        None,
+        "Draw samples with autoguidance of this scale, by the model's guide; --guidance_scale is then classifier-free.",
+    )
     num_inference_steps: int | None = flag(None, "Draw samples in this many steps. Default: the pipeline's own.")
     seed: int = flag(0, "Set the seed of the samples.")
     clip_model: str | None = flag(None, "Measure the CLIP score of samples of captions with this transformers model.")
@@ -59,7 +63,9 @@ class EvaluationConfig:
     num_classified: int = flag(
         256, "Classify at most this many held-out images.", bounds=AT_LEAST_ONE, needs="classify"
     )
-    sweep: list[str] = flag([], "Evaluate at each combination of guidance_scale=1,2,3 num_inference_steps=10,20.")
+    sweep: list[str] = flag(
+        [], "Evaluate at each combination of guidance_scale=1,2,3 guide.scale=1,1.5 num_inference_steps=10,20."
+    )
     write_best: str | None = flag(
         None, "Make the setting that is best by this measure the model's default, after a sweep.", needs="sweep"
     )
@@ -72,10 +78,12 @@ class EvaluationConfig:
         check_values(self)
         check_needs(self)
 
-    @property
-    def sampler(self) -> dict[str, float]:
-        """What was given for the sampler."""
-        given = {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps}
+    def sampler(self, setting: str) -> dict[str, Any]:
+        """What was given for the sampler, as arguments of a call of a pipeline of this setting."""
+        from ..pipelines.autoguidance import scales_by_name  # not before: it imports torch
+
+        scale = scales_by_name(self.guide_scale, self.guidance_scale, setting)
+        given = {"guidance_scale": scale, "num_inference_steps": self.num_inference_steps}
         return {name: value for name, value in given.items() if value is not None}
 
 

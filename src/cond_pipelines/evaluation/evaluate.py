@@ -93,9 +93,9 @@ def _evaluate(
     by_kind = {"": [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]}
     if setting.has_captions:
         by_kind |= _unseen_captions(config, data, held_out_conditions)
-    start = time.perf_counter()
+    start, sampler = time.perf_counter(), config.sampler(pipe.adapter.conditioning)
     for kind, conditions in by_kind.items():
-        draw_samples(pipe, conditions, _place(folder, kind), accelerator, seed=config.seed, settings=config.sampler)
+        draw_samples(pipe, conditions, _place(folder, kind), accelerator, seed=config.seed, settings=sampler)
     sampling_sec = time.perf_counter() - start
     if not accelerator.is_main_process:
         return {}
@@ -161,13 +161,16 @@ def _condition_rows(
 
 def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: bool) -> Report:
     """How the samples were drawn, for the report."""
-    scale = pipe.config.default_guidance_scale if config.guidance_scale is None else config.guidance_scale
+    default = pipe.config.default_guidance_scale if config.guide_scale is None else 1.0
+    scale = default if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
-    return {
-        "num_inference_steps": num_steps,
-        "guidance_scale": scale,
-        "network_evaluations_per_image": num_steps * (2 if is_guided and scale != 1 else 1),
-    }
+    report = {"num_inference_steps": num_steps, "guidance_scale": scale}
+    if config.guide_scale is not None:
+        report["guide_scale"] = config.guide_scale
+    elif pipe.components.get("guide") is not None:
+        is_guided = True  # by the guide, whatever the condition
+    of_step = 1 + (is_guided and scale != 1) + (config.guide_scale not in (None, 1))
+    return report | {"network_evaluations_per_image": num_steps * of_step}
 
 
 def _fingerprint(captions: list[str] | None) -> str | None:

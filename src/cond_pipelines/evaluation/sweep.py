@@ -10,7 +10,8 @@ from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report
 from .evaluate import evaluate, output_folder
 
-_SWEPT = {"guidance_scale": float, "num_inference_steps": int}
+_SWEPT = {"guidance_scale": float, "guide.scale": float, "num_inference_steps": int}
+_FIELDS = {"guide.scale": "guide_scale"}  # of a configuration and a report, where the name is another
 
 
 def parse_grid(words: list[str]) -> dict[str, list[float]]:
@@ -39,13 +40,16 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     grid, model = parse_grid(config.sweep), Path(config.model)
     if config.write_best and not model.is_dir():
         raise ValueError(f"--write_best needs a folder, and {config.model} is none")
+    if config.write_best and {"guidance_scale", "guide.scale"} <= set(grid):
+        raise ValueError("--write_best saves one scale: sweep guidance_scale or guide.scale")
     folder = output_folder(config)
     reports = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         name = "-".join(f"{key}-{value:g}" for key, value in setting.items())
         print(f"sweep: {', '.join(f'{key} {value:g}' for key, value in setting.items())}", flush=True)
-        one = replace(config, **setting, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
+        fields = {_FIELDS.get(key, key): value for key, value in setting.items()}
+        one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
         reports.append(evaluate(replace(one, features_dir=str(folder))))
     if not reports[0]:  # a process that is not the main one
         return reports
@@ -66,8 +70,9 @@ def write_best(model: Path, reports: list[Report], measure: str, names: list[str
     best = min(range(len(reports)), key=lambda i: sign * rows[i][measure]["value"])
     index_file = model / "model_index.json"
     index = read_json(index_file)
-    chosen = {name: reports[best][name] for name in names}
-    index |= {f"default_{name}": value for name, value in chosen.items()}
+    chosen = {name: reports[best][_FIELDS.get(name, name)] for name in names}
+    # The scale of a model that has a guide is the guide's.
+    index |= {f"default_{name.replace('guide.scale', 'guidance_scale')}": value for name, value in chosen.items()}
     write_json(index_file, index, sort_keys=True)
     print(f"best by {measure}: {', '.join(f'{k} {v:g}' for k, v in chosen.items())}, now the default of {model}")
     return chosen
@@ -77,15 +82,22 @@ def table(reports: list[Report]) -> str:
     """A line for each setting, in markdown; nothing in a process that is not the main one."""
     if not reports[0]:
         return ""
-    names, measures = list(_SWEPT), [row["name"] for row in reports[0]["measures"]]
+    names = [name for name in _SWEPT if _FIELDS.get(name, name) in reports[0]]
+    measures = [row["name"] for row in reports[0]["measures"]]
     lines = [
         "| " + " | ".join(map(table_cell, [*names, *measures])) + " |",
         "|---" * (len(names) + len(measures)) + "|",
     ]
     for report in reports:
-        values = [f"{report[name]:g}" for name in names] + [str(row["value"]) for row in report["measures"]]
+        values = [f"{report[_FIELDS.get(name, name)]:g}" for name in names] + [
+            str(row["value"]) for row in report["measures"]
+        ]
         lines.append("| " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _scales(report: Report) -> list[float]:
+    return [report[name] for name in ("guide_scale", "guidance_scale") if name in report]
 
 
 def _plot(reports: list[Report], path: Path) -> None:
@@ -100,11 +112,16 @@ def _plot(reports: list[Report], path: Path) -> None:
     axes = figure.subplots()
     for steps in sorted({report["num_inference_steps"] for report in reports}):
         mine = [i for i, report in enumerate(reports) if report["num_inference_steps"] == steps]
-        mine.sort(key=lambda i: reports[i]["guidance_scale"])
+        mine.sort(key=lambda i: _scales(reports[i]))
         x, y = ([rows[i][name]["value"] for i in mine] for name in (across, "Frechet distance"))
         axes.plot(x, y, "o-", label=f"{steps} steps")
         for i, *place in zip(mine, x, y, strict=True):
-            axes.annotate(f"{reports[i]['guidance_scale']:g}", place, textcoords="offset points", xytext=(5, 5))
+            axes.annotate(
+                ", ".join(f"{scale:g}" for scale in _scales(reports[i])),
+                place,
+                textcoords="offset points",
+                xytext=(5, 5),
+            )
     axes.set(xlabel=across, ylabel="Frechet distance", title="each point a guidance scale")
     axes.legend()
     with whole_file(path) as unfinished:

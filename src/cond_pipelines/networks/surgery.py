@@ -10,6 +10,8 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from .denoiser import END_TIME_DIM, takes_end_time
+
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
 
@@ -17,7 +19,8 @@ def reconfigured(unet: UNet, weights: dict[str, Tensor] | None = None, **changes
     """The same UNet with `changes` to its configuration, and `weights` in place of those of their names."""
     with torch.device("meta"):
         new: UNet = type(unet).from_config(unet.config, **changes)
-    new.load_state_dict(unet.state_dict() | (weights or {}), assign=True)
+    kept = {name: x for name, x in unet.state_dict().items() if name in new.state_dict()}
+    new.load_state_dict(kept | (weights or {}), assign=True)
     new.train(unet.training)
     return new
 
@@ -42,6 +45,29 @@ def with_socket(unet: UNet) -> UNet:
             f"num_class_embeds={unet.config.num_class_embeds}), which no adapter fits"
         )
     return reconfigured(unet, class_embed_type="identity")
+
+
+def with_end_time(unet: UNet) -> UNet:
+    """The same UNet with an input for the end of a jump, `r` of `denoise`: one weight more, zero at first.
+
+    Raises:
+        ValueError: a UNet2DModel, which has no place for it, or a UNet that has another input there already.
+    """
+    if not isinstance(unet, UNet2DConditionModel):
+        raise ValueError(f"a {type(unet).__name__} has no input for the end of a jump: a UNet2DConditionModel has")
+    if unet.config.time_cond_proj_dim is not None:
+        raise ValueError(
+            f"this UNet has an input of another meaning (time_cond_proj_dim {unet.config.time_cond_proj_dim})"
+        )
+    name = "time_embedding.cond_proj.weight"
+    num_out = unet.time_embedding.linear_1.in_features
+    zeros = torch.zeros(num_out, END_TIME_DIM, device=unet.device, dtype=unet.dtype)
+    return reconfigured(unet, {name: zeros}, time_cond_proj_dim=END_TIME_DIM)
+
+
+def without_end_time(unet: UNet) -> UNet:
+    """The same UNet without that input: its flow, as if every jump ended where it starts."""
+    return reconfigured(unet, time_cond_proj_dim=None) if takes_end_time(unet) else unet
 
 
 def without_variance(scheduler: SchedulerMixin) -> SchedulerMixin:

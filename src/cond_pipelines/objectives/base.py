@@ -13,8 +13,7 @@ from torch import Tensor
 
 from .scheduler_fit import misfit
 
-# The network with its condition bound: x_t (B, C, H, W), t (B,) -> its prediction (B, C, H, W).
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Teach = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # What model_index.json holds of an objective: {"name": "flow_matching", "logit_mean": 0.0, ...}
 SavedObjective = dict[str, object]
 Arguments = dict[str, object]  # keyword arguments of an objective's constructor
@@ -23,6 +22,25 @@ SCHEDULER_NAMES = ("euler", "heun", "dpm++", "unipc", "lcm")  # see `Conditional
 OBJECTIVES: dict[str, type["Objective"]] = {}  # by name; the rows stand in objectives/__init__.py
 # Of the scheduler's numbers, those that must stay as they were in training; the range of sigma may be another.
 _MUST_AGREE = ("prediction_type", "num_train_timesteps", "sigma_data")
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """The network with its condition bound, as a loss calls it: `denoise(x_t, t)` -> its prediction (B, C, H, W).
+
+    Args:
+        predict: (x_t (B, C, H, W), t (B,)[, r (B,)]) -> (B, C, H, W). r: see `networks.denoiser.denoise`.
+        teacher: (x_t, t) -> the pretrained model's prediction under the same condition, and the same with guidance,
+            both without gradient; for an objective with `uses_teacher`.
+        fraction_done: of the run, for a loss with a schedule; 1 outside of training.
+    """
+
+    predict: Callable[..., Tensor]
+    teacher: Teach | None = None
+    fraction_done: float = 1.0
+
+    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        return self.predict(x_t, t) if r is None else self.predict(x_t, t, r)
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,7 @@ class Objective(ABC):
     """
 
     num_uniforms = 0  # columns of `Draws.uniform`
+    uses_teacher = False  # a distillation: see `Denoise.teacher`; the network has the input for r
 
     # ---------------------------------------------------------------------------------------- of which model
 

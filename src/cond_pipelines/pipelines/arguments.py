@@ -106,3 +106,16 @@ def mask_input(mask: PipelineImageInput | None) -> PipelineImageInput | None:
 def shown(value: object) -> str:
     """The value in an error message, in one short line."""
     return " ".join(repr(value).split())[:60]
+
+
+_ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}
+
+
+def check_adapter(pipeline: str, conditioning: str | None, adapter: object) -> None:
+    """Raise ValueError where a pipeline of one setting, by its class's name, gets an adapter of another."""
+    setting = getattr(adapter, "conditioning", None)
+    if adapter is not None and conditioning not in (None, setting):
+        raise ValueError(
+            f"{pipeline} needs an adapter for the setting {conditioning!r} and got {type(adapter).__name__} "
+            f"({setting!r}): pass adapter={_ADAPTERS[str(conditioning)]}.for_unet(unet, ...)"
+        )

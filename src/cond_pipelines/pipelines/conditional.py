@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.denoiser import Network, denoise, unwrapped
-from .guidance import Guidance, Guider, Step, guidance_of_scale, with_options
+from .arguments import check_adapter
+from .autoguidance import guidance_by_scale
+from .guidance import Guidance, Guider, Step, with_options
 from .image_inputs import Edit, check_call, image_processors, noise_of, num_channels_latents, prepare_edit
 from .remote_code import _INSTALLED, PortablePipeline
 from .sampling import CALLBACK_TENSORS, Call, CallState, Sampling, one_call_at_a_time, takes_sampling
-from .schedulers import named_scheduler, objective_name, predicts_variance, set_timesteps
+from .schedulers import end_of_step, is_flow_model, named_scheduler, predicts_variance, set_timesteps
 from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class ConditionalPipeline(PortablePipeline, CallState):
         default_num_inference_steps, default_guidance_scale: of a call that does not give them.
         value_range: {"low", "high"}, what 0 and 1 mean in the files that it learned from; see `to_values`.
         objective: the loss it was trained with, such as {"name": "flow_matching", "logit_mean": 0.0}; None: not known.
+        guide: a weaker network of the same kind: guidance_scale is then that of autoguidance.
 
     Example:
         >>> pipe = ConditionalPipeline.from_pretrained("path/to/model")
@@ -54,8 +57,8 @@ class ConditionalPipeline(PortablePipeline, CallState):
     """
 
     conditioning: str | None = None  # the setting of the adapter that a subclass needs; None: any
-    model_cpu_offload_seq = "text_encoder->adapter->unet->vae"
-    _optional_components = ["vae", "text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->adapter->guide->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer", "guide"]
     _callback_tensor_inputs = CALLBACK_TENSORS
 
     def __init__(
@@ -70,6 +73,7 @@ class ConditionalPipeline(PortablePipeline, CallState):
         default_guidance_scale: float = 2.5,
         value_range: Optional[dict[str, float]] = None,  # noqa: UP045
         objective: Optional[dict[str, object]] = None,  # noqa: UP045
+        guide: Optional[Network] = None,  # noqa: UP045
     ):
         super().__init__()
         self._setup(
@@ -83,6 +87,7 @@ class ConditionalPipeline(PortablePipeline, CallState):
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            guide=guide,
         )
 
     def _setup(
@@ -93,13 +98,7 @@ class ConditionalPipeline(PortablePipeline, CallState):
         objective: dict[str, object] | None,
         **modules: "nn.Module | SchedulerMixin | PreTrainedTokenizerBase | None",
     ) -> None:
-        setting = getattr(modules["adapter"], "conditioning", None)
-        if modules["adapter"] is not None and self.conditioning not in (None, setting):
-            raise ValueError(
-                f"{type(self).__name__} needs an adapter for the setting {self.conditioning!r} and got "
-                f"{type(modules['adapter']).__name__} ({setting!r}): pass "
-                f"adapter={_ADAPTERS[str(self.conditioning)]}.for_unet(unet, ...)"
-            )
+        check_adapter(type(self).__name__, self.conditioning, modules["adapter"])
         defaults = {"num_inference_steps": default_num_inference_steps, "guidance_scale": default_guidance_scale}
         for name, value in defaults.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -201,7 +200,7 @@ class ConditionalPipeline(PortablePipeline, CallState):
     def set_timesteps(self, num_inference_steps: int, sigmas: "Steps" = None, timesteps: "Steps" = None) -> Tensor:
         """Set the number of steps of the scheduler, or the steps, which its noise depends on; returns its timesteps."""
         self._check_scheduler(self.scheduler)
-        is_flow = objective_name(self.config.get("objective"), self.scheduler) == "flow_matching"
+        is_flow = is_flow_model(self.config.get("objective"), self.scheduler)
         return set_timesteps(self.scheduler, num_inference_steps, self._execution_device, is_flow, sigmas, timesteps)
 
     def predict(
@@ -214,19 +213,18 @@ class ConditionalPipeline(PortablePipeline, CallState):
         extra_channels: Tensor | None = None,
     ) -> Tensor:
         """The guided prediction of a step, (B, C, h, w). `extra_channels` (B, c, h, w): see `Edit`."""
-        guidance = guidance if guidance.is_active(step) else Guidance()
-        x_t = latents
+        guidance, x_t = guidance if guidance.is_active(step) else Guidance(), latents
         if hasattr(self.scheduler, "scale_model_input"):
             x_t = self.scheduler.scale_model_input(x_t, step.t)
         if extra_channels is not None:
             x_t = torch.cat([x_t, extra_channels], dim=1)
 
         def of_network(network: nn.Module | None, cond: "Conditioning") -> Tensor:
-            kwargs = {}
-            if network is None and self.cross_attention_kwargs is not None:
-                kwargs["cross_attention_kwargs"] = self.cross_attention_kwargs
+            is_own = network is None and self.cross_attention_kwargs is not None
+            kwargs = {"cross_attention_kwargs": self.cross_attention_kwargs} if is_own else {}
             rows = torch.cat([x_t] * (len(cond) // len(x_t)))  # (B, ...) for each branch of this network
-            return denoise(network or self.unet, rows, step.t, cond, **kwargs)
+            called = network or self.unet
+            return denoise(called, rows, step.t, cond, end_of_step(self.scheduler, called, step.t), **kwargs)
 
         return guidance.guided(cond, null, step, of_network, unwrapped(self.unet))
 
@@ -234,10 +232,15 @@ class ConditionalPipeline(PortablePipeline, CallState):
         """Of the next step: a callback may have changed the scale, and the conditions."""
         if call.guider is not None:
             return Guider(call.guider)
-        if call.guidance is None and not self.do_classifier_free_guidance:
-            return Guidance()
-        guidance = call.guidance or guidance_of_scale(self.guidance_scale, cond)
-        return with_options(guidance, call.guidance_interval, self.guidance_rescale)
+        guide = getattr(self, "guide", None) if call.guide is None else call.guide
+        guidance = call.guidance or guidance_by_scale(
+            self.guidance_scale, cond, self.adapter.conditioning, not self._null_is_cond, guide
+        )
+        return (
+            guidance
+            if type(guidance) is Guidance
+            else with_options(guidance, call.guidance_interval, self.guidance_rescale)
+        )
 
     def denoise(
         self,
@@ -345,6 +348,3 @@ class ConditionalPipeline(PortablePipeline, CallState):
     ) -> "ImagePipelineOutput | Images":
         """Sample one image (or `num_images_per_prompt`) for each raw condition; see `Sampling` for the rest."""
         return self.sample(condition, negative_condition, **sampling)
-
-
-_ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}

@@ -16,6 +16,7 @@ _PIPELINE_MODULES = (
     "pipelines.remote_code",
     "pipelines.vae",
     "pipelines.guidance",
+    "pipelines.autoguidance",
     "pipelines.schedulers",
     "pipelines.arguments",
     "pipelines.sampling",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
 
 from diffusers.image_processor import PipelineImageInput
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.denoiser import unwrapped
 from .arguments import generators, image_input, integer, listed, mask_input, number, numbers_of, output_type, shown
@@ -53,6 +53,7 @@ class Sampling:
         guidance_rescale: 0 to 1 (Lin et al. 2023, section 3.4).
         guidance: a `Guidance` of your own in place of classifier-free guidance, and of guidance_scale.
         guider: one of diffusers' guiders, in place of both.
+        guide: a weaker network, in place of the pipeline's own: guidance_scale is then that of autoguidance.
         num_images_per_prompt: of each condition.
         generator: one, or a list with one per image, so that an image does not depend on its batch; an int is a seed.
         latents: (B, C, height / f, width / f) initial noise, f the VAE's scale factor.
@@ -78,6 +79,7 @@ class Sampling:
     guidance_rescale: float = 0.0
     guidance: Guidance | None = None
     guider: "BaseGuidance | None" = None
+    guide: nn.Module | None = None
     num_images_per_prompt: int = 1
     generator: Generators = None
     latents: Tensor | None = None
@@ -103,6 +105,9 @@ class Sampling:
             raise ValueError(f"pass {name} or guidance_scale, not both: {type(own).__name__} does not use the scale")
         if self.guider is not None and self.guidance is not None:
             raise ValueError("pass guidance or guider, not both")
+        if own is not None and self.guide is not None:
+            name = "guidance" if self.guider is None else "guider"
+            raise ValueError(f"pass guide or {name}, not both: AutoGuidance(guide, scale) is a guidance")
         changes: dict[str, Any] = {name: getattr(self, name) for name in SamplingArguments.__annotations__}
         changes |= self._steps(pipe) | self._size(pipe)
         default = pipe.config.default_guidance_scale
@@ -129,6 +134,7 @@ class Sampling:
         kinds = {
             "latents": (self.latents, isinstance(self.latents, Tensor), "a tensor"),
             "guidance": (self.guidance, hasattr(self.guidance, "is_active"), "a Guidance"),
+            "guide": (self.guide, isinstance(self.guide, nn.Module), "a network"),
             "guider": (self.guider, hasattr(self.guider, "prepare_inputs"), "one of diffusers' guiders"),
             "return_dict": (self.return_dict, isinstance(self.return_dict, bool), "True or False"),
             "cross_attention_kwargs": (
@@ -260,6 +266,7 @@ class SamplingArguments(TypedDict, total=False):
     guidance_rescale: float
     guidance: Guidance | None
     guider: "BaseGuidance | None"
+    guide: nn.Module | None
     num_images_per_prompt: int
     generator: Generators
     latents: Tensor | None

@@ -10,14 +10,16 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..adapters.denoiser import takes_end_time
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 # fmt: off
 # By objective and short name: a class of diffusers and the options that make it sample for that objective.
 SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
     "flow_matching": {
-        "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+        "euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
         "heun": ("FlowMatchHeunDiscreteScheduler", {}),
         "dpm++": ("DPMSolverMultistepScheduler", _FLOW),
         "unipc": ("UniPCMultistepScheduler", _FLOW),
@@ -34,6 +36,10 @@ SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
         "euler": ("EDMEulerScheduler", {}),
         "dpm++": ("EDMDPMSolverMultistepScheduler", {}),
     },
+}
+# Of a distilled model "lcm" jumps to the image and back to less noise; the others follow its flow.
+SCHEDULERS["distillation"] = SCHEDULERS["flow_matching"] | {
+    "lcm": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 }
 # Where the noise levels lie, and the option of diffusers' schedulers for it.
 SPACINGS: dict[str, dict[str, object]] = {
@@ -58,6 +64,11 @@ def objective_name(objective: Mapping[str, object] | None, scheduler: SchedulerM
         return "edm"
     is_flow = type(scheduler).__name__.startswith("FlowM")
     return "flow_matching" if is_flow or scheduler.config.get("prediction_type") == "flow_prediction" else "ddpm"
+
+
+def is_flow_model(objective: Mapping[str, object] | None, scheduler: SchedulerMixin) -> bool:
+    """Whether a model is one of flow matching, distilled or not."""
+    return objective_name(objective, scheduler) in ("flow_matching", "distillation")
 
 
 def named_scheduler(
@@ -129,6 +140,15 @@ def set_timesteps(
         scheduler.set_timesteps(num_inference_steps, device=device)
     result: Tensor = scheduler.timesteps
     return result
+
+
+def end_of_step(scheduler: SchedulerMixin, network: nn.Module, t: Tensor) -> Tensor | None:
+    """The `r` of `denoise`: 0 where a distilled network is to predict jumps to the image, None for its flow.
+
+    It is to where the scheduler goes to the image at each step, and then back to less noise.
+    """
+    to_image = type(scheduler).__name__ == "FlowMatchLCMScheduler" or scheduler.config.get("stochastic_sampling")
+    return torch.zeros_like(t) if to_image and takes_end_time(network) else None
 
 
 def predicts_variance(scheduler: SchedulerMixin) -> bool:

@@ -35,8 +35,8 @@ class UnconditionalPipeline(ConditionalPipeline):
     """
 
     conditioning = "none"
-    model_cpu_offload_seq = "adapter->unet->vae"
-    _optional_components = ["vae"]
+    model_cpu_offload_seq = "adapter->guide->unet->vae"
+    _optional_components = ["vae", "guide"]
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class UnconditionalPipeline(ConditionalPipeline):
         default_guidance_scale: float = 2.5,
         value_range: Optional[dict[str, float]] = None,  # noqa: UP045
         objective: Optional[dict[str, object]] = None,  # noqa: UP045
+        guide: Optional[Network] = None,  # noqa: UP045
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
@@ -59,6 +60,7 @@ class UnconditionalPipeline(ConditionalPipeline):
             scheduler=scheduler,
             adapter=adapter,
             vae=vae,
+            guide=guide,
         )
 
     @takes_sampling

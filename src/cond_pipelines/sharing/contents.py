@@ -20,7 +20,7 @@ from ..provenance import LORA_FILE, SUMMARY_FILE, report_belongs
 
 _PAGE = (
     *("README.md", LORA_FILE, "unet/config.json", "LICENSE", "card.yaml", "training_config.yaml", SUMMARY_FILE),
-    *("samples.png", "samples.gif", "loss.png", "evaluation/report.json", "evaluation/report.md"),
+    *("samples.png", "steps.png", "samples.gif", "loss.png", "evaluation/report.json", "evaluation/report.md"),
     *("evaluation/sweep.json", "evaluation/sweep.md", "evaluation/sweep.png", "evaluation/samples.png"),
     *("evaluation/per_class.png", "evaluation/confusion.png", ".eval_results/cond_pipelines.yaml"),
 )

@@ -4,7 +4,7 @@ model_index.json, unet/, adapter/        what it is
 card.yaml                                what you say of it: UserFacts
 training_summary.json                    what the training run saw and did: TrainingFacts
 evaluation/report.json                   what an evaluation measured: EvaluationFacts
-samples.png, .gif, loss.png, images/     shown where they are there
+samples.png, .gif, steps.png, loss.png, images/   shown where they are there
 """
 
 import importlib.metadata
@@ -109,8 +109,10 @@ class _Index:
     scheduler: tuple[str | None, str | None]
     adapter: tuple[str | None, str | None]
     vae: tuple[str | None, str | None] = (None, None)
+    guide: tuple[str | None, str | None] = (None, None)
     default_num_inference_steps: int = 30
     default_guidance_scale: float = 2.5
+    objective: dict[str, Any] | None = None
 
 
 @dataclass
@@ -169,6 +171,8 @@ class CardFacts:
     unet_class: str = "UNet2DConditionModel"
     adapter_class: str = ""
     of_parent: list[str] = field(default_factory=list)
+    is_distilled: bool = False
+    has_guide: bool = False
 
     @property
     def lora_is_all(self) -> bool:
@@ -217,7 +221,7 @@ class CardFacts:
         vae = _facts(_VAE, folder / "vae/config.json") if index.vae[1] else None
         factor = 1 if vae is None else vae.scale_factor
         height, width = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size or 0] * 2
-        pictures = ["samples.png", "samples.gif", "loss.png"]
+        pictures = ["samples.png", "steps.png", "samples.gif", "loss.png"]
         pictures += sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))
         setting, height_px, width_px = setting_of(class_name).name, factor * height, factor * width
         training = _known(TrainingFacts, folder / "training_summary.json")
@@ -246,6 +250,8 @@ class CardFacts:
             evaluation=_evaluation(folder, setting, height_px if vae is None else None),
             unet_class=str(index.unet[1]),
             adapter_class=str(index.adapter[1]),
+            has_guide=index.guide[1] is not None,
+            is_distilled=(index.objective or {}).get("name") == "distillation",
             of_parent=[name for name in component_names(found, folder) if found[name] == [None, None]],
         )
 

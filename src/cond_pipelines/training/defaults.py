@@ -18,8 +18,10 @@ from ..pipelines.vae import VAE, vae_scale_factor
 from ..processes import available_cores
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
+from .guide import GUIDANCE_SCALE as AUTOGUIDANCE_SCALE
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
+from .teacher import GUIDANCE_SCALE, NUM_STEPS, is_distillation
 
 
 def decide(
@@ -154,8 +156,12 @@ def _most_that_fit(memory: StepMemory, images: int, micro_steps: int, free: int)
 
 def _sampling_of(config: TrainingConfig, parent: ConditionalPipeline | None) -> tuple[int, float, str]:
     """Steps, guidance scale and whose they are; another scheduler than the parent's needs other steps."""
+    if config.autoguidance:
+        return _NUM_INFERENCE_STEPS, AUTOGUIDANCE_SCALE, "ours, of autoguidance"
     if parent is None:
         return _NUM_INFERENCE_STEPS, _GUIDANCE_SCALE, "ours"
+    if is_distillation(config):
+        return NUM_STEPS, GUIDANCE_SCALE, "a distilled model's"
     steps = _NUM_INFERENCE_STEPS if config.scheduler else parent.config.default_num_inference_steps
     return steps, parent.config.default_guidance_scale, "the pretrained model's"
 

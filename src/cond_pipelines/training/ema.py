@@ -25,7 +25,7 @@ from .optimizers import trainable
 from .sharding import as_sharded, fill, gathered, is_sharded, local_part
 
 NUM_SNAPSHOTS = 16  # of a run
-SNAPSHOTS, _DEFAULT_LENGTH = "ema", 0.05
+SNAPSHOTS, DEFAULT_LENGTH = "ema", 0.05
 
 
 def warmed_up(max_decay: float, inv_gamma: float, power: float) -> Callable[[int], float]:
@@ -38,7 +38,7 @@ def decay_of(max_decay: float | None, inv_gamma: float, power: float) -> Callabl
 
     Of 2,200 steps on drawn shapes 82 % of samples were readable with a decay of 0.999, 86 % with 2 to 7 % of the run.
     """
-    return power_function(_DEFAULT_LENGTH) if max_decay is None else warmed_up(max_decay, inv_gamma, power)
+    return power_function(DEFAULT_LENGTH) if max_decay is None else warmed_up(max_decay, inv_gamma, power)
 
 
 def power_function(length: float) -> Callable[[int], float]:

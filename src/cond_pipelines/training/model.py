@@ -26,6 +26,7 @@ from ..pipelines.vae import VAE, vae_scale_factor
 from ..settings import AdapterInputs, build_adapter, has_same_class
 from ..user_code import load_object
 from .config import TrainingConfig
+from .teacher import as_flow
 
 
 def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:
@@ -40,11 +41,13 @@ def load_parent(config: TrainingConfig) -> ConditionalPipeline | None:
         return None
     if config.revision and Path(config.pretrained_model_name_or_path).is_dir():
         raise ValueError(f"--revision {config.revision} has no effect on a folder: leave it out, or give a Hub id")
-    return load_pipeline(
-        config.pretrained_model_name_or_path,
-        "--pretrained_model_name_or_path",
-        revision=config.revision,
-        variant=config.variant,
+    return as_flow(
+        load_pipeline(
+            config.pretrained_model_name_or_path,
+            "--pretrained_model_name_or_path",
+            revision=config.revision,
+            variant=config.variant,
+        )
     )
 
 

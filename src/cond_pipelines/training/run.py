@@ -23,6 +23,7 @@ from .optimizers import make_trainable
 from .run_folder import RunFolder
 from .schedule import RunLength
 from .sharding import RunAccelerator, how_sharded
+from .teacher import Teacher, build_teacher, check_distillation, is_distillation, make_distilled
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Run:
         pipe: the pipeline whose networks are trained.
         parent: the pretrained pipeline that training starts from; None: all weights are new.
         objective: x_0 to a loss.
+        teacher: the pretrained model as it was, for an objective that learns from it.
         trained: modules of `pipe` of which something is trained.
         length: when the run is over.
         identity: what must be the same when the run is resumed.
@@ -50,6 +52,7 @@ class Run:
     pipe: ConditionalPipeline
     parent: ConditionalPipeline | None
     objective: Objective
+    teacher: Teacher | None
     trained: list[nn.Module]
     length: RunLength
     identity: RunIdentity
@@ -115,12 +118,18 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     length = RunLength.of(config, None if data.train is None else len(data.train))
     pipe = build_pipeline(config, data, vae, parent)
+    distills = is_distillation(config)
+    if distills:
+        check_distillation(config, pipe, parent, accelerator)
     objective = build_objective(config, pipe.scheduler, parent)
+    teacher = build_teacher(config, objective, parent, accelerator) if distills and parent is not None else None
     pipe.register_to_config(objective=objective.config)
+    if distills:
+        make_distilled(pipe, config)
     loaded = loaded_identity(config, pipe, data, objective, parent_weights)
     hold_float32(pipe)
     trained = make_trainable(pipe, config, parent)
     pipe.to(accelerator.device)
     tune_network(pipe, config, accelerator.device, accelerator.distributed_type == DistributedType.FSDP)
     identity = RunIdentity.of(config, loaded | how_sharded(accelerator), pipe)
-    return Run(config, accelerator, folder, data, pipe, parent, objective, trained, length, identity, choices)
+    return Run(config, accelerator, folder, data, pipe, parent, objective, teacher, trained, length, identity, choices)

@@ -21,7 +21,8 @@ from .ema import SNAPSHOTS
 # What a run, and an evaluation of its model, write. The first name goes first: without it nothing looks finished.
 _FILES = (
     *("model_index.json", SUMMARY_FILE, RUN_FILE, LORA_FILE, "pipeline_cond_*.py", "training_config.yaml"),
-    *("log.jsonl", "log.jsonl.unfinished", "loss.png", "samples.png", "samples.gif", "samples/[0-9]*.png"),
+    *("log.jsonl", "log.jsonl.unfinished", "loss.png", "samples.png", "steps.png", "samples.gif"),
+    *("samples/[0-9]*.png",),
     *("images/[0-9][0-9].png", f"{SNAPSHOTS}/*.safetensors", ".eval_results/cond_pipelines.yaml"),
     *(f"evaluation/{name}" for name in ("report.*", "sweep.*", "features-*.npy", "sample?.png", "nearest.png")),
     *("evaluation/per_class.png", "evaluation/confusion.png", "evaluation/.lock"),

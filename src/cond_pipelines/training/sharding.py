@@ -20,7 +20,7 @@ from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 from .optimizers import OPTIMIZERS
 
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class RunAccelerator(Accelerator):
@@ -90,7 +90,7 @@ def prepare(
         ValueError: sharding does not go with the optimizer, or with --ema_lengths.
     """
     kind = accelerator.distributed_type
-    if kind in _SHARDED and config.optimizer in OPTIMIZERS and config.optimizer != "adamw":
+    if kind in SHARDED and config.optimizer in OPTIMIZERS and config.optimizer != "adamw":
         # Tried: the others fail in a step on part of a weight, in saving, or in resuming.
         raise ValueError(f"--optimizer {config.optimizer} does not go with {kind.value}: adamw does")
     if kind == DistributedType.FSDP and config.ema_lengths:
@@ -119,7 +119,7 @@ def how_sharded(accelerator: Accelerator) -> dict[str, object]:
     """What must not change when a run is resumed: a checkpoint of one kind is not read by another."""
     kind = accelerator.distributed_type
     parts = {"number of DeepSpeed's processes": accelerator.num_processes} if kind == DistributedType.DEEPSPEED else {}
-    return {"sharding": kind.value if kind in _SHARDED else "none"} | parts
+    return {"sharding": kind.value if kind in SHARDED else "none"} | parts
 
 
 def whole_pipeline(

@@ -15,11 +15,13 @@ from ..pipelines.conditional import ConditionalPipeline
 from .checkpoints import Progress, save_checkpoint
 from .clipping import clipped_step
 from .ema import NUM_SNAPSHOTS, WeightAverage, averaged_weights, decay_of, power_function, save_snapshot
+from .guide import EARLY, EarlyAverage
 from .identity import resume
 from .optimizers import build_optimizer, parameter_groups, trainable
 from .run import Run
 from .schedule import LearningRate, crossed
 from .sharding import prepare, whole_pipeline
+from .teacher import repeated
 
 
 class ConditionalDenoiser(nn.Module):
@@ -31,18 +33,21 @@ class ConditionalDenoiser(nn.Module):
         encoder = pipe.components.get("text_encoder")
         self.text_encoder = encoder if any(encoder is module for module in trained) else None
 
-    def forward(self, x_t: Tensor, t: Tensor, features: dict[str, Tensor], keep: Tensor) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, features: dict[str, Tensor], keep: Tensor, r: Tensor | None = None
+    ) -> Tensor:
         """The network's prediction (B, C, h, w).
 
         Args:
-            x_t: (B, C, h, w) noised. t: (B,). features: B rows each.
+            x_t: (B, C, h, w) noised, or (2 B, C, h, w): each condition twice. t: (B,). features: B rows each.
             keep: (B,) bool; False: the condition is dropped, so the network learns p(x) too.
+            r: (B,) of a distillation; see `networks.denoiser.denoise`.
         """
         if self.text_encoder is not None:
             features = self.adapter.encode(features, self.text_encoder)
         cond = self.adapter(features)
         cond = cond.where(keep, self.adapter.null_like(cond))
-        return denoise(self.unet, x_t, t, cond)  # (B, C, h, w)
+        return denoise(self.unet, x_t, t, repeated(cond, x_t), r)  # (B, C, h, w)
 
 
 class TrainState:
@@ -79,7 +84,9 @@ class TrainState:
         self.averages_by_length = {
             length: WeightAverage(self.parameters, power_function(length)) for length in config.ema_lengths
         }
-        self.averages = [*([self.ema] if self.ema else []), *self.averages_by_length.values()]
+        self._moving = [*([self.ema] if self.ema else []), *self.averages_by_length.values()]
+        self._early = EarlyAverage(run.pipe.unet) if config.autoguidance else None
+        self.averages = [*self._moving, *([self._early.average] if self._early else [])]  # of a checkpoint
         self.learning_rate = LearningRate(config, self.optimizer)
         self.progress, self.resumed, self.resumed_run = Progress(), Progress(), None
         if config.resume_from_checkpoint:
@@ -118,11 +125,12 @@ class TrainState:
     def denoise_with(self, features: dict[str, Tensor], keep: Tensor) -> Denoise:
         """The network under these conditions, as `Objective.loss` calls it; see `ConditionalDenoiser.forward`."""
 
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
             with self.run.accelerator.autocast():
-                return self.denoiser(x_t, t, features, keep)  # (B, C, h, w)
+                return self.denoiser(x_t, t, features, keep, r)  # (B, C, h, w)
 
-        return predict
+        teacher = None if self.run.teacher is None else self.run.teacher.under(features, keep)
+        return Denoise(predict, teacher, self.fraction_done)
 
     def step(self) -> Tensor:
         """Clip the gradients, update weights and averages, count.
@@ -133,8 +141,10 @@ class TrainState:
         accelerator, progress = self.run.accelerator, self.progress
         skipped = clipped_step(accelerator, self.optimizer, self.parameters, self.run.config.max_grad_norm)
         self.optimizer.zero_grad()
-        for average in self.averages:
+        for average in self._moving:
             average.step(self.parameters)
+        if self._early is not None:
+            self._early.step(self.fraction_done)
         progress.step += 1
         progress.position += self.run.images_per_step
         progress.elapsed_sec = time.perf_counter() - self._start
@@ -151,6 +161,8 @@ class TrainState:
     def averaged(self, restore: bool = True) -> Iterator[ConditionalPipeline]:
         """Within (and after, without `restore`): `eval_pipe` with the averaged weights, in eval mode."""
         with averaged_weights(self.ema, self._eval_modules, self.parameters, self.optimizer, restore):
+            if self._early is not None and self.fraction_done >= EARLY:
+                self._early.give_to(self.eval_pipe)
             yield self.eval_pipe
         if restore:  # training goes on together
             self.run.accelerator.wait_for_everyone()

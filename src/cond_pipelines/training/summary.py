@@ -12,6 +12,7 @@ from torch import nn
 from ..data.labels import all_of, condition_name
 from ..data.load import TrainingData
 from ..files import write_json
+from ..grids import sample_grid
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import SUMMARY_FILE, save_picture
 from ..sharing.card import TrainingFacts, training_versions, write_card
@@ -22,6 +23,7 @@ from .validation import labelled_grid
 
 NUM_SAMPLES = 64
 _NUM_PICTURES, _PICTURE_SIDE_PX = 8, 256
+_STEPS = (1, 2, 4, 8)  # side by side, of a distilled model
 
 
 def write_summary(
@@ -45,6 +47,10 @@ def write_summary(
     if images is not None:
         save_picture(labelled_grid(images, conditions, data.id2label), folder / "samples.png", run_name)
         _write_pictures([images[i] for i in shown[:_NUM_PICTURES]], folder / "images", run_name)
+        if run.teacher is not None:
+            rows = [conditions[i] for i in shown[:_NUM_PICTURES]] if first else [None]
+            grid = sample_grid(pipe, rows, {"num_inference_steps": _STEPS}, num_images=1 if first else _NUM_PICTURES)
+            save_picture(grid, folder / "steps.png", run_name)
     facts = TrainingFacts(
         run=run_name,
         formula=config.setting.card.formula,

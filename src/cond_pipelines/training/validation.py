@@ -22,13 +22,14 @@ from ..data.draws import draw
 from ..data.labels import condition_name
 from ..data.load import TrainingData
 from ..networks.denoiser import denoise
-from ..objectives.base import Objective
+from ..objectives.base import Denoise, Objective
 from ..pictures import animation, image_grid, visible
 from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 from .run import Run
 from .schedule import crossed
 from .state import TrainState
+from .teacher import Teacher, repeated
 
 Preprocess = Callable[[list[object]], dict[str, Tensor]]  # an adapter's: raw conditions to inputs
 _NUM_STEPS = 12  # of a sample grid during training: enough to see, quick
@@ -52,6 +53,7 @@ class Validation:
 
     def __init__(self, run: Run, preprocess: Preprocess, step: int):
         self.config, self.data, self.objective, self.accelerator = run.config, run.data, run.objective, run.accelerator
+        self.teacher = run.teacher
         self.batch_size, self.images_per_step = run.batch_size, run.images_per_step
         self.conditions = grid_conditions(run.config, run.data, run.config.num_validation_images, preprocess)
         preprocess(self.conditions)  # a bad one of --validation_prompts is an error before the first step
@@ -85,10 +87,13 @@ class Validation:
             return None, None
         loss = None
         if regular:
-            loss = held_out_loss(pipe, self.objective, self.data, self.accelerator, self.batch_size)
+            loss = held_out_loss(
+                pipe, self.objective, self.data, self.accelerator, self.batch_size, teacher=self.teacher
+            )
         desc = f"Sampling {count} images after step {state.progress.step:,}"
         shown = self.conditions[:count]
-        images = sample_images(pipe, shown, self.accelerator, desc=desc, batch_size=self.batch_size)
+        num_steps = min(_NUM_STEPS, pipe.config.default_num_inference_steps)
+        images = sample_images(pipe, shown, self.accelerator, num_steps, desc=desc, batch_size=self.batch_size)
         empty = [None] * (len(self.conditions) - count)  # so that all grids of a run are laid out alike
         return loss, labelled_grid(images + empty, self.conditions, self.data.id2label)
 
@@ -126,7 +131,12 @@ class Validation:
 
 @torch.no_grad()
 def held_out_loss(
-    pipe: ConditionalPipeline, objective: Objective, data: TrainingData, accelerator: Accelerator, batch_size: int
+    pipe: ConditionalPipeline,
+    objective: Objective,
+    data: TrainingData,
+    accelerator: Accelerator,
+    batch_size: int,
+    teacher: Teacher | None = None,
 ) -> float | None:
     """Mean loss over the held-out images, each at noise and a time of its own that never change; None without any."""
     if not len(data.held_out):
@@ -143,14 +153,18 @@ def held_out_loss(
         draws = draw(data.dataset.seed + 1, positions, x_0.shape[1:], device, num_uniforms=objective.num_uniforms)
         with accelerator.autocast():
             cond, _ = pipe.encode_condition([row.condition for row in rows])
-        losses.append(objective.loss(partial(_denoise, accelerator, pipe.unet, cond), x_0, draws))
+        predict = partial(_denoise, accelerator, pipe.unet, cond)
+        teach = None if teacher is None else teacher.under(teacher.pipe._features([row.condition for row in rows]))
+        losses.append(objective.loss(Denoise(predict, teach), x_0, draws))
         start += len(indices)
     return float(torch.cat(losses).mean().item())
 
 
-def _denoise(accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t: Tensor, t: Tensor) -> Tensor:
+def _denoise(
+    accelerator: Accelerator, unet: nn.Module, cond: Conditioning, x_t: Tensor, t: Tensor, r: Tensor | None = None
+) -> Tensor:
     with accelerator.autocast():
-        return denoise(unet, x_t, t, cond)  # (B, C, h, w)
+        return denoise(unet, x_t, t, repeated(cond, x_t), r)  # (B, C, h, w)
 
 
 def grid_conditions(config: TrainingConfig, data: TrainingData, count: int, preprocess: Preprocess) -> list[object]:

@@ -194,6 +194,12 @@ class OptimizationArguments:
         resume="course",
         needs="!optimizer=schedulefree",
     )
+    autoguidance: bool = flag(
+        False,
+        "Keep the average of an eighth of the run as a weaker network, which guides the finished one.",
+        resume="course",
+        needs=("train=unet", "!optimizer=schedulefree", "!objective=distillation"),
+    )
     seed: int = flag(0, "Set the seed of weights, data order, noise, times, dropout, crops and flips.", resume="course")
 
     def __post_init__(self) -> None:
