@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,6 +107,44 @@ def test_images_on_disk_are_used_or_left_out_with_a_reason(files, links, metadat
             assert len(paths) + account.num_excluded == account.num_images, account.lines()
             assert account.num_images == on_disk(root) + len(named), account.lines()
             assert all(line and "\n" not in line for line in account.lines())
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@given(st.lists(FILES, min_size=1, max_size=12), st.booleans())
+def test_a_folder_and_its_zip_agree(files, with_metadata):
+    """The same images with the same labels and captions, and as many left out."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root, packed = Path(temporary) / "data", Path(temporary) / "packed"
+        root.mkdir()
+        packed.mkdir()
+        for folders, name, suffix in files:
+            path = root.joinpath(*folders, name + suffix)
+            with suppress(NotADirectoryError, FileExistsError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"a word")
+        if with_metadata:
+            rows = [f'"{"/".join([*folders, name + suffix])}",{name}' for folders, name, suffix in files[::2]]
+            (root / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+        with zipfile.ZipFile(packed / "a.zip", "w") as archive:
+            for path in sorted(root.rglob("*")):
+                if path.is_file():
+                    archive.write(path, path.relative_to(root))
+        found = []
+        for folder, below in ((root, f"{root}/"), (packed, f"{packed}/a.zip/")):
+            account = Account()
+            options = ReadOptions(data_format="images" if folder == root else None, on_bad_image="skip")
+            try:
+                rows = load_source(str(folder), account=account, options=options)
+            except ValueError:
+                found.append(None)
+                continue
+            images = rows.cast_column("image", datasets.Image(decode=False))["image"]
+            paths = [value["path"].removeprefix(below) for value in images]
+            columns = {name: rows[name][:] for name in rows.column_names if name != "image"}
+            found.append((paths, columns, rows.features, account.num_images, account.num_excluded))
+        if found[1] is not None and not any(kind_of(name) == "images" for name in found[1][0]):
+            return  # .npy files alone, which --data_format images does not read
+        assert found[0] == found[1]
 
 
 # ------------------------------------------------------------------------------------------------ damaged files

@@ -166,6 +166,16 @@ def test_caption_files_that_are_odd(tmp_path):
     ]
 
 
+def test_metadata_of_some_classes_only(tmp_path):
+    folder = write(tmp_path / "a", *CLASSES)
+    table(folder / "cat", "0.png,a cat", head="file_name,text")
+    words = (
+        r"no label column among image, text: .*; 5 of 6 images are left out: 5 without a row in metadata.csv \(cat/1"
+    )
+    with pytest.raises(ValueError, match=words):
+        loaded(folder, tmp_path)
+
+
 def test_text_files_of_no_image_are_named(tmp_path):
     folder = write(tmp_path / "a", "0.png", "list_attr.txt")
     assert read(folder)[3].lines() == ["text files without an image: 1 (list_attr.txt)"]
@@ -211,6 +221,21 @@ def test_a_tar_of_folders_is_read_as_a_zip(tmp_path):
     assert read(folder)[1] == ["n0144", "n0144", "n0275", "n0275"]
     data = loaded(folder, tmp_path)
     assert len(data.dataset) == 4 and not data.dataset.skipped
+
+
+def test_a_tar_reads_no_file_of_the_machine(tmp_path):
+    secret = write(tmp_path / "secret", "x.png") / "x.png"
+    names = ("cat/0.png", "dog/1.png", str(secret), "../secret/x.png")
+    pack(tmp_path / "a/a.tar", {name: png(i) for i, name in enumerate(names)})
+    with tarfile.open(tmp_path / "a/a.tar", "a") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "l"), (tarfile.LNKTYPE, "h"), (tarfile.FIFOTYPE, "p")):
+            info = tarfile.TarInfo(f"cat/{name}.png")
+            info.type, info.linkname = kind, str(secret)
+            archive.addfile(info)
+    paths, classes, _, account = read(tmp_path / "a")
+    assert paths == ["a.tar/cat/0.png", "a.tar/dog/1.png"] and classes == ["cat", "dog"]
+    assert account.lines()[0].startswith("5 of 7 images are left out: 2 path that is not one below the archive")
+    assert "3 link within an archive (a.tar/cat/l.png, a.tar/cat/h.png, a.tar/cat/p.png)" in account.lines()[0]
 
 
 def test_samples_of_webdataset_stay_what_they_are(tmp_path):

@@ -30,7 +30,7 @@ class Account:
         num_images: image files in all; None where they are not counted, as of parquet files.
         excluded: by reason, the names of image files that are not used.
         notes: lines on how the rest was read.
-        unread: lines on files that are not read; also for the error where there is no column of conditions.
+        unread: lines on files and columns that are not read.
         folders: how many images each folder that may be a class has.
         named: files that a table says are images, whatever they are called.
         root: the folder that the names are relative to.
@@ -55,14 +55,20 @@ class Account:
         return sum(map(len, self.excluded.values()))
 
     def lines(self) -> list[str]:
-        """One line on the image files that are not used, if there are any, then the notes."""
-        notes = [*self.notes, *self.unread]
+        """One line on the image files that are not used, if there are any, then the notes, then what is not read."""
+        return [*self._left_out(), *self.notes, *self.unread]
+
+    def not_read(self) -> list[str]:
+        """Those of `lines` that may be why something lacks."""
+        return [*self._left_out(), *self.unread]
+
+    def _left_out(self) -> list[str]:
         if not self.excluded:
-            return notes
+            return []
         of_all = " image(s)" if self.num_images is None else f" of {self.num_images:,} images"
         reasons = [f"{len(names):,} {reason} ({examples(names)})" for reason, names in self.excluded.items()]
         verb = "is" if self.num_excluded == 1 else "are"
-        return [f"{self.num_excluded:,}{of_all} {verb} left out: {'; '.join(reasons)}", *notes]
+        return [f"{self.num_excluded:,}{of_all} {verb} left out: {'; '.join(reasons)}"]
 
 
 def examples(names: list[str], most: int = _NUM_EXAMPLES) -> str:

@@ -148,7 +148,7 @@ def _columns(config: DataArguments, source: Any, account: Account) -> Columns:
     try:
         columns = find_columns(source.features, config.column, config.image_column, named)
     except ValueError as error:  # what is not read may be where the column is
-        raise ValueError("; ".join([str(error), *account.unread])) from error
+        raise ValueError("; ".join([str(error), *account.not_read()])) from error
     if config.column is not None and named is None:
         usual = [name for name in source.features if name.lower() in config.column.names and name != columns.condition]
         if usual:
