@@ -33,7 +33,9 @@ def folder_of_images(repo_id: str, cache_dir: str | None, account: Account) -> s
             return None
         if not _holds_images(walk(folder).files):
             return None
-        account.notes.append(f"the Hub does not list the files of {repo_id} now: an earlier copy of them is used")
+        account.notes.append(
+            f"the Hub does not list the files of {repo_id} now: an earlier copy is used, which may lack some"
+        )
     else:
         if not _holds_images(names):
             return None
