@@ -117,12 +117,7 @@ def _balance(conditions: list[Any], id2label: dict[int, str]) -> list[str]:
     if not counts:
         return []
     (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
-    lines = [
-        f"balance: {id2label[most]} has {many:,} images, {id2label[least]} {few:,}: {many / few:.3g} times as many"
-    ]
-    if empty := [name for i, name in id2label.items() if not counts[i]]:
-        lines.append(f"classes without an image: {', '.join(empty[:10])}")
-    return lines
+    return [f"balance: {id2label[most]} has {many:,} images, {id2label[least]} {few:,}: {many / few:.3g} times as many"]
 
 
 def _tokens(conditions: list[Any]) -> list[str]:

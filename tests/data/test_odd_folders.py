@@ -7,6 +7,7 @@ import tarfile
 import warnings
 import zipfile
 
+import datasets
 import numpy as np
 import pytest
 from folders_common import read, write
@@ -67,6 +68,17 @@ def test_a_class_without_a_usable_image_is_none(tmp_path):
     (folder / "metadata.csv").write_text("file_name,label\nbird/0.png,bird\ncat/0.png,\n")
     with pytest.raises(ValueError, match=r"no image that can be used has a label; row 0 .*unreadable"):
         loaded(folder, tmp_path)
+
+
+def test_classes_that_a_table_declares_stay(tmp_path):
+    """Their numbers are the table's, and a stream of it has them all."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "emu", "dog"]))
+    values = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": [0, 2, 0, 2]}
+    (tmp_path / "a").mkdir()
+    datasets.Dataset.from_dict(values, features=features).to_parquet(tmp_path / "a/a.parquet")
+    data = loaded(tmp_path / "a", tmp_path)
+    assert data.id2label == loaded(tmp_path / "a", tmp_path, streaming=True).id2label
+    assert "classes without an image that can be used: 1 (emu)" in data.summary()
 
 
 def test_labels_that_differ_in_spaces_or_in_the_coding_of_accents_are_one(tmp_path):

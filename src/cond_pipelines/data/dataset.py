@@ -325,6 +325,12 @@ class ImageDataset(torch.utils.data.Dataset):
         classes = [self._conditions.get(row) for row in self.usable.tolist()] if self.has_classes else None
         return self.use_split(hold_out(self.content_keys(), classes, fraction, self.seed, most))
 
+    @property
+    def declares_classes(self) -> bool:
+        """Whether the column of labels has a list of names."""
+        feature = self.rows.features[self.columns.condition]
+        return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)
+
     def conditions(self) -> list[Any]:
         """Of the usable rows, as parsed, where they were read in the check."""
         return [self._conditions[r] for r in self.usable if r in self._conditions]

@@ -187,18 +187,23 @@ def _split(
 
 
 def _with_images(id2label: dict[int, str] | None, dataset: ImageDataset, account: Account) -> dict[int, str] | None:
-    """The classes of which there is an image that can be used. Raises ValueError where there is none."""
+    """The classes of which there is an image that can be used, and those that a table declares.
+
+    Raises:
+        ValueError: no image that can be used has a label.
+    """
     if not id2label:
         return id2label
     used = {i for label in dataset.conditions() for i in (label if isinstance(label, tuple) else [label])}
     without = [name for i, name in id2label.items() if i not in used]
     if len(without) == len(id2label):
         raise ValueError("; ".join(["no image that can be used has a label", *dataset.skipped[:3]]))
+    # Names that a table lists are numbered by it, and a stream of it, which is not read to its end, has them all.
+    is_declared = dataset.declares_classes and not account.folders
     if without:
-        account.notes.append(
-            f"classes without an image that can be used are left out: {len(without):,} ({examples(without)})"
-        )
-    left = {i: name for i, name in id2label.items() if i in used}
+        end = "" if is_declared else " are left out"
+        account.notes.append(f"classes without an image that can be used{end}: {len(without):,} ({examples(without)})")
+    left = id2label if is_declared else {i: name for i, name in id2label.items() if i in used}
     if len(left) == 1:
         account.notes.append(f"there is one class only ({next(iter(left.values()))}): labels tell nothing apart")
     return left
