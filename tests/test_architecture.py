@@ -32,9 +32,9 @@ LAYERS = [
         "demo_arguments",
     ),
     "pictures",
-    *("adapters", "objectives", "pipelines", "networks", "grids", "sample"),
+    *("adapters", "objectives", "pipelines", "networks", "grids"),
     *("data", "settings", "sharing", "evaluation", "training"),
-    *("evaluate", "demo", "inspection", "cli"),
+    *("sample", "evaluate", "demo", "inspection", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

@@ -1,10 +1,13 @@
 """What a push shows: 20 different models through the genuine client, and every byte of them searched."""
 
+import base64
 import json
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -28,7 +31,8 @@ from cond_pipelines.cli import main
 from cond_pipelines.errors import UserError
 from cond_pipelines.files import without_path
 from cond_pipelines.sharing.card import CardFacts, render_card, write_card
-from cond_pipelines.sharing.contents import secrets_of
+from cond_pipelines.sharing.contents import copy_file
+from cond_pipelines.sharing.leaks import refuse_secrets, secrets_of
 from cond_pipelines.sharing.push import push_folder
 
 CLASSES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
@@ -51,17 +55,24 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("private_place")
     parent = root / "parent"
     stable_diffusion().save_pretrained(parent)
-    common = {"checkpointing_steps": 2, "max_train_steps": 2, "validation_fraction": 0.4}
-    for kind in ("none", "class", "text"):
-        more = {"caption_column": "caption"} if kind == "text" else {}
-        run(root / kind, conditioning=kind, **common, **more, cache_dir=str(root / "cache"), ema_lengths=[0.05])
+    few = {"dataset_name": "training_common:few_shapes", "max_train_steps": 1}
+    run(root / "none", conditioning="none", **few, cache_dir=str(root / "cache"))
+    for kind in ("class", "text"):
+        more = {"checkpointing_steps": 2, "max_train_steps": 2, "validation_fraction": 0.4, "ema_lengths": [0.05]}
+        more |= {"caption_column": "caption"} if kind == "text" else {}
+        run(root / kind, conditioning=kind, **more, cache_dir=str(root / "cache"))
         args = ["--dataset_name", "training_common:shapes", "--num_samples", "8", "--num_real", "8"]
         extractor = ["--feature_extractor", "training_common:few_pixels", "--num_inference_steps", "1"]
         main(["evaluate", str(root / kind), *args, *extractor])
-    of_sd = {"pretrained_model_name_or_path": str(parent), "unet_size": None, "resolution": 16}
-    lora = {"train": "lora", "rank": 2, "train_text_encoder": True}
-    run(root / "lora", conditioning="text", caption_column="caption", **common, **of_sd, **lora)
-    run(root / "class_lora", conditioning="class", **common, **of_sd, train="lora", rank=2)
+    of_sd = {
+        "pretrained_model_name_or_path": str(parent),
+        "unet_size": None,
+        "resolution": 16,
+        "train": "lora",
+        "rank": 2,
+    }
+    run(root / "lora", conditioning="text", caption_column="caption", **few, **of_sd, train_text_encoder=True)
+    run(root / "class_lora", conditioning="class", **few, **of_sd)
     for path in root.glob("*/training_config.yaml"):
         path.write_text(f"{path.read_text()}hub_token: {SECRET}\n")
     return root
@@ -167,6 +178,111 @@ def test_a_file_that_tells_of_this_machine_is_refused_by_name(model, where, what
     assert "\n" not in str(error.value) and SECRET not in str(error.value) and not hub.repos
 
 
+def encoded(text: str) -> dict[str, bytes]:
+    """How others write a path or a key."""
+    escapes = "".join(f"\\u{ord(c):04x}" for c in text)
+    return {
+        **{f"base64, {i} bytes before": base64.b64encode(b"x" * i + text.encode() + b"/y") for i in range(3)},
+        "base64 of addresses": base64.urlsafe_b64encode(f"??{text}??".encode()),
+        "address": quote(text, safe="").encode(),
+        "JSON escapes": f'{{"a": "{escapes}"}}'.encode(),
+        "JSON in JSON": json.dumps(json.dumps({"a": text.replace("/", "\\u002f")})).encode(),
+        "PHP's JSON": text.replace("/", "\\/").encode(),
+        "HTML": "".join(f"&#{ord(c)};" for c in text).encode(),
+        "UTF-16": text.encode("utf-16"),
+        "hexadecimal": text.encode().hex().upper().encode(),
+        "YAML": "".join(f"\\x{ord(c):02x}" for c in text).encode(),
+    }
+
+
+@pytest.mark.parametrize("how", encoded("x"))
+def test_what_is_searched_for_is_found_as_others_write_it(how, monkeypatch, tmp_path):
+    """In a file that is copied as it is, such as card.yaml."""
+    monkeypatch.setenv("HOME", "/home/annabel")
+    monkeypatch.setenv("SOME_API_KEY", "Geheim-1234567890/abc")
+    (tmp_path / "stage").mkdir()
+    for text in ("/home/annabel", "Geheim-1234567890/abc"):
+        (tmp_path / "stage/card.yaml").write_bytes(b"description: see " + encoded(text)[how] + b" there\n")
+        with pytest.raises(UserError, match=r"card\.yaml holds (the home folder|a token)"):
+            refuse_secrets(tmp_path / "stage", secrets_of([], [], "me/model"))
+    (tmp_path / "stage/card.yaml").write_bytes(b"description: see " + encoded("/home/annabella")[how] + b"\n")
+    if "base64" not in how and how not in ("UTF-16", "hexadecimal"):  # these do not tell where a name ends
+        refuse_secrets(tmp_path / "stage", secrets_of([], [], "me/model"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk",
+        f"github_pat_{'A1' * 30}",
+        f"AIza{'b' * 35}",
+        f"xoxb-{'1' * 24}",
+        f"glpat-{'x' * 20}",
+    ],
+)
+def test_keys_of_others_are_known_by_their_form(text, tmp_path):
+    (tmp_path / "README.md").write_text(f"# A\n{text}\n")
+    with pytest.raises(UserError, match=r"README\.md holds what looks like a token") as error:
+        refuse_secrets(tmp_path, secrets_of([], [], "me/model"))
+    assert text[-8:] not in str(error.value)
+
+
+def test_keys_of_the_environment_and_of_netrc(tmp_path, monkeypatch):
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 0123456789abcdef0123\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "fedcba9876543210")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-and-long-enough")
+    (tmp_path / "stage").mkdir()
+    for text, leaks_something in (
+        ("0123456789abcdef0123", True), ("fedcba9876543210", True), ("false-and-long-enough", False),
+    ):  # fmt: skip
+        (tmp_path / "stage/card.yaml").write_text(f"name: {text}\n")
+        if leaks_something:
+            with pytest.raises(UserError, match="holds a token"):
+                refuse_secrets(tmp_path / "stage", secrets_of([], [], "me/model"))
+        else:
+            refuse_secrets(tmp_path / "stage", secrets_of([], [], "me/model"))
+
+
+def test_pictures_go_without_what_does_not_draw(tmp_path):
+    """EXIF, comments in blocks, chunks of other programs, and what follows the end."""
+    secret, image = "/home/annabel/" + "x" * 300, Image.new("RGB", (4, 4), "red")
+    exif = Image.Exif()
+    exif[0x9C9C] = secret.encode("utf-16-le")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("run", "abc")
+    info.add(b"prVt", zlib.compress(secret.encode()))
+    image.save(tmp_path / "samples.png", pnginfo=info, exif=exif)
+    frames = [Image.new("P", (4, 4), i) for i in range(3)]
+    frames[0].save(
+        tmp_path / "samples.gif", save_all=True, append_images=frames[1:], comment=secret, loop=0, duration=40
+    )
+    for name in ("samples.png", "samples.gif"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(zlib.compress(secret.encode()))
+        copy_file(tmp_path, name, tmp_path / "stage")
+        sent = (tmp_path / "stage" / name).read_bytes()
+        assert len(sent) < len((tmp_path / name).read_bytes()) - 20
+        assert not re.search(rb"annabel|a\0n\0n\0a|prVt|eXIf|\x21\xfe", sent)
+        with Image.open(tmp_path / name) as before, Image.open(tmp_path / "stage" / name) as after:
+            assert getattr(before, "n_frames", 1) == getattr(after, "n_frames", 1)
+            for i in range(getattr(before, "n_frames", 1)):
+                before.seek(i), after.seek(i)
+                assert before.convert("RGB").tobytes() == after.convert("RGB").tobytes()
+                assert before.info.get("duration") == after.info.get("duration")
+            assert after.info.get("run") == ("abc" if name.endswith("png") else None)
+    for name, content in (
+        ("a.png", b"x"),
+        ("b.png", sent[:20]),
+        ("c.gif", b"GIF89a"),
+        ("d.gif", b"GIF89a" + b"\xff" * 40),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            copy_file(tmp_path, name, tmp_path / "stage")
+
+
 def test_a_name_that_is_public_or_common_is_no_secret(model, hub, monkeypatch):
     for user in ("me", "root", "class"):
         monkeypatch.setenv("LOGNAME", user)
@@ -249,8 +365,18 @@ def test_the_card_of_a_lora_of_stable_diffusion(trained, hub, monkeypatch, tmp_p
         monkeypatch.chdir(tmp_path)
         if not (tmp_path / "parent").exists():
             os.symlink(trained / "parent", tmp_path / "parent")
-        exec(compile(blocks[0], f"card of {kind}", "exec"), {})
+        exec(compile(blocks[0], f"card of {kind}", "exec"), made := {})
         assert (tmp_path / "sample.png").is_file()
+        # A trained text encoder has another "no prompt" than the encoded empty one: it comes with the adapter.
+        saved = load_file(trained / kind / "adapter/diffusion_pytorch_model.safetensors")
+        assert torch.equal(made["pipe"].adapter.null_tokens, saved["null_tokens"])
+        assert made["pipe"].adapter.config.get("null_prompt") is None
+        assert ('takes for "no prompt" lies in `adapter/`' in text) == (kind == "lora")
+    (frozen := tmp_path / "frozen").mkdir()
+    shutil.copytree(trained / "lora", frozen, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((frozen / "adapter/config.json").read_text())
+    (frozen / "adapter/config.json").write_text(json.dumps(config | {"null_prompt": ""}))  # as of a frozen encoder
+    assert "takes two lines" in write_card(frozen, "me/frozen").read_text()
     pipe = quiet(StableDiffusionPipeline.from_pretrained(trained / "parent"))
     pipe.load_lora_weights("me/lora")
     assert pipe.get_active_adapters()

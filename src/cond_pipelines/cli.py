@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, one_line_errors
 from .processes import command_line
@@ -87,7 +88,7 @@ def inspect(args: list[str]) -> None:
     config = parse_config(args)
     from .inspection import inspect as lines_of
 
-    print(lines_of(config))
+    print(lines_for_terminal(lines_of(config)))
 
 
 def compare(args: list[str]) -> None:
@@ -99,7 +100,7 @@ def compare(args: list[str]) -> None:
     from .evaluation.compare import compare as rows_of
     from .evaluation.compare import read_report, table
 
-    print(table(rows_of(read_report(options.a), read_report(options.b))))
+    print(lines_for_terminal(table(rows_of(read_report(options.a), read_report(options.b)))))
 
 
 def convert(args: list[str]) -> None:
@@ -109,7 +110,7 @@ def convert(args: list[str]) -> None:
     options = parser.parse_args(args)
     from .training.checkpoints import convert_checkpoint
 
-    print(convert_checkpoint(options.checkpoint))
+    print(for_terminal(str(convert_checkpoint(options.checkpoint))))
 
 
 def ema(args: list[str]) -> None:
@@ -123,7 +124,7 @@ def ema(args: list[str]) -> None:
 
     folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
     pipeline_of_length(options.folder, options.length).save_pretrained(folder)
-    print(folder)
+    print(for_terminal(folder))
 
 
 def card(args: list[str]) -> None:
@@ -134,7 +135,7 @@ def card(args: list[str]) -> None:
     options = parser.parse_args(args)
     from .sharing.card import write_card
 
-    print(write_card(options.folder, options.repo_id))
+    print(for_terminal(str(write_card(options.folder, options.repo_id))))
 
 
 def push(args: list[str]) -> None:
@@ -161,4 +162,4 @@ def push(args: list[str]) -> None:
     from .sharing.push import push_folder
 
     commit = push_folder(options.pop("folder"), options.pop("repo_id"), **options)
-    print(commit.pr_url or commit.commit_url)
+    print(for_terminal(str(commit.pr_url or commit.commit_url)))

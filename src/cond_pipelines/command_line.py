@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_origin
 
+from .console import for_terminal
 from .flags import default_of, hints_of, kinds_of, settings_of
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -67,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         return vars(values), unknown
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {for_terminal(message)}\n")
 
     def refuse_unknown(self, unknown: Sequence[str]) -> None:
         """End with one line where an argument is not known, naming the nearest flag."""

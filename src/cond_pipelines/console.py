@@ -1,12 +1,19 @@
-"""stdout and stderr that do not end a run: a pipe or a terminal that is gone, a terminal that lacks a character."""
+"""stdout and stderr: text of others stays text there, and a pipe or a terminal that is gone does not end a run.
+
+Every line of this package that holds text of others (names of files, labels, captions, what the Hub or a library says)
+is printed by `say`, or with `for_terminal`. What other libraries print themselves passes through the streams of a
+command, which write control characters out too.
+"""
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+_CURSOR_UP = re.compile(r"\n*(\x1b\[A)*")  # how tqdm goes from bar to bar: a write of nothing else
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ESTALE}  # EIO: the terminal was closed
 
 
@@ -27,18 +34,41 @@ def for_terminal(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def lines_for_terminal(text: str) -> str:
+    """As `for_terminal`, of text of several lines that are ours: each of them stays one line."""
+    return "\n".join(map(for_terminal, text.split("\n")))
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print one line on stderr (or `file`), above all progress bars, as `for_terminal` shows it."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(for_terminal(line), file=sys.stderr if file is None else file)
+
+
+def _shown(text: str) -> str:
+    r"""What a library prints, without what moves the cursor or hides text; `\r` only where a progress bar has it."""
+    if _CURSOR_UP.fullmatch(text):
+        return text
+    start = "\r" if text.startswith("\r") else ""
+    return start + "\n".join(
+        "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
+        for line in text[len(start) :].replace("\r\n", "\n").split("\n")
+    )
+
+
 class _Steady:
-    """A stream that falls silent when nobody can read it any more."""
+    """A stream that shows text of others as text, and falls silent when nobody can read it any more."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            self._stream.write(_shown(text))
         except OSError as error:
             self._fall_silent(error)
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         try:

@@ -7,6 +7,7 @@ The class and text models start from the unconditional one: every UNet weight is
 samples show is then read back from their pixels, so the report needs no judge but `read_attributes`.
 """
 
+from .console import for_terminal
 from .demo_arguments import parse_demo_args
 
 if __name__ == "__main__":
@@ -185,7 +186,7 @@ def run_demo(output_dir: Path, speed: float = 1.0, num_samples: int = 256) -> No
     output_dir = writable_folder(str(output_dir))
     report = report_demo(train_demo(output_dir, speed), output_dir, num_samples)
     print(json.dumps(report, indent=2))
-    print(f"{time.perf_counter() - start:.0f} s; look at {output_dir / 'gallery.png'}")
+    print(for_terminal(f"{time.perf_counter() - start:.0f} s; look at {output_dir / 'gallery.png'}"))
 
 
 if __name__ == "__main__":

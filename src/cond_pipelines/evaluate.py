@@ -1,6 +1,6 @@
 """accelerate launch -m cond_pipelines.evaluate MODEL --num_samples 10000"""
 
-from .console import for_terminal
+from .console import for_terminal, lines_for_terminal
 from .errors import one_line_errors
 from .processes import command_line, use_all_cores
 
@@ -17,7 +17,7 @@ def main(args: list[str] | None = None) -> None:
         from .evaluation.sweep import sweep, table
 
         if config.sweep:
-            print(table(sweep(config)))
+            print(lines_for_terminal(table(sweep(config))))
             return
         for row in evaluate(config).get("measures", []):
             real = "" if row["real"] is None else f"  (held-out real images {row['real']})"

@@ -18,15 +18,18 @@ WEIGHTS = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
 _PLACES = ("evaluation", "images", ".eval_results", "ema", "adapter", "unet", "vae", "text_encoder", "tokenizer")
 _MAX_FILES = 20_000  # in all of these
 _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000_000
+_MAX_GROWTH = 1_000  # of a text, by the normalizer of a tokenizer
 # Fields that say how many of something are made one after the other; those of normalization are none.
 _IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|depths?|.*num_inference_steps")
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_block", "decoder_block")
-_CONFIGS = (
-    *("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "generation_config.json"),
-    "preprocessor_config.json",
-)
+# config.json, tokenizer_config.json, config.4.0.0.json, which a config.json may name; of any case, as some disks are.
+_CONFIG = re.compile(r"model_index\.json|(.*_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # Files of transformers in which a large number is no size.
-_NO_SIZES = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
+_NO_SIZES = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+# With which a config names files; transformers before 5.23 opens a tokenizer's `vocab_file` wherever it is. The two
+# excepted are in old files as paths of whoever wrote them, and are not opened.
+_OTHER_FILES = re.compile(r"configuration_files|fast_tokenizer_files|(?!special_tokens_map|added_tokens)\w+_(file|spm)")
+_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
 def inside(folder: str | Path, name: str | Path = "") -> Path:
@@ -73,7 +76,7 @@ def check_model_folder(folder: str | Path) -> None:
 
     Refused are: a link that leaves the folder; a component whose name is a path; an index of weights that names a file
     elsewhere, or one that is not safetensors; what a PEFT adapter_config.json would load from elsewhere; numbers of
-    layers, sizes and depths that no network has.
+    layers, sizes and depths that no network has; a tokenizer whose replacements have no end.
 
     Args:
         folder: a pipeline's, or a single network's; also a snapshot in the Hub's cache.
@@ -86,12 +89,14 @@ def check_model_folder(folder: str | Path) -> None:
     names = component_names(read_json(inside(folder, index.name)), index) if index.is_file() else []
     for path in _touched(folder, names):
         inside(folder, path.relative_to(folder))
-        if path.name == "adapter_config.json" and path.parent != folder:
+        if path.name.lower() == "adapter_config.json" and (path.parent != folder or not index.is_file()):
             raise UserError(f"{path} would load another model, which it names: it is not followed")
-        if path.name.endswith(".index.json"):
+        if path.name.lower().endswith(".index.json"):
             _check_weights_index(path)
-        elif path.name in _CONFIGS:
+        elif _CONFIG.fullmatch(path.name):
             _check_config(path)
+        elif path.name.lower() == "tokenizer.json":
+            _check_tokenizer(path)
 
 
 def _touched(folder: Path, components: list[str]) -> Iterator[Path]:
@@ -123,12 +128,10 @@ def _check_weights_index(path: Path) -> None:
 def _check_config(path: Path) -> None:
     """Sizes before a network is made of them: a billion layers are made one by one."""
     config = read_json(path)
-    kernel = config.get("attn_implementation", config.get("_attn_implementation"))
-    if isinstance(kernel, str) and "/" in kernel:
-        raise UserError(f"{path} asks for code of {kernel[:100]!r} (attn_implementation), which is not run")
-    bound = float("inf") if path.name in _NO_SIZES else _MAX_NUMBER
+    bound = float("inf") if path.name.lower() in _NO_SIZES else _MAX_NUMBER
     layers: dict[str, float] = {}
     for name, value in _values(config, path):
+        _check_asked_for(path, name, value)
         if isinstance(value, bool) or not isinstance(value, int | float) or name.startswith("rope"):
             continue
         if _IN_LAYERS.fullmatch(name):
@@ -143,6 +146,25 @@ def _check_config(path: Path) -> None:
         raise UserError(f"{path}: {blocks} block(s) of {names} are more than any network has ({_MAX_LAYERS:,})")
 
 
+def _check_tokenizer(path: Path) -> None:
+    """Refuse replacements that make a long text of a short one: thirty times "a" to "aa" take all memory."""
+    growth = 1
+    for name, value in _values({"normalizer": read_json(path).get("normalizer")}, path):
+        growth *= max(1, len(value)) if name == "content" and isinstance(value, str) else 1
+    if growth > _MAX_GROWTH:
+        raise UserError(f"{path}: its replacements make a text up to {growth:g} times as long")
+
+
+def _check_asked_for(path: Path, name: str, value: object) -> None:
+    """Refuse what a config asks a library to fetch or to read elsewhere: kernels of the Hub, other files."""
+    if not isinstance(value, str):
+        return
+    if name in _KERNELS and "/" in value:
+        raise UserError(f"{path} asks for code of {value[:100]!r} (attn_implementation), which is not run")
+    if _OTHER_FILES.fullmatch(name) and not re.fullmatch(r"(?!\.)[\w.-]+", value):
+        raise UserError(f"{path}: {name} names {value[:100]!r}: only a file of the same folder is read")
+
+
 def _values(config: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     """All values, also of lists, each with the name of the field that it stands in."""
     left: list[tuple[str, Any, int]] = [("", config, 0)]
@@ -153,7 +175,8 @@ def _values(config: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
         if depth > _MAX_DEPTH or count > _MAX_VALUES:
             raise UserError(f"{path} is nested too deeply, or holds too much")
         if isinstance(value, dict):
-            left += [(str(key), inner, depth + 1) for key, inner in value.items()]
+            of_kernels = name in _KERNELS  # {"attn_implementation": {"text_config": ...}}
+            left += [(name if of_kernels else str(key), inner, depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
             left += [(name, inner, depth + 1) for inner in value]
         else:

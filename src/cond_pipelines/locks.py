@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+
+from .console import say
 
 LOCK_FILE = ".lock"
 
@@ -35,7 +35,7 @@ def locked_folder(folder: Path, is_main_process: bool, flag: str = "--output_dir
                 f"{flag} {folder} is in use by {_holder(folder)}: wait until it ends, or name another folder"
             ) from error
         except OSError as error:  # a file system without locks
-            tqdm.write(f"warning: {folder} cannot be locked ({error}): let no other run write there", file=sys.stderr)
+            say(f"warning: {folder} cannot be locked ({error}): let no other run write there")
             return
         with suppress(OSError):  # who it is helps the next one, but is not needed
             (folder / LOCK_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")

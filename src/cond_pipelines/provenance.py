@@ -1,16 +1,14 @@
 """Which run, or which weights, a result belongs to. Files of earlier versions do not say: they are accepted."""
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
-from tqdm.auto import tqdm
 
-from .console import for_terminal
+from .console import say
 from .errors import read_json, reading
 from .files import sha256_of, whole_file
 from .folders import component_names, inside
@@ -77,7 +75,7 @@ def run_of_file(path: Path) -> str | None:
         with Image.open(path, formats=["PNG", "GIF"]) as image:  # no other is ours
             run = image.info.get(_KEY)
             return run if isinstance(run, str) else None
-    except (OSError, ValueError, SyntaxError, SafetensorError):  # unreadable: another place says so
+    except Exception:  # unreadable, as another place says; Pillow has no base class for what broken files raise
         return None
 
 
@@ -111,7 +109,7 @@ def report_belongs(report: Any, folder: Path, path: Path, facts: dict[str, Any])
 
 def ignored(path: Path, why: str) -> None:
     """Say that a result is left alone."""
-    tqdm.write(for_terminal(f"warning: {path} is ignored: {why}"), file=sys.stderr)
+    say(f"warning: {path} is ignored: {why}")
 
 
 # -------------------------------------------------------------------------------------------------- marked files

@@ -5,6 +5,7 @@ from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .console import for_terminal
 from .errors import OneLineParser, UserError
 from .files import whole_file
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from .pipelines.conditional import ConditionalPipeline
 
 _SOFTWARE = "cond_pipelines"  # in each picture's text; a picture that has it may be replaced
-_READ = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _IN_COLUMNS = ("guidance_scale", "guide_scale", "num_inference_steps", "strength")
 
 
@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
     conditions = [read_condition(pipe, text) for text in options.condition]
     pipe.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _write(draw(pipe, conditions, options), options)
-    print(options.out)
+    print(for_terminal(str(options.out)))
 
 
 def draw(pipe: "ConditionalPipeline", conditions: list[object], options: Namespace) -> "Image.Image":
@@ -132,12 +132,17 @@ def read_condition(pipe: "ConditionalPipeline", text: str) -> object:
 
 
 def _picture(flag: str, path: Path) -> "Image.Image":
+    """An image of any format that training reads, upright, in sRGB; of a mask its brightness."""
     from PIL import Image
 
+    from .data.images import convert, open_image
     from .errors import reading
 
-    with reading(f"{flag} {path}"), Image.open(path, formats=_READ) as image:
-        return image.convert("RGB") if flag == "--image" else image.convert("L")
+    with reading(f"{flag} {path}"):
+        image = open_image(path)
+        if not isinstance(image, Image.Image):
+            raise UserError(f"{flag} {path} has channels that make no picture: save it as PNG")
+        return convert(image, 3 if flag == "--image" else 1)
 
 
 def _check_out(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import mmap
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import read_json
 from ..files import read_checked_json, sha256_of, whole_folder, write_checked_json
 
@@ -79,7 +78,7 @@ def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | 
         with FileLock(f"{folder}.lock"):
             damage = _damage(folder) if folder.is_dir() else None  # another process may have made it
             if damage is not None:
-                tqdm.write(f"warning: {folder} does not verify ({damage}): it is made again", file=sys.stderr)
+                say(f"warning: {folder} does not verify ({damage}): it is made again")
             if damage is not None or not folder.is_dir():
                 try:
                     with whole_folder(folder) as unfinished:

@@ -134,7 +134,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise BadRow(f"{error}{_REMEDY}") from error
         if str(error) not in self.skipped:
             self.skipped.append(str(error))
-            _logger.warning("skipped %s", error)
+            _logger.warning(for_terminal(f"skipped {error}"))
 
     def _augment(
         self, array: np.ndarray, condition: Any, position: int, size: int | tuple[int, int] | None = None

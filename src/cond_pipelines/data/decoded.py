@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..console import for_terminal
 from .array_file import ArrayFile, stored
 from .rows import BadRow
 
@@ -82,7 +83,7 @@ class DecodedImages:
                 return self._from_file(np.setdiff1d(rows, bad), num_rows)
             except OSError as error:
                 place = self.file().parent
-                _logger.warning("images are decoded at every use: %s cannot be written to: %s", place, error)
+                _logger.warning(for_terminal(f"images are decoded at every use: {place} cannot be written to: {error}"))
         return np.setdiff1d(rows, bad)
 
     def _from_file(self, rows: np.ndarray, num_rows: int) -> np.ndarray:

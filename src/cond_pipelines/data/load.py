@@ -1,6 +1,7 @@
 """From arguments to a checked data set."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +13,8 @@ from typing import Any
 import datasets
 import numpy as np
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
-from ..console import for_terminal
+from ..console import for_terminal, say
 from ..data import images as im
 from .account import Account, ReadOptions, examples
 from .buckets import bucket_sizes
@@ -226,7 +226,7 @@ def _quieten_decoders() -> None:
 
 def _source(config: DataArguments, account: Account) -> datasets.Dataset | datasets.IterableDataset:
     """The rows, with known features, at most `--max_train_samples` of them."""
-    PartialState().on_main_process(tqdm.write)(f"reading {config.train_data_dir or config.dataset_name}")
+    PartialState().on_main_process(say)(f"reading {config.train_data_dir or config.dataset_name}", sys.stdout)
     source = load_source(
         config.train_data_dir,
         config.dataset_name,
@@ -264,7 +264,7 @@ def _values(source: datasets.Dataset | datasets.IterableDataset, column: str, st
 
 def _distinct(stream: Any, column: str) -> list[Any]:
     """The different labels of a stream, which is read to its end for them; one of a ClassLabel says them itself."""
-    PartialState().on_main_process(tqdm.write)(f"reading the whole column {column!r} for its classes")
+    PartialState().on_main_process(say)(f"reading the whole column {column!r} for its classes", sys.stdout)
     rows = readable(stream.select_columns([column]), "the stream")
     return list({tuple(v) if isinstance(v, list) else v for v in (row[column] for row in rows)})
 

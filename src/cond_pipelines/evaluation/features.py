@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import UserError, reading
 from ..files import load_array, own_seal, save_array
 from ..networks.readable import SAFE, readable_folder
@@ -199,7 +199,7 @@ def cached(folder: Path, key: dict, make: Callable[[], np.ndarray]) -> np.ndarra
         try:
             return load_array(path, own_seal(key))
         except ValueError as error:
-            tqdm.write(f"warning: {error}: it is made again", file=sys.stderr)
+            say(f"warning: {error}: it is made again")
     features = make()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # several evaluations may share the folder

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import read_json
 from ..files import load_array, own_seal, save_array, write_json
 from ..pipelines.conditional import ConditionalPipeline
@@ -74,7 +74,7 @@ def _check_key(folder: Path, key: dict[str, object]) -> None:
         try:
             before = read_json(path)
         except ValueError as error:  # nothing says whose samples these are
-            tqdm.write(f"warning: {path} is damaged ({error}): the samples are drawn again", file=sys.stderr)
+            say(f"warning: {path} is damaged ({error}): the samples are drawn again")
             for part in folder.glob("[0-9]*.npy"):
                 part.unlink()
     for name, value in json.loads(json.dumps(key)).items():
@@ -90,7 +90,7 @@ def _is_there(path: Path, seal: bytes) -> bool:
     except FileNotFoundError:
         return False
     except ValueError as error:
-        tqdm.write(f"warning: {error}: its samples are drawn again", file=sys.stderr)
+        say(f"warning: {error}: its samples are drawn again")
         return False
     return True
 
@@ -110,6 +110,8 @@ def sampler_of(pipe: ConditionalPipeline, settings: dict[str, object]) -> dict[s
     of_settings = [f"default_{name}" for name in settings]
     defaults = {k: v for k, v in pipe.config.items() if k.startswith("default_") and k not in of_settings}
     values = defaults | {"scheduler": type(pipe.scheduler).__name__} | dict(pipe.scheduler.config)
+    if pipe.guider is not None and "guidance_scale" not in settings:
+        values["guider"] = pipe.guider.to_json_string()
     return {name: str(value) for name, value in values.items() if name != "_diffusers_version"}
 
 

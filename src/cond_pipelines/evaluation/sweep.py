@@ -1,9 +1,11 @@
 """The same evaluation at several settings of the sampler: a table, the trade-off, the best one."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ..console import say
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
 from ..sharing.escaping import table_cell
@@ -47,7 +49,7 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         name = "-".join(f"{key}-{value:g}" for key, value in setting.items())
-        print(f"sweep: {', '.join(f'{key} {value:g}' for key, value in setting.items())}", flush=True)
+        say(f"sweep: {', '.join(f'{key} {value:g}' for key, value in setting.items())}", sys.stdout)
         fields = {_FIELDS.get(key, key): value for key, value in setting.items()}
         one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
         reports.append(evaluate(replace(one, features_dir=str(folder))))
@@ -74,7 +76,8 @@ def write_best(model: Path, reports: list[Report], measure: str, names: list[str
     # The scale of a model that has a guide is the guide's.
     index |= {f"default_{name.replace('guide.scale', 'guidance_scale')}": value for name, value in chosen.items()}
     write_json(index_file, index, sort_keys=True)
-    print(f"best by {measure}: {', '.join(f'{k} {v:g}' for k, v in chosen.items())}, now the default of {model}")
+    best_values = ", ".join(f"{k} {v:g}" for k, v in chosen.items())
+    say(f"best by {measure}: {best_values}, now the default of {model}", sys.stdout)
     return chosen
 
 

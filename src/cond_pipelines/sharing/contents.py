@@ -1,22 +1,19 @@
-"""What goes up in a push: files of an allow list, without paths, and every byte of them is searched before it goes."""
+"""What goes up in a push: files of an allow list, without paths of this machine; `leaks` looks at them once more."""
 
-import getpass
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import get_token
 
-from ..errors import UserError, read_json, read_yaml
+from ..errors import UserError, read_json, read_yaml, reading
 from ..files import without_path, write_json, write_text
 from ..folders import check_model_folder, component_names, inside
 from ..provenance import LORA_FILE, SUMMARY_FILE, report_belongs
+from .bare_pictures import copy_picture
 
 _PAGE = (
     *("README.md", LORA_FILE, "unet/config.json", "LICENSE", "card.yaml", "training_config.yaml", SUMMARY_FILE),
@@ -36,10 +33,7 @@ _COMPONENT_FILE = re.compile(
 )
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENS = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")  # any text is one
-_SEARCHED_BYTES = 2**24
-_TOKEN = re.compile(rb"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_-]{32,}|AKIA[A-Z0-9]{16})\b")
-_COMMON_USERS = {"root", "user", "users", "admin", "ubuntu", "runner", "docker", "jovyan", "app", "test", "home"}
-_TEXT = (".json", ".md", ".yaml", ".txt", ".py", ".jinja")
+_MAX_HEADER_BYTES = 2**27  # of safetensors; its own limit is 100 MB
 
 
 def copy_model(folder: Path, stage: Path) -> None:
@@ -101,12 +95,15 @@ def copy_file(folder: Path, name: str, stage: Path) -> None:
             values.pop(key, None)
         write_json(target, values)
     elif name == LORA_FILE:
-        _copy_without_paths(source, target)
+        with reading(str(source)):
+            _copy_without_paths(source, target)
     elif source.suffix == ".safetensors":
         try:
             os.link(source.resolve(), target)
         except OSError:
             shutil.copyfile(source, target)
+    elif source.suffix in (".png", ".gif"):
+        copy_picture(source, target)
     else:
         shutil.copyfile(source, target)
 
@@ -121,12 +118,14 @@ def _copy_without_paths(source: Path, target: Path) -> None:
     """A safetensors file whose header names no path: PEFT notes there what a LoRA was made from."""
     with source.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise UserError(f"{source} is no safetensors file: its header would have {length:,} bytes")
         header = json.loads(file.read(length))
         metadata = {}
         for key, text in header.get("__metadata__", {}).items():
             try:
                 values = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 metadata[key] = without_path(text)
                 continue
             metadata[key] = json.dumps(_without_origin(without_path(values)))
@@ -143,92 +142,3 @@ def _without_origin(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     return {k: None if k.endswith("base_model_name_or_path") else _without_origin(v) for k, v in values.items()}
-
-
-# -------------------------------------------------------------------------------------------------- the last look
-@dataclass
-class Secret:
-    """What must not go up: `pattern` in the bytes of a file, and what it is in words."""
-
-    what: str
-    pattern: re.Pattern[bytes]
-    in_text_only: bool = False
-
-
-def secrets_of(paths: Iterable[Path], tokens: Iterable[str | None], repo_id: str) -> list[Secret]:
-    """What tells of this machine and its user.
-
-    Args:
-        paths: to search for, in addition to the home folder and the working folder.
-        tokens: to search for, in addition to the one that huggingface_hub is logged in with.
-        repo_id: the name of its owner is public, also where it is the user's name here.
-    """
-    folders = {"the home folder": Path.home(), "the working folder": Path.cwd()}
-    folders |= {f"the folder {path}": path for path in paths}
-    found = []
-    for what, path in folders.items():
-        shortest = 2 if path == Path.home() else 3  # /tmp tells nothing of anybody
-        for form in {str(path), str(path.resolve())} if len(path.resolve().parts) >= shortest else ():
-            found.append(Secret(what, _any_form(form)))
-    for token in {get_token(), *tokens} - {None, ""}:
-        found.append(Secret("a token", re.compile(re.escape(str(token).encode()))))
-    found.append(Secret("what looks like a token", _TOKEN))
-    user = _user()
-    if user is not None:
-        name = re.escape(user.encode())
-        found.append(Secret("the user's name", re.compile(rb"[/\\](?:home|Users)[/\\]+" + name + rb"(?![\w.-])")))
-        if len(user) > 2 and user.lower() not in (_COMMON_USERS | {repo_id.split("/")[0].lower()}):
-            word = re.compile(rb"(?<![A-Za-z0-9])" + name + rb"(?![A-Za-z0-9])")
-            found.append(Secret("the user's name", word, in_text_only=True))
-    return found
-
-
-def _any_form(path: str) -> re.Pattern[bytes]:
-    """A path as it is, and as JSON and a URL write it; the same path with more behind it is another one."""
-    forms = {path, json.dumps(path)[1:-1], path.replace("\\", "/"), path.replace(" ", "%20"), path.replace("/", "\\/")}
-    return re.compile(b"(?:%s)(?![\\w.-])" % b"|".join(re.escape(form.encode()) for form in sorted(forms)))
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return None
-
-
-def refuse_secrets(stage: Path, secrets: list[Secret]) -> None:
-    """Search every byte below `stage`. Raises UserError with the name of a file that tells of this machine."""
-    files = [path for path in stage.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda path: (path.name == "README.md", path)):  # the card repeats what others say
-        for secret in secrets:
-            if secret.in_text_only and path.suffix not in _TEXT:
-                continue
-            for part in _parts(path):
-                if match := secret.pattern.search(part):
-                    shown = "" if "token" in secret.what else f" ({match.group().decode(errors='replace')})"
-                    raise UserError(
-                        f"not pushed: {path.relative_to(stage)} holds {secret.what}{shown}: take it out of that file"
-                    )
-
-
-def _parts(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, in parts that overlap by more than what is searched for; of a PNG its texts too."""
-    with path.open("rb") as file:
-        rest = b""
-        while part := file.read(_SEARCHED_BYTES):
-            yield rest + part
-            rest = part[-8192:]
-    if path.suffix == ".png":
-        yield _texts_of_png(path)
-
-
-def _texts_of_png(path: Path) -> bytes:
-    """Its texts, which may be compressed."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            return "\n".join(f"{key} {value}" for key, value in image.info.items()).encode("utf-8", "replace")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"not pushed: {path.name} is no PNG that can be read: {error}") from error

@@ -142,6 +142,7 @@ class _Adapter:
     """What a card needs of adapter/config.json."""
 
     id2label: dict[str, str] | None = None
+    null_prompt: str | None = ""  # None: it keeps its own encoded "no prompt"; the text encoder was trained
 
 
 @dataclass
@@ -170,14 +171,15 @@ class CardFacts:
     evaluation: EvaluationFacts | None
     unet_class: str = "UNet2DConditionModel"
     adapter_class: str = ""
+    has_own_null: bool = False
     of_parent: list[str] = field(default_factory=list)
     is_distilled: bool = False
     has_guide: bool = False
 
     @property
     def lora_is_all(self) -> bool:
-        """Whether the LoRA's file is the whole model: nothing of the adapter was trained."""
-        return self.lora and self.adapter_class == "PromptAdapter"
+        """Whether the LoRA's file is the whole model: the adapter is the one that any parent of that kind has."""
+        return self.lora and self.adapter_class == "PromptAdapter" and not self.has_own_null
 
     @property
     def needed(self) -> str:
@@ -250,6 +252,7 @@ class CardFacts:
             evaluation=_evaluation(folder, setting, height_px if vae is None else None),
             unet_class=str(index.unet[1]),
             adapter_class=str(index.adapter[1]),
+            has_own_null=adapter.null_prompt is None,
             has_guide=index.guide[1] is not None,
             is_distilled=(index.objective or {}).get("name") == "distillation",
             of_parent=[name for name in component_names(found, folder) if found[name] == [None, None]],

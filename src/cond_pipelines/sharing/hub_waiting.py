@@ -1,6 +1,5 @@
 """Waiting for the Hub: not for ever, and not in silence. By itself huggingface_hub waits without a limit."""
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -10,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import set_client_factory
 from huggingface_hub.utils import _http
-from tqdm.auto import tqdm
+
+from ..console import say
 
 _SILENCE_SEC = 60.0  # without a single byte
 _NUM_SILENCES = 2  # in a row, then it is given up: huggingface_hub alone would try six times
@@ -76,7 +76,7 @@ def waiting_for(what: str) -> Iterator[None]:
     def tell() -> None:
         pause = _FIRST_LINE_SEC
         while not over.wait(pause):
-            tqdm.write(f"waiting for the Hub: {what}, {time.monotonic() - start:.0f} s", file=sys.stderr)
+            say(f"waiting for the Hub: {what}, {time.monotonic() - start:.0f} s")
             pause = _NEXT_LINES_SEC
 
     threading.Thread(target=tell, daemon=True).start()

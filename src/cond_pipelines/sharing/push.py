@@ -2,7 +2,6 @@
 
 import glob
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,11 +12,12 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from ..console import for_terminal
+from ..console import say
 from ..errors import read_yaml
 from .card import write_card
-from .contents import copy_model, copy_page, refuse_secrets, secrets_of
+from .contents import copy_model, copy_page
 from .hub_waiting import is_silence, limited_waiting, waiting_for
+from .leaks import refuse_secrets, secrets_of
 
 # What another model in a repository cannot have left: these stay where they are.
 _NOT_OF_A_MODEL = re.compile(r"\.git\w+|(LICENSE|NOTICE)[\w.-]*|CITATION\.cff|[\w-]+\.md", re.ASCII)
@@ -103,7 +103,7 @@ def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
         copy_model(folder, stage)
         private = copy_page(page_of, stage, how.include_training_images)
         if private:
-            _say(f"{', '.join(private)} stays here: it shows training images; --include_training_images uploads it")
+            say(f"{', '.join(private)} stays here: it shows training images; --include_training_images uploads it")
         write_card(stage, repo_id)  # a bad card.yaml is an error before anything is made on the Hub
         refuse_secrets(stage, secrets_of(_folders_of(page_of), [how.token, _recorded_token(page_of)], repo_id))
         repository = _Repository(api, repo_id, how.private)
@@ -130,10 +130,6 @@ def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
             raise PushError(f"not pushed to {repo_id}: {_explain(error)}. {repository.state}") from error
 
 
-def _say(line: str) -> None:
-    print(for_terminal(line), file=sys.stderr)
-
-
 def _folders_of(folder: Path) -> list[Path]:
     """The model's folder and the one above, where these say more than a drive."""
     home = folder.resolve()
@@ -153,7 +149,7 @@ def _of_another_model(api: HfApi, repo_id: str, revision: str | None, stage: Pat
     others = sorted(name for name in there if name not in mine and not _NOT_OF_A_MODEL.fullmatch(name))
     if others:
         shown = ", ".join(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
-        _say(f"{repo_id}: the commit deletes what is not of this model: {shown}; --keep leaves it")
+        say(f"{repo_id}: the commit deletes what is not of this model: {shown}; --keep leaves it")
     return others
 
 
@@ -202,7 +198,7 @@ def _try(what: str, call: Callable[[], _Answer]) -> _Answer:
             passing = status is None and not final
             if attempt == _NUM_TRIES - 1 or not (passing or status == 429 or (status or 0) >= 500):
                 raise
-            _say(f"the Hub: {_explain(error)}; trying again")
+            say(f"the Hub: {_explain(error)}; trying again")
             time.sleep(_pause_sec(error, attempt))
     raise AssertionError("the last try returns or raises")
 
@@ -222,7 +218,7 @@ def _status(error: BaseException) -> int | None:
 
 def _pause_sec(error: BaseException, attempt: int) -> float:
     asked = getattr(_response(error), "headers", {}).get("Retry-After", "")
-    return min(60.0, float(asked)) if asked.isdigit() else 2.0**attempt
+    return min(60.0, float(asked)) if asked.isascii() and asked.isdigit() else 2.0**attempt
 
 
 def _explain(error: BaseException) -> str:

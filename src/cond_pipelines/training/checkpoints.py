@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import UserError, checked, read_json, reading
 from ..files import (
     finish_folder,
@@ -124,6 +124,8 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint. Raises ValueError for anything but what was written."""
     file = path / _MANIFEST
     try:
+        if file.is_symlink():
+            raise ValueError("it is a link, which is not followed")
         values = read_json(file)
         if not isinstance(values, dict) or set(values) != {"files", "identity"}:  # which an earlier version wrote
             values = read_checked_json(file, tuple(f.name for f in fields(Manifest)))
@@ -137,13 +139,17 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Those whose name says that they are complete, oldest first.
+    """Those whose name says that they are complete, oldest first; a link to one is none.
 
     The order is that in which they were written: a run that goes back to step 5 leaves an older checkpoint-10.
     """
-    complete = [p for p in folder.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file()]
+    complete = [p for p in _named(folder) if not p.is_symlink() and (p / _MANIFEST).is_file()]
     numbers = {path: manifest.number for path, manifest in _manifests(complete)}  # unknown: damaged, looked at first
     return sorted(complete, key=lambda p: (numbers.get(p, float("inf")), int(p.name.removeprefix("checkpoint-"))))
+
+
+def _named(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
 
 
 def _manifests(paths: list[Path]) -> list[tuple[Path, Manifest]]:
@@ -247,17 +253,20 @@ def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str 
             return None, f"no complete checkpoint there (in {folder}: {there})"
         problem = broken(path)
         return str(path), problem and f"{path}: {problem}"
+    for path in _named(folder):
+        if path.is_symlink():  # the folder may be one that somebody else made
+            say(f"warning: {path} is passed over: it is a link to {path.resolve()}; name that folder to go on from it")
     known = all_checkpoints(folder)
     others = {
         p: manifest.run for p, manifest in _manifests(known) if run is not None and manifest.run not in (run, None)
     }
     for path, theirs in others.items():
-        tqdm.write(f"warning: {path} is passed over: it is of another run ({theirs}, this folder is of {run})")
+        say(f"warning: {path} is passed over: it is of another run ({theirs}, this folder is of {run})")
     for path in reversed([path for path in known if path not in others]):
         problem = broken(path)
         if problem is None:
             return str(path), None
-        tqdm.write(f"warning: {path} is passed over: {problem}")
+        say(f"warning: {path} is passed over: {problem}")
     if others:
         newest = list(others)[-1].name
         return None, f"{folder} holds none of its own run, only of another: name it, as in {newest}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import Parser, unknown_name, with_underscores
+from ..console import say
 from ..errors import read_yaml
 from ..flags import check_needs, hints_of, kinds_of, settings_of
 from .arguments import DataArguments, ModelArguments, OptimizationArguments, OutputArguments
@@ -63,7 +64,7 @@ def _translated(arg: str) -> str:
     ours = same_here(name, _KNOWN)
     if ours is None:
         return arg
-    print(f"--{name} is --{ours} here", file=sys.stderr)
+    say(f"--{name} is --{ours} here")
     return f"--{ours}{equals}{value}"
 
 
@@ -80,7 +81,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         name = str(key)
         ours = same_here(name, _KNOWN)
         if ours is not None:
-            print(f"{path}: {name} is {ours} here", file=sys.stderr)
+            say(f"{path}: {name} is {ours} here")
         elif name not in _KNOWN:
             _refuse(name, name, f"key in {path}: ")
         if (ours or name) in recipe:
@@ -92,7 +93,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         recipe["validation_prompts"] = [str(prompt) for prompt in recipe["validation_prompts"]]
     if recipe.get("max_train_steps") and recipe.get("num_train_epochs"):
         # Both stand in what runs saved formerly: the epochs that were given, and the steps that these came to.
-        print(f"{path}: max_train_steps wins over num_train_epochs", file=sys.stderr)
+        say(f"{path}: max_train_steps wins over num_train_epochs")
         recipe["num_train_epochs"] = None
     return recipe
 

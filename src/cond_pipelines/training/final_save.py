@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
+from ..console import say
 from ..data.load import cache_home
 from ..files import sync_folder, sync_tree, unfinished_folder, whole_folder
 from ..pipelines.conditional import ConditionalPipeline
@@ -62,10 +61,9 @@ def save_finished(
                     f"saved in {place}"
                 )
         if not has_warned:
-            tqdm.write(
+            say(
                 f"warning: {folder.path} cannot be written to ({reason}), nor can {', '.join(map(str, others))}: the "
-                f"trained model is kept in memory; make room (a new try every {_WAIT_SEC} s, Ctrl-C gives it up)",
-                file=sys.stderr,
+                f"trained model is kept in memory; make room (a new try every {_WAIT_SEC} s, Ctrl-C gives it up)"
             )
             has_warned = True
         time.sleep(_WAIT_SEC)

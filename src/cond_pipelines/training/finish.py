@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from ..console import say
 from ..locks import by_main_process
 from .conditions import ConditionEncoder
 from .failures import Interrupted, StoppedAtOnce, StopSignal, TrainingFailure
@@ -34,8 +33,8 @@ def finish(run: Run, state: TrainState, log: TrainingLog, hub: HubPush, stop: St
         has_samples = _show(run, state, log, stop)
     if is_main:
         for line in hub.finish(lambda: stop.now):
-            tqdm.write(line, file=sys.stderr)
-        print(f"saved to {run.output_dir}: load with {how_to_load(pipe, run.output_dir)}")
+            say(line)
+        say(f"saved to {run.output_dir}: load with {how_to_load(pipe, run.output_dir)}", sys.stdout)
     if stop.now:
         without = "" if has_samples else " without new samples"
         raise Interrupted(f"{stop.name}: the model in {run.output_dir} is whole, its card is written{without}")

@@ -1,7 +1,6 @@
 """The log of a run: a progress bar, log.jsonl, a tracker, and the loss curve."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..console import for_terminal
+from ..console import lines_for_terminal, say
 from ..files import append_text, sync_file, write_text
 from ..pictures import loss_plot
 from ..processes import cores_in_words
@@ -84,10 +83,9 @@ class TrainingLog:
                 raise
             if not self._said_full:
                 self._said_full = True
-                tqdm.write(
+                say(
                     f"warning: no room for the log and the pictures in {self.output_dir} ({error.strerror}): the run "
-                    "goes on, and its lines are written once there is room",
-                    file=sys.stderr,
+                    "goes on, and its lines are written once there is room"
                 )
 
     def opening(self, resumed: Progress, lost_words: list[str]) -> None:
@@ -128,7 +126,7 @@ class TrainingLog:
     def print(self, text: str) -> None:
         """On the main process, above the progress bar."""
         if self.accelerator.is_main_process:
-            self.bar.write("\n".join(map(for_terminal, text.splitlines())))  # labels are text of others
+            self.bar.write(lines_for_terminal(text))  # labels are text of others
 
     def step(self, state: TrainState, loss: Tensor, skipped: Tensor, lr: float) -> None:
         """Note one optimizer step; write a line when it is time.

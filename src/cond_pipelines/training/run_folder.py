@@ -7,10 +7,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from ..console import say
 from ..errors import read_json
 from ..files import write_json
+from ..folders import inside
 from ..locks import by_main_process, locked_folder
 from ..provenance import LORA_FILE, RUN_FILE, SUMMARY_FILE, run_of_folder
 from ..sharing.card import is_our_card
@@ -62,6 +63,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         is_main = self.accelerator.is_main_process
+        by_main_process(self._check_links, is_main)
         with self.stack as stack:
             stack.enter_context(locked_folder(self.path, is_main))
             by_main_process(self._check, is_main)
@@ -71,6 +73,21 @@ class RunFolder:
 
     def __exit__(self, *error: object) -> None:
         self.stack.close()
+
+    def _check_links(self) -> None:
+        """Refuse a link through which the run would write, or delete, in another folder; checkpoints are only read.
+
+        The folder may be one that somebody else made.
+        """
+        fixed = ("README.md", ".lock", "unet", "adapter", "vae", "text_encoder", "tokenizer", "scheduler")
+        names = (*_FILES, *_FOLDERS, *fixed, *self._components(), self.config.logging_dir)
+        tops = {Path(name).parts[0] for name in names if Path(name).parts and not Path(name).is_absolute()}
+        places = {path.name for top in tops - {".."} for path in self.path.glob(top)}
+        for place in sorted(places):
+            inside(self.path, place)
+            for path in (self.path / place).rglob("*") if (self.path / place).is_dir() else ():
+                if path.is_symlink():
+                    inside(self.path, path.relative_to(self.path))
 
     def _check(self) -> None:
         """Look, before anything is loaded, whether this run may write here."""
@@ -144,7 +161,7 @@ class RunFolder:
     def _drop_what_comes_later(self, step: int, run: str) -> None:
         """Averages of steps that are made again, and a log of another run."""
         if step and self.run not in (None, run) and (self.path / "log.jsonl").is_file():
-            tqdm.write(f"warning: log.jsonl is of another run ({self.run}, and this is {run}): it starts anew")
+            say(f"warning: log.jsonl is of another run ({self.run}, and this is {run}): it starts anew")
             (self.path / "log.jsonl").unlink()
         for path in self.path.glob(f"{SNAPSHOTS}/*.safetensors"):
             if path.stem.isdigit() and int(path.stem) > step:

@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..adapters.base import Conditioning
+from ..console import say
 from ..data.batches import signed
 from ..data.draws import draw
 from ..data.labels import condition_name
@@ -261,10 +261,10 @@ def write_animation(folder: Path) -> None:
     frames = []
     for step, path in _kept_grids(folder):
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=["PNG"]) as picture:
                 frames.append((f"step {step:,}", picture.convert("RGB")))
         except OSError as error:  # as a power cut leaves it
-            tqdm.write(f"samples.gif is made without {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            say(f"samples.gif is made without {path}: {' '.join(str(error).split())}")
     frames = [frame for frame in frames if frame[1].size == frames[-1][1].size]
     if len(frames) > 1:
         animation(frames, folder / "samples.gif")
