@@ -49,7 +49,7 @@ from cond_pipelines import (
 from cond_pipelines.networks.surgery import with_socket
 
 diffusers.logging.set_verbosity_error()
-NUM_CONFIGURATIONS = 30
+NUM_CONFIGURATIONS = 16
 
 
 # ------------------------------------------------------------------------------ equality with Stable Diffusion
