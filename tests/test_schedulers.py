@@ -8,6 +8,7 @@ import pytest
 import torch
 from parents_common import unet2d
 from pipelines_common import generators, make_components, quiet, sample
+from training_common import run
 
 from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, UnconditionalPipeline
 from cond_pipelines.networks.surgery import with_channels, without_variance
@@ -23,6 +24,7 @@ BASE = {
     "edm": diffusers.EDMEulerScheduler(),
 }
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DDPM_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 VP = ["DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep"]
 VP += ["UniPCMultistep", "DEISMultistep", "SASolver", "LCM", "TCD", "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete"]
 FLOW = ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM", "FlowMapEulerDiscrete"]
@@ -57,6 +59,13 @@ def test_the_options_of_a_flow_model_go_together():
             assert misfit(objective, swapped("flow", name, **FLOW_OPTIONS, use_karras_sigmas=True)) is not None, name
 
 
+def test_a_large_variance_fits():
+    """It needs many steps to keep the marginals, and is what DDPM's models of CIFAR-10 are saved with."""
+    assert (
+        misfit(Objective.from_scheduler(BASE["epsilon"]), diffusers.DDPMScheduler(variance_type="fixed_large")) is None
+    )
+
+
 def test_other_betas_do_not_fit():
     """diffusers' from_config leaves out values that are its defaults; the next class may have other defaults."""
     objective = Objective.from_scheduler(BASE["epsilon"])
@@ -68,10 +77,17 @@ def test_other_betas_do_not_fit():
     )
 
 
-def test_options_that_make_a_scheduler_unstable_do_not_fit():
+def test_options_that_leave_noise_do_not_fit():
+    """DEIS ends at its last noise level, and the Adams method is unstable on large steps, until there are enough."""
     objective = Objective.from_scheduler(BASE["epsilon"])
-    assert "unstable" in misfit(objective, swapped("epsilon", "SASolver", use_beta_sigmas=True))
-    assert misfit(objective, swapped("epsilon", "SASolver", use_karras_sigmas=True)) is None
+    for name, few, enough in (("DEISMultistep", 24, 100), ("SASolver", 8, 50)):
+        scheduler = swapped("epsilon", name, use_beta_sigmas=True)
+        scheduler.set_timesteps(few)
+        assert f"in {few} steps it leaves noise" in misfit(objective, scheduler, "set")
+        assert misfit(objective, scheduler, "own") is None
+        scheduler.set_timesteps(enough)
+        assert misfit(objective, scheduler, "set") is None
+    assert "leaves noise" in misfit(objective, swapped("epsilon", "DEISMultistep", use_beta_sigmas=True))
 
 
 def test_the_check_leaves_the_scheduler_and_the_random_state_alone():
@@ -112,18 +128,27 @@ def test_use_scheduler(kind, tmp_path):
 
 
 def test_a_misfit_is_refused_in_one_line(tmp_path):
-    """In a call, after save and load, in classify, and as the parent of a training (see test_own_objective)."""
+    """In a call, after save and load, in classify and bits_per_dim, and as the parent of a training."""
     pipe = pipeline("epsilon")
     pipe.scheduler = diffusers.schedulers.FlowMapEulerDiscreteScheduler()
-    pipe.save_pretrained(tmp_path)
-    for each in (pipe, quiet(ConditionalPipeline.from_pretrained(tmp_path))):
-        for call in (
+    pipe.save_pretrained(tmp_path / "misfit")
+    images = torch.zeros(1, 3, 8, 8)
+    calls = [
+        function
+        for each in (pipe, quiet(ConditionalPipeline.from_pretrained(tmp_path / "misfit")))
+        for function in (
             lambda each=each: sample(each, class_labels=["star", 0]),
-            lambda each=each: each.classify(torch.zeros(1, 3, 8, 8), ["star", "circle"]),
-        ):
-            with pytest.raises(ValueError, match=r"does not sample for it: .*pipe.use_scheduler\(name\)") as error:
-                call()
-            assert "\n" not in str(error.value)
+            lambda each=each: each.classify(images, ["star", "circle"]),
+            lambda each=each: each.bits_per_dim(images, num_noise=1),
+        )
+    ]
+    parent = {"conditioning": "class", "pretrained_model_name_or_path": str(tmp_path / "misfit"), "unet_size": None}
+    calls.append(lambda: run(tmp_path / "run", **parent))
+    for call in calls:
+        with pytest.raises(ValueError, match=r"does not sample for it: .*pipe.use_scheduler\(name\)") as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_a_flow_is_sampled_at_even_sigmas_whatever_the_scheduler():
@@ -132,6 +157,32 @@ def test_a_flow_is_sampled_at_even_sigmas_whatever_the_scheduler():
         pipe.use_scheduler(name).set_timesteps(4)
         sigmas = pipe.scheduler.timesteps.unique() / 1000
         assert torch.allclose(sigmas.float(), torch.tensor([0.25, 0.5, 0.75, 1.0]), atol=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [("flow", "DEISMultistep", FLOW_OPTIONS), ("epsilon", "DEISMultistep", {"use_beta_sigmas": True})],
+)
+def test_what_leaves_noise_in_few_steps_is_refused_there(kind, name, options):
+    """DEIS stays at its last noise level: much in few steps, and next to nothing in many."""
+    pipe = pipeline(kind)
+    pipe.scheduler = swapped(kind, name, **options)
+    with pytest.raises(ValueError, match="in 4 steps it leaves noise") as error:
+        sample(pipe, class_labels=["star", 0], num_inference_steps=4)
+    assert "\n" not in str(error.value)
+    assert np.isfinite(sample(pipe, class_labels=["star", 0], num_inference_steps=100)).all()
+    pipe.use_scheduler("dpm++")
+    assert np.isfinite(sample(pipe, class_labels=["star", 0], num_inference_steps=4)).all()
+
+
+def test_noise_levels_of_ones_own_on_a_flow():
+    """UniPC makes Karras levels from those of its training; it would swap the ends of even levels that it is given."""
+    pipe = pipeline("flow")
+    pipe.scheduler = swapped("flow", "UniPCMultistep", **FLOW_OPTIONS, use_karras_sigmas=True)
+    for num_steps in (4, 24):
+        pipe.set_timesteps(num_steps)
+        sigmas = pipe.scheduler.sigmas
+        assert sigmas[0] > 0.98 and sigmas[-2] < 0.05 and (sigmas.diff() < 0).all()
 
 
 def test_sigmas_and_timesteps_of_ones_own():
@@ -169,3 +220,20 @@ def test_a_parent_with_learned_variance(kind):
         assert np.isfinite(pipe(**call | {"generator": generators(1)}).images).all(), name
     pipe.unet, pipe.scheduler = with_channels(pipe.unet, 3), without_variance(parent.scheduler)  # as training does
     assert np.isfinite(pipe(**call | {"generator": generators(1)}).images).all()
+
+
+def test_training_from_a_parent_with_learned_variance(tmp_path):
+    """The variance is no part of the loss: its outputs are cut off, and the scheduler says so, also after a save."""
+    torch.manual_seed(0)
+    unet = with_channels(unet2d(), 3, 6)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(variance_type="learned_range")).save_pretrained(tmp_path / "p")
+    parent = {"pretrained_model_name_or_path": str(tmp_path / "p"), "unet_size": None, "max_train_steps": 2}
+    folder = run(tmp_path / "run", conditioning="class", validation_steps=2, num_validation_images=2, **parent)
+    pipe = quiet(ConditionalPipeline.from_pretrained(folder))
+    assert (pipe.unet.config.out_channels, pipe.scheduler.config.variance_type) == (3, "fixed_small")
+    labels = list(pipe.id2label.values())[:2]
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler", None):
+        if name is not None:
+            pipe.scheduler = getattr(diffusers, name).from_config(diffusers.DDPMScheduler().config, **DDPM_BETAS)
+        assert np.isfinite(sample(pipe, class_labels=labels, num_inference_steps=3)).all(), name
+        pipe.use_scheduler("dpm++")

@@ -164,7 +164,9 @@ def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: boo
     default = pipe.config.default_guidance_scale if config.guide_scale is None else 1.0
     scale = default if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
-    report = {"num_inference_steps": num_steps, "guidance_scale": scale}
+    report: Report = {"num_inference_steps": num_steps, "guidance_scale": scale}
+    if pipe.guider is not None and config.guidance_scale is None and config.guide_scale is None:
+        report["guider"] = type(pipe.guider).__name__  # in place of the scale
     if config.guide_scale is not None:
         report["guide_scale"] = config.guide_scale
     elif pipe.components.get("guide") is not None:

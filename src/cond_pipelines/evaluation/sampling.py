@@ -110,6 +110,8 @@ def sampler_of(pipe: ConditionalPipeline, settings: dict[str, object]) -> dict[s
     of_settings = [f"default_{name}" for name in settings]
     defaults = {k: v for k, v in pipe.config.items() if k.startswith("default_") and k not in of_settings}
     values = defaults | {"scheduler": type(pipe.scheduler).__name__} | dict(pipe.scheduler.config)
+    if pipe.guider is not None and "guidance_scale" not in settings:
+        values["guider"] = pipe.guider.to_json_string()
     return {name: str(value) for name, value in values.items() if name != "_diffusers_version"}
 
 

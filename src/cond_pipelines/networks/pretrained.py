@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
@@ -28,6 +29,7 @@ from ..errors import UserError, reading
 from ..folders import check_model_folder
 from ..objectives import Objective
 from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.defaults import DEFAULTS
 from ..pipelines.remote_code import _HUB_ARGUMENTS
 from ..pipelines.settings import TextToImagePipeline, UnconditionalPipeline
 from .readable import readable_folder
@@ -41,10 +43,13 @@ PARENTS: dict[str, type[ConditionalPipeline]] = {
 _HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant")
 _UNET_FILES = ("config.json", "scheduler_config.json", "diffusion_pytorch_model*.safetensors*")
 _KINDS: dict[str, tuple[type, ...]] = {
-    "diffusers": (ModelMixin, SchedulerMixin),
+    "diffusers": (ModelMixin, SchedulerMixin, BaseGuidance),
+    "diffusers.guiders": (BaseGuidance,),
     "transformers": (PreTrainedModel, PreTrainedTokenizerBase, ImageProcessingMixin),
 }
 PathOrName = str | Path
+# Arguments of our constructors that a parent has no place for.
+OWN_ARGUMENTS = ("adapter", "guider", *DEFAULTS)
 # Components that are not read, whatever a repository says they are.
 IGNORED = dict.fromkeys(_STABLE_DIFFUSION, ("safety_checker", "feature_extractor", "image_encoder"))
 
@@ -97,8 +102,7 @@ def load(
             f"{name_or_path} holds a {class_name}: use {right.__name__}.from_pretrained, then "
             f"{cls.__name__}.from_pipe(pipe, adapter=...)"
         )
-    own = ("adapter", "default_num_inference_steps", "default_guidance_scale", "value_range", "objective")
-    given = {name: kwargs.pop(name) for name in own if name in kwargs}
+    given = {name: kwargs.pop(name) for name in OWN_ARGUMENTS if name in kwargs}
     kwargs["use_safetensors"] = True
     if class_name in IGNORED:
         if (index.get("safety_checker") or [None])[0] is not None:
@@ -117,24 +121,8 @@ def load(
     return convert(right, diffusers.DDPMPipeline(unet, scheduler), **given)
 
 
-def load_single_file(cls: type[ConditionalPipeline], path: Path, **kwargs: object) -> ConditionalPipeline:
-    """Stable Diffusion 1.x or 2.x from one .safetensors file.
-
-    Raises:
-        ValueError: the file holds another kind of model, or diffusers cannot read it.
-    """
-    if not issubclass(TextToImagePipeline, cls):
-        raise ValueError(f"{path} is one file of Stable Diffusion: use TextToImagePipeline.from_pretrained")
-    try:
-        parent = diffusers.StableDiffusionPipeline.from_single_file(str(path), safety_checker=None, **kwargs)
-    except Exception as error:  # of many kinds: it guesses the model from the names of the weights
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} cannot be read as one file of Stable Diffusion 1.x or 2.x: {why}") from error
-    return convert(TextToImagePipeline, parent)
-
-
 def check_components(index: dict[str, Any], name_or_path: PathOrName) -> None:
-    """Raise UserError for a component that is no network, scheduler or tokenizer, such as a whole pipeline."""
+    """Raise UserError for a component that is no network, scheduler, guider or tokenizer, such as a whole pipeline."""
     ignored = ("adapter", *IGNORED.get(str(index.get("_class_name")), ()))
     for component, value in index.items():
         library, name = value if isinstance(value, list) and len(value) == 2 else (None, None)

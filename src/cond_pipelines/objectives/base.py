@@ -234,11 +234,14 @@ def of_saved(cls: type[Objective], saved: SavedObjective, scheduler: SchedulerMi
     return build(**(cls.scheduler_arguments(scheduler) or {}) | arguments)
 
 
-def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin) -> None:
+def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin, steps: str = "usual") -> None:
     """Raise ValueError for a scheduler that does not sample for the objective that a model was trained with.
 
-    Its family, prediction and time scale are compared, then what it computes; see `scheduler_fit`. An objective that is
-    not imported is not checked.
+    Its family, prediction and time scale are compared, then what it computes. An objective that is not imported is not
+    checked.
+
+    Args:
+        steps: which steps it makes, see `scheduler_fit.misfit`.
     """
     cls, family, other = saved_class(saved), _family(scheduler), type(scheduler).__name__
     if cls is None:
@@ -256,7 +259,7 @@ def check_scheduler(saved: SavedObjective, scheduler: SchedulerMixin) -> None:
         objective = of_saved(cls, saved, scheduler)
     except TypeError:  # saved before it said what the scheduler must supply, and this scheduler does not
         return
-    if why := misfit(objective, scheduler):
+    if why := misfit(objective, scheduler, steps):
         names = ", ".join(SCHEDULER_NAMES)
         raise ValueError(
             f"the model was trained with the objective {saved['name']}; this {other} does not sample for it: {why}. "

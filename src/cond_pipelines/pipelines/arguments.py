@@ -3,15 +3,31 @@
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
+import difflib
+import inspect
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
+# Names of other libraries, and of other pipelines of this one, for what a call has under another name.
+_OTHER_NAMES = {
+    "seed": "generator=42 (a whole number is a seed)",
+    **dict.fromkeys(("steps", "num_steps", "sampling_steps", "n_steps"), "num_inference_steps"),
+    **dict.fromkeys(("cfg", "cfg_scale", "scale", "w"), "guidance_scale"),
+    **dict.fromkeys(("num_images", "num_samples", "n_samples"), "num_images_per_prompt"),
+    **dict.fromkeys(("size", "resolution", "image_size"), "height and width"),
+    **dict.fromkeys(("callback", "callback_steps"), "callback_on_step_end"),
+    **dict.fromkeys(("init_image", "input_image"), "image"),
+    **dict.fromkeys(("mask", "mask_images"), "mask_image"),
+    **dict.fromkeys(("eta_noise", "ddim_eta"), "eta"),
+}
+_CONDITIONS = {"prompt", "prompts", "text", "caption", "captions", "label", "labels", "y", "classes", "class_labels"}
+_CONDITIONS |= {"class_label", "class_ids", "batch_size", "condition", "conditions"}
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -103,9 +119,39 @@ def mask_input(mask: PipelineImageInput | None) -> PipelineImageInput | None:
     return mask
 
 
+def takes(function: Callable[..., object], num_arguments: int) -> bool:
+    """Whether a function can be called with so many arguments; True where that is not known."""
+    try:
+        inspect.signature(function).bind(*[None] * num_arguments)
+    except TypeError:
+        return False
+    except ValueError:  # of C
+        return True
+    return True
+
+
 def shown(value: object) -> str:
     """The value in an error message, in one short line."""
     return " ".join(repr(value).split())[:60]
+
+
+def unknown_argument(pipeline: str, name: str, own: Sequence[str], sampling: Sequence[str]) -> str:
+    """The error of a call with an argument that it does not have: what to pass instead.
+
+    Args:
+        own: names of the call's arguments that say what is drawn, the condition first.
+        sampling: names of those that every call has.
+    """
+    remedy = _OTHER_NAMES.get(name)
+    if name.removeprefix("negative_") in _CONDITIONS:
+        wanted = [other for other in own if other.startswith("negative_") == name.startswith("negative_")]
+        remedy = wanted[0] if wanted else None
+    near = difflib.get_close_matches(name, [*own, *sampling], n=1)
+    if remedy is None and near:
+        remedy = near[0]
+    if remedy is None:
+        return f"{pipeline} has no argument {name!r}: it has {', '.join([*own, *sampling])}"
+    return f"{pipeline} has no argument {name!r}: use {remedy}"
 
 
 _ADAPTERS = {"none": "UnconditionalAdapter", "class": "ClassLabelAdapter", "text": "TextAdapter"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -17,24 +18,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.denoiser import Network, denoise, unwrapped
-from .arguments import check_adapter
 from .autoguidance import guidance_by_scale
+from .call_state import CallState, one_call_at_a_time
+from .defaults import PipelineWithDefaults
 from .guidance import Guidance, Guider, Step, with_options
-from .image_inputs import Edit, check_call, image_processors, noise_of, num_channels_latents, prepare_edit
-from .remote_code import _INSTALLED, PortablePipeline
-from .sampling import CALLBACK_TENSORS, Call, CallState, Sampling, one_call_at_a_time, takes_sampling
-from .schedulers import end_of_step, is_flow_model, named_scheduler, predicts_variance, set_timesteps
-from .vae import VAE, Generators, vae_decode, vae_encode, vae_scale_factor
+from .image_inputs import Edit, check_call, noise_of, num_channels_latents, prepare_edit
+from .prompts import encoded_alone
+from .sampling import CALLBACK_TENSORS, Call, Sampling, takes_sampling
+from .schedulers import PipelineWithScheduler, end_of_step, predicts_variance
+from .vae import VAE, Generators, vae_decode, vae_encode
 
 if TYPE_CHECKING:
     from typing import Any, Unpack
 
     from cond_pipelines.adapters.base import Conditioning
 
-    from .sampling import Images, SamplingArguments, Steps
+    from .sampling import Images, SamplingArguments
 
 
-class ConditionalPipeline(PortablePipeline, CallState):
+class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState):
     """Image generation under any conditioning adapter; the three settings are its subclasses.
 
     `ConditionalPipeline.from_pretrained(path)` returns the subclass that was saved. Called itself it takes raw
@@ -48,7 +50,9 @@ class ConditionalPipeline(PortablePipeline, CallState):
         text_encoder, tokenizer: for adapters over text.
         default_num_inference_steps, default_guidance_scale: of a call that does not give them.
         value_range: {"low", "high"}, what 0 and 1 mean in the files that it learned from; see `to_values`.
-        objective: the loss it was trained with, such as {"name": "flow_matching", "logit_mean": 0.0}; None: not known.
+        objective: the loss it was trained with, such as {"name": "flow_matching", "logit_mean": 0.0}.
+            These four, where None: of the pipeline whose components these are, else `DEFAULTS`.
+        guider: one of diffusers' guiders, of a call that gives no guidance of its own; None: classifier-free guidance.
         guide: a weaker network of the same kind: guidance_scale is then that of autoguidance.
 
     Example:
@@ -56,9 +60,8 @@ class ConditionalPipeline(PortablePipeline, CallState):
         >>> pipe(condition=["anything its adapter understands"]).images[0]
     """
 
-    conditioning: str | None = None  # the setting of the adapter that a subclass needs; None: any
     model_cpu_offload_seq = "text_encoder->adapter->guide->unet->vae"
-    _optional_components = ["vae", "text_encoder", "tokenizer", "guide"]
+    _optional_components = ["vae", "text_encoder", "tokenizer", "guider", "guide"]
     _callback_tensor_inputs = CALLBACK_TENSORS
 
     def __init__(
@@ -69,52 +72,30 @@ class ConditionalPipeline(PortablePipeline, CallState):
         vae: Optional[VAE] = None,  # noqa: UP045
         text_encoder: Optional[PreTrainedModel] = None,  # noqa: UP045
         tokenizer: Optional[PreTrainedTokenizerBase] = None,  # noqa: UP045
-        default_num_inference_steps: int = 30,
-        default_guidance_scale: float = 2.5,
+        default_num_inference_steps: Optional[int] = None,  # noqa: UP045
+        default_guidance_scale: Optional[float] = None,  # noqa: UP045
         value_range: Optional[dict[str, float]] = None,  # noqa: UP045
         objective: Optional[dict[str, object]] = None,  # noqa: UP045
+        guider: Optional[BaseGuidance] = None,  # noqa: UP045
         guide: Optional[Network] = None,  # noqa: UP045
     ):
         super().__init__()
         self._setup(
-            default_num_inference_steps,
-            default_guidance_scale,
-            value_range,
-            objective,
+            {
+                "default_num_inference_steps": default_num_inference_steps,
+                "default_guidance_scale": default_guidance_scale,
+                "value_range": value_range,
+                "objective": objective,
+            },
             unet=unet,
             scheduler=scheduler,
             adapter=adapter,
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            guider=guider,
             guide=guide,
         )
-
-    def _setup(
-        self,
-        default_num_inference_steps: int,
-        default_guidance_scale: float,
-        value_range: dict[str, float] | None,
-        objective: dict[str, object] | None,
-        **modules: "nn.Module | SchedulerMixin | PreTrainedTokenizerBase | None",
-    ) -> None:
-        check_adapter(type(self).__name__, self.conditioning, modules["adapter"])
-        defaults = {"num_inference_steps": default_num_inference_steps, "guidance_scale": default_guidance_scale}
-        for name, value in defaults.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"default_{name} {value!r} is not a number")
-        if objective is not None and not (isinstance(objective, dict) and isinstance(objective.get("name"), str)):
-            raise ValueError(f"objective {str(objective)[:60]!r} is not a dictionary with a name")
-        self.register_modules(**modules)
-        self.register_to_config(
-            default_num_inference_steps=default_num_inference_steps,
-            default_guidance_scale=default_guidance_scale,
-            value_range=value_range,
-            objective=objective,
-        )
-        vae = modules.get("vae")
-        self.vae_scale_factor = 1 if vae is None else vae_scale_factor(vae)
-        self.image_processor, self.mask_processor = image_processors(vae, self.vae_scale_factor)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: "Any") -> "ConditionalPipeline":
@@ -150,12 +131,17 @@ class ConditionalPipeline(PortablePipeline, CallState):
         return cond, self._condition(self._features(negative_condition))
 
     def _features(self, raw: list[object]) -> dict[str, Tensor]:
+        if self.adapter is None:  # a pipeline that only encodes prompts
+            return encoded_alone(raw, getattr(self, "tokenizer", None), getattr(self, "text_encoder", None))
         inputs = self.adapter.preprocess(raw, getattr(self, "tokenizer", None))
         inputs = {name: x.to(self._execution_device) for name, x in inputs.items()}
         features: dict[str, Tensor] = self.adapter.encode(inputs, getattr(self, "text_encoder", None))
         return features
 
     def _condition(self, features: dict[str, Tensor]) -> "Conditioning":
+        if self.adapter is None or self.unet is None:
+            missing = "adapter" if self.adapter is None else "unet"
+            raise ValueError(f"this pipeline has no {missing}, so it makes no images: it can only encode prompts")
         device, dtype = self._execution_device, self.adapter.dtype
         features = {k: x.to(device, dtype if x.is_floating_point() else None) for k, x in features.items()}
         cond: Conditioning = self.adapter(features)
@@ -163,7 +149,8 @@ class ConditionalPipeline(PortablePipeline, CallState):
 
     def _null_prompt(self) -> str | None:
         """The prompt that "no prompt" is, as for Stable Diffusion, which encodes it each time; None: there is none."""
-        return self.adapter.config.get("null_prompt") if getattr(self, "text_encoder", None) is not None else None
+        has_both = self.adapter is not None and getattr(self, "text_encoder", None) is not None
+        return self.adapter.config.get("null_prompt") if has_both else None
 
     def prepare_latents(
         self, batch_size: int, height: int, width: int, generator: Generators = None, latents: Tensor | None = None
@@ -174,34 +161,6 @@ class ConditionalPipeline(PortablePipeline, CallState):
         call = Sampling(generator=generator, latents=latents)
         noise = noise_of(call, shape, self._execution_device, unwrapped(self.unet).dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
-
-    def use_scheduler(self, name: str, spacing: str | None = None) -> "ConditionalPipeline":
-        """Sample with another scheduler, with the options that fit this model; returns the pipeline.
-
-        Args:
-            name: "euler", "heun", "dpm++", "unipc" or "lcm"; of an EDM model "euler" or "dpm++".
-            spacing: "karras", "beta" or "sgm_uniform" noise levels; None: the scheduler's own.
-
-        Raises:
-            ValueError: the name or the spacing does not fit the model; the message names those that do.
-
-        Example:
-            >>> pipe.use_scheduler("dpm++", spacing="karras")("a red circle", num_inference_steps=12)
-        """
-        scheduler = named_scheduler(name, spacing, self.config.get("objective"), self.scheduler)
-        self._check_scheduler(scheduler)
-        self.register_modules(scheduler=scheduler)
-        return self
-
-    def _check_scheduler(self, scheduler: SchedulerMixin) -> None:
-        if self.config.get("objective") and _INSTALLED:  # with diffusers alone a swapped scheduler is not checked
-            self._installed("objectives.base").check_scheduler(self.config.objective, scheduler)
-
-    def set_timesteps(self, num_inference_steps: int, sigmas: "Steps" = None, timesteps: "Steps" = None) -> Tensor:
-        """Set the number of steps of the scheduler, or the steps, which its noise depends on; returns its timesteps."""
-        self._check_scheduler(self.scheduler)
-        is_flow = is_flow_model(self.config.get("objective"), self.scheduler)
-        return set_timesteps(self.scheduler, num_inference_steps, self._execution_device, is_flow, sigmas, timesteps)
 
     def predict(
         self,

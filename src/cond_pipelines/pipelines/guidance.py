@@ -7,7 +7,8 @@ A guidance of your own is a subclass of `Guidance`, passed to a call: `pipe(...,
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers.guiders.guider_utils import BaseGuidance
+    from diffusers.modular_pipelines.modular_pipeline import BlockState
 
     from cond_pipelines.adapters.base import Conditioning
 
@@ -190,7 +192,10 @@ class Guider(Guidance):
     ) -> Tensor:
         guider = self.guider
         guider.set_state(step=step.index, num_inference_steps=step.num_steps, timestep=step.t)
-        batches = guider.prepare_inputs({"condition": (cond, null)})
+        with self._refusing(network):
+            batches = guider.prepare_inputs({"condition": (cond, null)})
+        for batch in batches:  # of two, diffusers 0.42 takes the second for the one without a condition
+            batch.condition = null if "uncond" in getattr(batch, guider._identifier_key) else cond
         if not _changes_network(guider):
             # Together, the condition last, as `ClassifierFree` does: one row is rounded unlike two.
             predictions = predictions_of([(None, batch.condition) for batch in reversed(batches)], predict)
@@ -199,17 +204,48 @@ class Guider(Guidance):
                 batch.noise_pred = prediction
         else:
             for batch in batches:
-                guider.prepare_models(network)
+                self._change(network, batch)
                 try:
                     batch.noise_pred = predict(None, batch.condition)
                 finally:
                     guider.cleanup_models(network)
+        with self._refusing(network):
+            try:
+                return guider(batches)[0]
+            except RuntimeError:  # MagnitudeAwareGuidance takes norms over at most two dimensions
+                shape = batches[0].noise_pred.shape
+                for batch in batches:
+                    batch.noise_pred = batch.noise_pred.flatten(1)  # (B, C h w)
+                return guider(batches)[0].view(shape)
+
+    def _change(self, network: nn.Module, batch: "BlockState") -> None:
+        """Change the network for one branch, as the guider does.
+
+        A guider knows a branch by how many it has prepared. That is wrong of a branch that comes second where guidance
+        by the condition is off, so the number is set to that of the branch.
+        """
+        guider = self.guider
+        number = guider._input_predictions.index(getattr(batch, guider._identifier_key))
+        with self._refusing(network):
+            guider._count_prepared = number
+            guider.prepare_models(network)
+            if guider._count_prepared == number:  # SmoothedEnergyGuidance of diffusers 0.42 does not count
+                guider._count_prepared = number + 1
+                guider.prepare_models(network)
+
+    @contextlib.contextmanager
+    def _refusing(self, network: nn.Module) -> Iterator[None]:
+        """An error of the guider's own, in one line with the names that it may need."""
         try:
-            guided: Tensor = guider(batches)[0]
-        except RuntimeError as error:
-            why = " ".join(str(error).split())
-            raise ValueError(f"{type(guider).__name__} does not fit predictions of images: {why}") from error
-        return guided
+            yield
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            stacks = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+            stacks = [name for name in stacks if name.endswith("transformer_blocks")]
+            why = " ".join(str(error).split())[:200].rstrip(".")
+            raise ValueError(
+                f"{type(self.guider).__name__} does not fit this model: {why}. The stacks of blocks in its network "
+                f"are {', '.join(stacks) or 'none'}"
+            ) from error
 
 
 def _changes_network(guider: "BaseGuidance") -> bool:

@@ -5,6 +5,7 @@
 This file is self-contained on purpose: it travels with a checkpoint.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,9 @@ def check_call(pipe: "ConditionalPipeline", call: Call) -> None:
         raise ValueError(
             f"callback_on_step_end_tensor_inputs {sorted(unknown)} are not among {pipe._callback_tensor_inputs}"
         )
+    network = unwrapped(pipe.unet)
+    if call.cross_attention_kwargs and "cross_attention_kwargs" not in inspect.signature(network.forward).parameters:
+        raise ValueError(f"cross_attention_kwargs: {type(network).__name__} has no cross-attention, leave them out")
     if call.mask_image is not None and call.image is None:
         raise ValueError("mask_image says where to paint: pass the image too")
     if seen not in (channels, 2 * channels + 1):
@@ -223,6 +227,8 @@ def noise_of(call: Sampling, shape: tuple[int, ...], device: torch.device, dtype
     check_generators(call.generator, shape[0])
     if call.latents is not None and tuple(call.latents.shape) != shape:
         raise ValueError(f"latents have the shape {tuple(call.latents.shape)}, and {shape} is needed")
+    if call.latents is not None and not call.latents.is_floating_point():
+        raise ValueError(f"latents are {call.latents.dtype}, and numbers with a fraction are needed, such as float32")
     if call.latents is not None:
         return call.latents.to(device, dtype)
     return randn_tensor(shape, generator=call.generator, device=device, dtype=dtype)

@@ -19,8 +19,11 @@ _PIPELINE_MODULES = (
     "pipelines.autoguidance",
     "pipelines.schedulers",
     "pipelines.arguments",
+    "pipelines.call_state",
     "pipelines.sampling",
     "pipelines.image_inputs",
+    "pipelines.defaults",
+    "pipelines.prompts",
     "pipelines.conditional",
     "pipelines.settings",
 )  # in the order in which they import one another

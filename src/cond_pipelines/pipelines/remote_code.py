@@ -23,10 +23,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
 from torch import Tensor
 
 from .joined_code import _PACKAGE, adapter_code, pipeline_code
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
 
     from cond_pipelines.evaluation.likelihood import Classification
 
+logger = logging.get_logger(__name__)
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision")
 _INSTALLED = __name__.startswith(f"{_PACKAGE}.")  # otherwise this is the copy in a checkpoint
+_LIBRARIES = ("diffusers", "diffusers.guiders", "transformers")
 _CODE_FILE = re.compile(r"(pipeline|modeling)_cond_[0-9a-f]{10}")
 
 
@@ -47,26 +51,29 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     text_encoder: Any = None  # the mixin asks for it in the settings that have none
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
-        """As diffusers' own, with the code of the pipeline and its adapter. Weights are saved as safetensors only.
+        """As diffusers' own, with the code of the pipeline and its adapter.
 
-        Raises:
-            ValueError: safe_serialization=False, which would write pickled weights.
+        Weights are saved as safetensors only: with safe_serialization=False too, and a warning says so.
         """
-        if (args and not args[0]) or not kwargs.get("safe_serialization", True):
-            raise ValueError(
-                "safe_serialization=False writes weights that can run code when they are read: leave it out"
-            )
+        if not safe_serialization:
+            logger.warning("safe_serialization=False: pickled weights can run code, so safetensors are written instead")
         pushing = ("repo_id", "private", "token", "commit_message", "create_pr", "revision")
         push_kwargs = {name: kwargs.pop(name) for name in pushing if name in kwargs}
         before = {path: path.stat().st_mtime_ns for path in Path(save_directory).glob("*/*.safetensors.index.json")}
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
         _remove_replaced_shards(before)
         add_code(self, Path(save_directory))
         if push_to_hub:
             repo_id = push_kwargs.pop("repo_id", Path(save_directory).name)
-            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **push_kwargs)
+            self.push_to_hub(repo_id, variant=variant, **push_kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Save this pipeline with its code and a model card, and upload it in one commit.
@@ -135,7 +142,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         if Path(pretrained_model_name_or_path).is_file():
             return cls._from_single_file(Path(pretrained_model_name_or_path), **kwargs)
-        path, known = pretrained_model_name_or_path, {c.__name__: c for c in _subclasses(PortablePipeline)[1:]}
+        path = pretrained_model_name_or_path
+        known = {c.__name__: c for c in _subclasses(PortablePipeline) if hasattr(c, "sample")}
         if _INSTALLED and Path(path).is_dir():
             cls._installed("folders").check_model_folder(path)
         parents = cls._installed("networks.pretrained") if _INSTALLED else None
@@ -167,6 +175,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 return pipe
             if not issubclass(known[name], cls):
                 raise ValueError(f"{path} holds a {name}: use {name}.from_pretrained")
+            absent = [component for component, value in index.items() if value == [None, None]]
+            kwargs = dict.fromkeys(absent) | kwargs  # whether diffusers has them for optional or not
             pipe = DiffusionPipeline.from_pretrained.__func__(known[name], path, **kwargs)
             return pipe
         except OSError as error:
@@ -182,9 +192,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Stable Diffusion 1.x or 2.x in one .safetensors file, by diffusers' `from_single_file`."""
         if path.suffix != ".safetensors":
             raise ValueError(f"{path} is no .safetensors file (a .ckpt can run code when it is read): convert it first")
-        parents = cls._installed("networks.pretrained")
         kwargs.setdefault("dtype", torch.float32)
-        pipe: PortablePipeline = parents.load_single_file(cls, path, **kwargs)
+        pipe: PortablePipeline = cls._installed("networks.single_file").load_single_file(cls, path, **kwargs)
         return pipe
 
     @classmethod
@@ -245,7 +254,7 @@ def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike[str])
                     f"install it, `import {package}`, then load again"
                 )
             config[component] = [named[0].__module__, name]
-        elif component not in ignored and module not in ("diffusers", "transformers") and not _is_imported(*value):
+        elif component not in ignored and module not in _LIBRARIES and not _is_imported(*value):
             raise ValueError(
                 f"{name_or_path} has a component {component!r} of {module!r}, which is not loaded without trust: only "
                 "diffusers, transformers and networks that you have imported are. If you have read the "
@@ -272,13 +281,21 @@ def add_code(pipe: DiffusionPipeline, folder: Path) -> None:
     index = json.loads(index_file.read_text(encoding="utf-8"))
     file_name = _write(folder, "pipeline", pipeline_code(type(pipe)))
     index["_class_name"] = [file_name, type(pipe).__name__]
-    adapter = type(pipe.adapter)
-    parts = [type(m) for m in pipe.adapter.modules() if hasattr(m, "conditioning")]
-    file_name = _write(folder / "adapter", "modeling", adapter_code(adapter, *parts))
-    index["adapter"] = [file_name, adapter.__name__]
-    index["_adapter_from"] = getattr(sys.modules[adapter.__module__], "_ADAPTER_FROM", adapter.__module__)
     index.pop("_name_or_path", None)  # a path of this machine
+    if pipe.guider is not None and not hasattr(diffusers, type(pipe.guider).__name__):
+        index["guider"][0] = "diffusers.guiders"  # diffusers 0.42 does not export all of its guiders
+    if pipe.adapter is not None:
+        index |= _add_adapter_code(pipe.adapter, folder / "adapter")
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _add_adapter_code(module: ModelMixin, folder: Path) -> dict[str, object]:
+    """Write the adapter's code; returns its entries in model_index.json."""
+    adapter = type(module)
+    parts = [type(m) for m in module.modules() if hasattr(m, "conditioning")]
+    file_name = _write(folder, "modeling", adapter_code(adapter, *parts))
+    home = getattr(sys.modules[adapter.__module__], "_ADAPTER_FROM", adapter.__module__)
+    return {"adapter": [file_name, adapter.__name__], "_adapter_from": home}
 
 
 def _remove_replaced_shards(indices: dict[Path, int]) -> None:

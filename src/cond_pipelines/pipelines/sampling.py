@@ -5,16 +5,28 @@ This file is self-contained on purpose: it travels with a checkpoint.
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor, nn
 
 from ..adapters.denoiser import unwrapped
-from .arguments import generators, image_input, integer, listed, mask_input, number, numbers_of, output_type, shown
+from .arguments import (
+    generators,
+    image_input,
+    integer,
+    listed,
+    mask_input,
+    number,
+    numbers_of,
+    output_type,
+    shown,
+    takes,
+    unknown_argument,
+)
+from .call_state import Function
 from .guidance import Guidance, Step
 from .vae import Generators
 
@@ -99,16 +111,8 @@ class Sampling:
         Raises:
             ValueError: a value that is not of its kind, or two that exclude each other; in one line that names them.
         """
-        own = self.guidance if self.guider is None else self.guider
-        if own is not None and self.guidance_scale is not None:
-            name = "guidance" if self.guider is None else "guider"
-            raise ValueError(f"pass {name} or guidance_scale, not both: {type(own).__name__} does not use the scale")
-        if self.guider is not None and self.guidance is not None:
-            raise ValueError("pass guidance or guider, not both")
-        if own is not None and self.guide is not None:
-            name = "guidance" if self.guider is None else "guider"
-            raise ValueError(f"pass guide or {name}, not both: AutoGuidance(guide, scale) is a guidance")
         changes: dict[str, Any] = {name: getattr(self, name) for name in SamplingArguments.__annotations__}
+        changes["guider"] = self._guider(pipe)
         changes |= self._steps(pipe) | self._size(pipe)
         default = pipe.config.default_guidance_scale
         changes["guidance_scale"] = _scale(default if self.guidance_scale is None else self.guidance_scale)
@@ -127,7 +131,33 @@ class Sampling:
             raise ValueError(f"guidance_interval {shown(self.guidance_interval)} is not two fractions of the steps")
         changes["guidance_interval"] = tuple(interval)
         self._check_kinds()
-        return Call(**changes)
+        call = Call(**changes)
+        if call.guider is not None and (call.guidance_interval != (0.0, 1.0) or call.guidance_rescale):
+            replaced = "" if self.guider is not None else ", or pass guidance_scale too, which replaces it"
+            raise ValueError(
+                f"guidance_interval and guidance_rescale have no effect with the guider {type(call.guider).__name__}: "
+                f"give it options of its own{replaced}"
+            )
+        return call
+
+    def _guider(self, pipe: "ConditionalPipeline") -> "BaseGuidance | None":
+        """The call's guider; the pipeline's own where the call gives no guidance.
+
+        Raises:
+            ValueError: two kinds of guidance.
+        """
+        own = self.guidance if self.guider is None else self.guider
+        if own is not None and self.guidance_scale is not None:
+            name = "guidance" if self.guider is None else "guider"
+            raise ValueError(f"pass {name} or guidance_scale, not both: {type(own).__name__} does not use the scale")
+        if self.guider is not None and self.guidance is not None:
+            raise ValueError("pass guidance or guider, not both")
+        if own is not None and self.guide is not None:
+            name = "guidance" if self.guider is None else "guider"
+            raise ValueError(f"pass guide or {name}, not both: AutoGuidance(guide, scale) is a guidance")
+        saved: BaseGuidance | None = getattr(pipe, "guider", None)
+        has_own = any(x is not None for x in (own, self.guidance_scale, self.guide))
+        return self.guider if has_own else saved
 
     def _check_kinds(self) -> None:
         names = self.callback_on_step_end_tensor_inputs
@@ -148,6 +178,8 @@ class Sampling:
         for name, (value, is_right, kind) in kinds.items():
             if value is not None and not is_right:
                 raise ValueError(f"{name} {shown(value)} is not {kind}")
+        if self.callback_on_step_end is not None and not takes(self.callback_on_step_end, 4):
+            raise ValueError("callback_on_step_end must take (pipeline, step_index, timestep, callback_kwargs)")
 
     def _steps(self, pipe: "ConditionalPipeline") -> dict[str, object]:
         given = [x is not None for x in (self.num_inference_steps, self.sigmas, self.timesteps)]
@@ -205,7 +237,13 @@ class Call(Sampling):
         # diffusers' own callbacks name what they take.
         names = getattr(self.callback_on_step_end, "tensor_inputs", None) or self.callback_on_step_end_tensor_inputs
         wanted = {k: tensors[k] for k in names or ["latents"]}
-        changed = self.callback_on_step_end(pipe, step.index, step.t, dict(wanted)) or {}
+        changed = self.callback_on_step_end(pipe, step.index, step.t, dict(wanted))
+        changed = {} if changed is None else changed
+        if not isinstance(changed, dict):
+            raise ValueError(f"callback_on_step_end returned {shown(changed)}: return a dictionary, or None")
+        new_latents = changed.get("latents", latents)
+        if not isinstance(new_latents, Tensor) or new_latents.shape != latents.shape:
+            raise ValueError(f"callback_on_step_end returned latents that are not of the shape {tuple(latents.shape)}")
         if self.guidance_scale != 0 and pipe._guidance_scale == 0:
             pipe._guidance_scale = 1.0  # diffusers' SDCFGCutoffCallback means no guidance, not no condition
         new = {"cond": cond.tokens, "null": null.tokens}
@@ -215,42 +253,7 @@ class Call(Sampling):
             if tokens is not None and tokens is not wanted.get(name) and len(tokens) == len(cond):
                 new[which] = tokens
         cond, null = replace(cond, tokens=new["cond"]), replace(null, tokens=new["null"])
-        return changed.get("latents", latents), cond, null
-
-
-class CallState:
-    """The state of the current call, under diffusers' names."""
-
-    _guidance_scale: float | list[float] | dict[str, float]
-    _guidance_rescale: float
-    _null_is_cond: bool
-    _cross_attention_kwargs: dict[str, object] | None
-    _num_timesteps: int
-    _interrupt: bool
-
-    @property
-    def guidance_scale(self) -> float | list[float] | dict[str, float]:
-        return self._guidance_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        return self._guidance_rescale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0 and not self._null_is_cond
-
-    @property
-    def cross_attention_kwargs(self) -> dict[str, object] | None:
-        return self._cross_attention_kwargs
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        return self._interrupt
+        return new_latents.to(latents), cond, null
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -281,43 +284,22 @@ class SamplingArguments(TypedDict, total=False):
     callback_on_step_end_tensor_inputs: list[str] | None
 
 
-_in_use: set[int] = set()  # the schedulers of the calls that run now, by id
-_lock = threading.Lock()
-
-
-def one_call_at_a_time(function: "Function") -> "Function":
-    """Refuse a second call in another thread, or in a callback: a scheduler keeps the state of one call.
-
-    Raises:
-        RuntimeError: a call is running.
-    """
-
-    @functools.wraps(function)
-    def guarded(pipe: "ConditionalPipeline", *args: object, **kwargs: object) -> object:
-        key = id(pipe.scheduler)
-        with _lock:
-            if key in _in_use:
-                raise RuntimeError(
-                    "this pipeline is sampling already, and its scheduler serves one call at a time: make a pipeline "
-                    "for each thread, with scheduler=type(pipe.scheduler).from_config(pipe.scheduler.config)"
-                )
-            _in_use.add(key)
-        try:
-            return function(pipe, *args, **kwargs)
-        finally:
-            with _lock:
-                _in_use.discard(key)
-
-    return cast("Function", guarded)
-
-
-Function = TypeVar("Function", bound=Callable[..., object])
-
-
 def takes_sampling(function: Function) -> Function:
-    """Show the fields of `Sampling` in the signature, where the function has **sampling (help, completion, tools)."""
+    """Show the fields of `Sampling` in the signature, where the function has **sampling (help, completion, tools).
+
+    An argument that it does not have is a TypeError that names the right one.
+    """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    names = [p.name for p in own if p.name != "self"]
     sampling = list(inspect.signature(Sampling).parameters.values())
-    vars(function)["__signature__"] = signature.replace(parameters=own + sampling)
-    return function
+
+    @functools.wraps(function)
+    def checked(pipe: "ConditionalPipeline", *args: object, **kwargs: object) -> object:
+        for name in kwargs:
+            if name not in names and name not in Sampling.__dataclass_fields__:
+                raise TypeError(unknown_argument(type(pipe).__name__, name, names, list(Sampling.__dataclass_fields__)))
+        return function(pipe, *args, **kwargs)
+
+    vars(checked)["__signature__"] = signature.replace(parameters=own + sampling)
+    return cast("Function", checked)

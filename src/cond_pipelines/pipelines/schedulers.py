@@ -4,7 +4,8 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import diffusers
 import numpy as np
@@ -13,6 +14,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from ..adapters.denoiser import takes_end_time
+from .remote_code import _INSTALLED, PortablePipeline
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from .sampling import Steps
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 # fmt: off
@@ -54,6 +61,54 @@ _KEPT = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     *("prediction_type", "sigma_data", "sigma_min", "sigma_max", "sigma_schedule", "clip_sample", "thresholding"),
 )
+
+
+class PipelineWithScheduler(PortablePipeline):
+    """A pipeline whose scheduler can be swapped, and is compared with what the network has learned."""
+
+    scheduler: SchedulerMixin
+
+    def use_scheduler(self, name: str, spacing: str | None = None) -> "Self":
+        """Sample with another scheduler, with the options that fit this model; returns the pipeline.
+
+        Args:
+            name: "euler", "heun", "dpm++", "unipc" or "lcm"; of an EDM model "euler" or "dpm++".
+            spacing: "karras", "beta" or "sgm_uniform" noise levels; None: the scheduler's own.
+
+        Raises:
+            ValueError: the name or the spacing does not fit the model; the message names those that do.
+
+        Example:
+            >>> pipe.use_scheduler("dpm++", spacing="karras")("a red circle", num_inference_steps=12)
+        """
+        scheduler = named_scheduler(name, spacing, self.config.get("objective"), self.scheduler)
+        self._check_scheduler(scheduler)
+        self.register_modules(scheduler=scheduler)
+        return self
+
+    def set_timesteps(self, num_inference_steps: int, sigmas: "Steps" = None, timesteps: "Steps" = None) -> Tensor:
+        """Set the number of steps of the scheduler, or the steps, which its noise depends on; returns its timesteps.
+
+        Raises:
+            ValueError: in these steps the scheduler does not sample for the objective, see `objectives.scheduler_fit`.
+        """
+        scheduler, device = self.scheduler, self._execution_device
+        given = {k: list(v) for k, v in {"sigmas": sigmas, "timesteps": timesteps}.items() if v is not None}
+        for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+            raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
+        is_flow = is_flow_model(self.config.get("objective"), scheduler)
+        try:
+            result = set_timesteps(scheduler, num_inference_steps, device, is_flow, given)
+        except Exception as error:  # of any kind: it is another's code
+            self._check_scheduler(scheduler)  # one for other data says so in a line
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{type(scheduler).__name__} cannot make {num_inference_steps} steps: {why}") from error
+        self._check_scheduler(scheduler, "own" if given else "set")
+        return result
+
+    def _check_scheduler(self, scheduler: SchedulerMixin, steps: str = "usual") -> None:
+        if self.config.get("objective") and _INSTALLED:  # with diffusers alone a swapped scheduler is not checked
+            self._installed("objectives.base").check_scheduler(self.config.objective, scheduler, steps)
 
 
 def objective_name(objective: Mapping[str, object] | None, scheduler: SchedulerMixin) -> str:
@@ -105,30 +160,21 @@ def set_timesteps(
     num_inference_steps: int,
     device: torch.device,
     is_flow: bool,
-    sigmas: Sequence[float] | None = None,
-    timesteps: Sequence[float] | None = None,
+    given: Mapping[str, list[float]],
 ) -> Tensor:
     """Set the steps of the scheduler, which its noise depends on; returns its timesteps.
 
     Args:
         is_flow: for a flow-matching model.
-        sigmas, timesteps: the steps themselves, in place of their number.
-
-    Raises:
-        ValueError: the scheduler takes none of these.
+        given: {"sigmas": ...} or {"timesteps": ...}, the steps themselves, in place of their number; {} for neither.
     """
     accepted = inspect.signature(scheduler.set_timesteps).parameters
-    given = {k: v for k, v in {"sigmas": sigmas, "timesteps": timesteps}.items() if v is not None}
-    for name in given:
-        if name not in accepted:
-            raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
     # Evenly spaced from 1 down to 1 / n, as diffusers' flow pipelines do: the schedulers' own default spends a whole
     # step on sigma < 0.001. A property of flow matching, so for every scheduler that can be given it.
     even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     if given:
-        kwargs = {k: list(v) for k, v in given.items()}
-        scheduler.set_timesteps(**kwargs, device=device)
-    elif is_flow and "sigmas" in accepted and "num_inference_steps" in accepted:
+        scheduler.set_timesteps(**given, device=device)
+    elif is_flow and {"sigmas", "num_inference_steps"} <= set(accepted) and not _has_spacing(scheduler):
         try:
             scheduler.set_timesteps(sigmas=even, device=device)
         except TypeError:  # one that takes a list, and wants the last 0 to be given too
@@ -140,6 +186,12 @@ def set_timesteps(
         scheduler.set_timesteps(num_inference_steps, device=device)
     result: Tensor = scheduler.timesteps
     return result
+
+
+def _has_spacing(scheduler: SchedulerMixin) -> bool:
+    """Whether its options say where its noise levels lie; UniPC would swap the two ends of levels that are given."""
+    spacings = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    return any(scheduler.config.get(name) for name in spacings)
 
 
 def end_of_step(scheduler: SchedulerMixin, network: nn.Module, t: Tensor) -> Tensor | None:

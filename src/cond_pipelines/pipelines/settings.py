@@ -6,6 +6,7 @@ This file travels with a checkpoint, with those that it imports.
 from typing import TYPE_CHECKING, Optional
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -13,7 +14,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..adapters.denoiser import Network
-from .arguments import integer, listed
+from .arguments import integer, listed, shown
 from .conditional import ConditionalPipeline
 from .sampling import takes_sampling
 from .vae import VAE
@@ -36,7 +37,7 @@ class UnconditionalPipeline(ConditionalPipeline):
 
     conditioning = "none"
     model_cpu_offload_seq = "adapter->guide->unet->vae"
-    _optional_components = ["vae", "guide"]
+    _optional_components = ["vae", "guider", "guide"]
 
     def __init__(
         self,
@@ -44,22 +45,26 @@ class UnconditionalPipeline(ConditionalPipeline):
         scheduler: SchedulerMixin,
         adapter: ModelMixin,
         vae: Optional[VAE] = None,  # noqa: UP045
-        default_num_inference_steps: int = 30,
-        default_guidance_scale: float = 2.5,
+        default_num_inference_steps: Optional[int] = None,  # noqa: UP045
+        default_guidance_scale: Optional[float] = None,  # noqa: UP045
         value_range: Optional[dict[str, float]] = None,  # noqa: UP045
         objective: Optional[dict[str, object]] = None,  # noqa: UP045
+        guider: Optional[BaseGuidance] = None,  # noqa: UP045
         guide: Optional[Network] = None,  # noqa: UP045
     ):
         DiffusionPipeline.__init__(self)
         self._setup(
-            default_num_inference_steps,
-            default_guidance_scale,
-            value_range,
-            objective,
+            {
+                "default_num_inference_steps": default_num_inference_steps,
+                "default_guidance_scale": default_guidance_scale,
+                "value_range": value_range,
+                "objective": objective,
+            },
             unet=unet,
             scheduler=scheduler,
             adapter=adapter,
             vae=vae,
+            guider=guider,
             guide=guide,
         )
 
@@ -129,7 +134,7 @@ class TextToImagePipeline(ConditionalPipeline):
             prompt_attention_mask (B, L) bool, negative_prompt_attention_mask (B, L') bool or None.
         """
         if prompt is not None:
-            prompt_embeds, prompt_attention_mask = self._hidden_states(_as_list(prompt))
+            prompt_embeds, prompt_attention_mask = self._hidden_states(_as_prompts(prompt, None, "prompt"))
         if prompt_embeds is None:
             raise ValueError("pass either prompt or prompt_embeds")
         if negative_prompt is None and negative_prompt_embeds is None:
@@ -140,7 +145,7 @@ class TextToImagePipeline(ConditionalPipeline):
                 "pass one per image"
             )
         if negative_prompt is not None:
-            negative = _as_list(negative_prompt, len(prompt_embeds), "negative_prompt")
+            negative = _as_prompts(negative_prompt, len(prompt_embeds), "negative_prompt")
             negative_prompt_embeds, negative_prompt_attention_mask = self._hidden_states(negative)
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
@@ -181,9 +186,11 @@ class TextToImagePipeline(ConditionalPipeline):
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("pass either negative_prompt or negative_prompt_embeds, not both")
         if prompt_embeds is None and negative_prompt_embeds is None:
-            prompts = _as_list(prompt, name="prompt")
+            prompts = _as_prompts(prompt, None, "prompt")
             self._warn_of_lost_words(prompts)
-            negative = _optional_list(negative_prompt, len(prompts), "negative_prompt")
+            negative = None
+            if negative_prompt is not None:
+                negative = _as_prompts(negative_prompt, len(prompts), "negative_prompt")
             return self.sample(prompts, negative, **sampling)
         embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
             prompt,
@@ -213,6 +220,15 @@ def _as_list(value: object, length: int | None = None, name: str = "") -> list[o
     if length is not None and len(values) != length:
         raise ValueError(f"{name} has {len(values)} entries for {length} images: pass one, or one per image")
     return values
+
+
+def _as_prompts(value: object, length: int | None, name: str) -> list[object]:
+    """As `_as_list`, of strings and None. Raises ValueError for anything else."""
+    prompts = _as_list(value, length, name)
+    for prompt in prompts:
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"{name} {shown(prompt)} is not a string")
+    return prompts
 
 
 def _text_features(hidden_states: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from ..networks.surgery import with_channels, without_variance
 from ..networks.text_encoders import load_text_encoder, new_text_encoder
 from ..networks.unet_sizes import build_unet
 from ..pipelines.conditional import ConditionalPipeline
+from ..pipelines.defaults import DEFAULTS
 from ..pipelines.image_inputs import num_channels_latents
 from ..pipelines.vae import VAE, vae_scale_factor
 from ..settings import AdapterInputs, build_adapter, has_same_class
@@ -133,8 +134,8 @@ def build_pipeline(
     sampling = {name: getattr(config, name) for name in ("default_num_inference_steps", "default_guidance_scale")}
     pipe = setting.pipeline_class(
         **components,
-        **{name: value for name, value in sampling.items() if value is not None},  # else the pipeline's own
-        value_range=dict(zip(("low", "high"), config.value_range, strict=False)) or None,
+        **{name: DEFAULTS[name] if value is None else value for name, value in sampling.items()},  # not the parent's
+        value_range=dict(zip(("low", "high"), config.value_range, strict=False)),  # {}: 8 bits
     )
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
