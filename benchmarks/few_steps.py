@@ -140,11 +140,12 @@ def minutes_of(folder: Path) -> float:
 class Judge:
     """What is measured of samples: right, Frechet distance, seconds."""
 
-    def __init__(self, data: Shapes | Digits | MNIST, num_samples: int):
-        self.data, self.num_samples = data, num_samples
+    def __init__(self, data: Shapes | Digits | MNIST, num_samples: int, unconditional: bool = False):
+        self.data, self.num_samples, self.unconditional = data, num_samples, unconditional
         rows = data.real()
         self.images, self.labels = list(rows["image"]), list(rows["label"])
-        self.real = m.Gaussian.of(pixels(self.images))
+        self.features = pixels(self.images)
+        self.real = m.Gaussian.of(self.features)
 
     def __call__(self, pipe: ConditionalPipeline, **sampling: Any) -> dict[str, Any]:
         wanted = [self.data.names[i % len(self.data.names)] for i in range(self.num_samples)]
@@ -152,16 +153,21 @@ class Judge:
         for first in range(0, len(wanted), 125):
             batch = wanted[first : first + 125]
             generators = [torch.Generator().manual_seed(10**6 + first + i) for i in range(len(batch))]
-            images += pipe.sample(batch, generator=generators, **sampling).images
+            conditions = [None] * len(batch) if self.unconditional else batch
+            images += pipe.sample(conditions, generator=generators, **sampling).images
         sec = time.perf_counter() - start
         read = self.data.read(images)
-        fake = m.Gaussian.of(pixels(images))
+        right = [a is not None if self.unconditional else a == b for a, b in zip(read, wanted, strict=True)]
+        features = pixels(images)
         row: dict[str, Any] = {
-            "right": float(np.mean([a == b for a, b in zip(read, wanted, strict=True)])),
-            "frechet": m.frechet_distance(fake, self.real),
+            "right": float(np.mean(right)),  # readable, where nothing was asked for
+            "frechet": m.frechet_distance(m.Gaussian.of(features), self.real),
+            "interval": m.interval_of_frechet(features, self.real),
+            "recall": float(m.manifolds(self.features, features)["recall"].mean()),
             "sec_per_image": sec / len(images),
         }
-        print(sampling, row, flush=True)  # a run that is killed has said that much
+        shown = {name: value for name, value in sampling.items() if not isinstance(value, torch.nn.Module)}
+        print(shown, row, flush=True)  # a run that is killed has said that much
         return row | {"images": images[:20]}
 
     def classified(self, pipe: ConditionalPipeline, count: int) -> float:
@@ -209,9 +215,26 @@ def table(found: dict[int, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parse_data(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name the data, and the folder for results."""
+    parser.add_argument("--data", choices=("shapes", "digits", "mnist"), default="shapes")
+    parser.add_argument("--mnist_dir", type=Path, default=Path("mnist"))
+    parser.add_argument("--mnist_reader", type=Path, default=Path("mnist_reader.safetensors"))
+    parser.add_argument("--output_dir", type=Path, default=Path("output/few_steps"))
+
+
+def training_set(options: argparse.Namespace, data: Shapes | Digits | MNIST) -> str:
+    """The folder of the training images, made once."""
+    images = Path(options.output_dir / options.data / "train")
+    if not images.is_dir():
+        data.train().save_to_disk(images.with_name("unfinished"))
+        images.with_name("unfinished").rename(images)
+    return str(images)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("shapes", "digits", "mnist"), default="shapes")
+    parse_data(parser)
     parser.add_argument("--minutes", type=float, default=4.0, help="of the parent's training")
     parser.add_argument("--distill_minutes", type=float, help="default: a quarter of that")
     parser.add_argument("--objective_config", help="JSON, of the objective distillation")
@@ -221,23 +244,17 @@ def main() -> None:
     parser.add_argument("--num_classified", type=int, default=200, help="images; 0: no p(y|x)")
     parser.add_argument("--name", default="distilled", help="of the distillation's folder")
     parser.add_argument("--parent", type=Path, help="a trained parent, in place of a new one")
-    parser.add_argument("--mnist_dir", type=Path, default=Path("mnist"))
-    parser.add_argument("--mnist_reader", type=Path, default=Path("mnist_reader.safetensors"))
-    parser.add_argument("--output_dir", type=Path, default=Path("output/few_steps"))
     options = parser.parse_args()
     data, folder = data_set(options), options.output_dir / options.data
-    images = folder / "train"
-    if not images.is_dir():
-        data.train().save_to_disk(images.with_name("unfinished"))
-        images.with_name("unfinished").rename(images)
+    images = training_set(options, data)
     judge, found = Judge(data, options.num_samples), {}
     for seed in options.seeds:
         parent = options.parent or trained(
-            folder / f"parent-{seed}", str(images), seed=seed, max_train_minutes=options.minutes
+            folder / f"parent-{seed}", images, seed=seed, max_train_minutes=options.minutes, ema_lengths=[0.05]
         )
         student = trained(
             folder / f"{options.name}-{seed}",
-            str(images),
+            images,
             seed=seed,
             objective="distillation",
             pretrained_model_name_or_path=str(parent),

@@ -268,16 +268,26 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repo.resolve(revision or "main")
         self._json({"id": repo_id, "sha": sha, "siblings": siblings, "private": repo.private, "tags": []})
 
-    def tree(self, repo_id: str, revision: str) -> None:
+    def tree(self, repo_id: str, revision: str, folder: str | None = None) -> None:
         if (repo := self._repo(repo_id, revision)) is None:
             return
-        entries = []
+        below = f"{folder}/" if folder else ""
+        is_recursive = self.query.get("recursive", ["true"])[0].lower() in ("true", "1")
+        entries: dict[str, dict[str, Any]] = {}
         for path, content in repo.files(revision).items():
+            first = path[len(below) :].split("/")[0]
+            if not path.startswith(below):
+                continue
+            if not is_recursive and path != below + first:
+                entries[below + first] = {"type": "directory", "path": below + first, "size": 0, "oid": "0" * 40}
+                continue
             entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             if path.endswith(_LFS_SUFFIXES):
                 entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-            entries.append(entry)
-        self._json(entries)
+            entries[path] = entry
+        if folder and not entries:
+            return self._json({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
+        self._json(list(entries.values()))
 
     def resolve(self, repo_id: str, revision: str, path: str) -> None:
         if (repo := self._repo(repo_id, revision)) is None:
@@ -303,8 +313,8 @@ _ROUTES = [
     (r"PUT /lfs/(\w+)", "lfs_put"),
     (r"POST /lfs-verify", "lfs_verify"),
     (rf"POST /api/models/{_ID}/commit/(.+)", "commit"),
-    (rf"GET /api/models/{_ID}/tree/(.+)", "tree"),
-    (rf"GET /api/models/{_ID}/revision/(.+)", "info"),
-    (rf"GET /api/models/{_ID}", "info"),
-    (rf"(?:GET|HEAD) /{_ID}/resolve/([^/]+|refs/pr/\d+)/(.+)", "resolve"),
+    (rf"GET /api/(?:models|datasets)/{_ID}/tree/(refs/pr/\d+|[^/]+)(?:/(.+))?", "tree"),
+    (rf"GET /api/(?:models|datasets)/{_ID}/revision/(.+)", "info"),
+    (rf"GET /api/(?:models|datasets)/{_ID}", "info"),
+    (rf"(?:GET|HEAD) /(?:datasets/)?{_ID}/resolve/([^/]+|refs/pr/\d+)/(.+)", "resolve"),
 ]

@@ -192,7 +192,7 @@ def test_a_guidance_scale_for_each_image(pipe):
         ({"guidance_scale": float("inf")}, "guidance_scale inf is not a number"),
         ({"guidance_scale": [1.0, "2"]}, "guidance_scale[1] '2' is not a number"),
         ({"guidance_scale": []}, "guidance_scale [] is not a list of numbers"),
-        ({"guidance_scale": {"class": 2.0}}, "needs conditions with names"),
+        ({"guidance_scale": {"size": 2.0}}, "needs conditions with names"),
         ({"guidance_rescale": 1.5}, "guidance_rescale 1.5 must be between 0 and 1"),
         ({"eta": "0.5"}, "eta '0.5' is not a number"),
         ({"eta": 2}, "eta 2 must be between 0 and 1"),

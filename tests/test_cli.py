@@ -1,10 +1,11 @@
 import configparser
 import importlib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from cond_pipelines.cli import main
+from cond_pipelines.cli import _COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train_unconditional": "none", "train_class_conditional": "class", "train_text_to_image": "text"}
@@ -14,7 +15,12 @@ SCRIPTS = {"train_unconditional": "none", "train_class_conditional": "class", "t
 def test_help(args, capsys):
     main(args)
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("cond-pipelines", "train", "demo"))
+    assert all(f"\n  {command} " in shown for command in _COMMANDS) and "default: None" not in shown
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"cond-pipelines {version('cond_pipelines')}\n"
 
 
 def test_unknown_command(capsys):

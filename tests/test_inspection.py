@@ -41,7 +41,7 @@ def test_inspect(folder, tmp_path, capsys):
         "classes (2): cat 32, dog 16; without a label: 0",
         "skipped: 1",
         "sizes: 16 to 16 px wide, 16 to 63 px high",
-        "animations, of which the first frame is used: 1",
+        "files of several frames or pages, of which the first is used: 1",
         "balance: cat has 32 images, dog 16: 2 times as many",
     ):
         assert line in printed

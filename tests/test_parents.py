@@ -49,7 +49,7 @@ from cond_pipelines import (
 from cond_pipelines.networks.surgery import with_socket
 
 diffusers.logging.set_verbosity_error()
-NUM_CONFIGURATIONS = 30
+NUM_CONFIGURATIONS = 16
 
 
 # ------------------------------------------------------------------------------ equality with Stable Diffusion
@@ -101,6 +101,8 @@ def test_the_images_of_stable_diffusion(mode, number):
     kwargs, scheduler = random_prompts(rng), random_scheduler(rng, number)
     n = 1 if isinstance(kwargs["prompt"], str) else len(kwargs["prompt"])
     kwargs |= MODES[mode](rng, n) | {"num_inference_steps": rng.choice([3, 4]), "output_type": "np"}
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        kwargs["num_inference_steps"] = 24  # in a few it leaves noise, and is refused
     generator = random_generator(rng, n * kwargs.get("num_images_per_prompt", 1))
     parent = parent_of(mode)
     parent = quiet(type(parent)(**parent.components | {"scheduler": scheduler}, requires_safety_checker=False))

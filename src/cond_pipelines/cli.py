@@ -2,38 +2,56 @@
 
 import argparse
 import sys
+from importlib.metadata import version
 
 from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, one_line_errors
 from .processes import command_line
 
-_COMMANDS = {
-    "train": "as `accelerate launch -m cond_pipelines.training`, on one process",
-    "distill": "a trained model to one that draws in 1, 2, 4 or more steps: PARENT --train_data_dir ...",
-    "sample": "draw samples of a model: a row for each condition, a column for each setting",
-    "demo": "train on shapes",
-    "inspect": "show what a training would see of a folder, and what it would leave out",
-    "evaluate": "as `accelerate launch -m cond_pipelines.evaluate`, on one process",
-    "compare": "two evaluations: A/report.json B/report.json",
-    "convert": "a checkpoint of an earlier version, to be resumed",
-    "ema": "a trained model with another length of its weights' moving average",
-    "card": "write the model card of a folder again, from what is in it",
-    "push": "upload a folder to the Hub",
+_GROUPS = {
+    "Look at data": {"inspect": "show what a training would see of a folder, and what it would leave out"},
+    "Make a model": {
+        "train": "train one: unconditional, class-conditional or text-conditional",
+        "distill": "make a trained model draw in 1, 2, 4 or more steps: PARENT --train_data_dir ...",
+        "demo": "train the three settings on drawn shapes, and show what they draw",
+    },
+    "Use it": {"sample": "draw images: a row for each condition, a column for each setting"},
+    "Measure it": {
+        "evaluate": "compare its samples with held-out images: alike? all of it? new? as requested?",
+        "compare": "print two evaluations side by side: A/report.json B/report.json",
+    },
+    "Share it": {
+        "card": "write its model card again, from what is in its folder",
+        "push": "upload its folder to the Hub",
+    },
+    "Change what a run left": {
+        "ema": "write the model with another length of its weights' moving average",
+        "convert": "rewrite a checkpoint of an earlier version, so that it can be resumed",
+    },
 }
+_COMMANDS = [name for group in _GROUPS.values() for name in group]
 
 
 @command_line
 def main(args: list[str] | None = None) -> None:
-    """`cond-pipelines COMMAND ...`: see `_COMMANDS`."""
-    epilog = "\n".join(f"  {name:8} {what}" for name, what in _COMMANDS.items())
+    """`cond-pipelines COMMAND ...`: see `_GROUPS`."""
+    groups = ("\n".join([title, *(f"  {n:9} {what}" for n, what in g.items())]) for title, g in _GROUPS.items())
+    epilog = "\n\n".join([*groups, "`cond-pipelines COMMAND --help` lists the arguments of a command."])
     parser = OneLineParser(
-        prog="cond-pipelines", epilog=epilog, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="cond-pipelines",
+        usage="cond-pipelines COMMAND ...",
+        epilog=epilog,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=_COMMANDS, nargs="?")
+    parser.add_argument("command", choices=_COMMANDS, nargs="?", help=argparse.SUPPRESS)
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         parser.print_help()
+        return
+    if args[0] == "--version":
+        print(f"cond-pipelines {version('cond_pipelines')}")
         return
     command = parser.parse_args(args[:1]).command
     with one_line_errors():

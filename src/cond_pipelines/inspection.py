@@ -71,8 +71,9 @@ def inspect(config: InspectionConfig) -> str:
         lines += _tokens(conditions)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _sheet(data).save(folder / "inspect.png")
-    lines.append(f"what the network sees: {folder / 'inspect.png'}")
+    if (seen := _sheet(data)) is not None:
+        seen.save(folder / "inspect.png")
+        lines.append(f"what the network sees: {folder / 'inspect.png'}")
     left_out = _left_out_sheet(data.account.root, data.account.excluded)
     if left_out is not None:
         left_out.save(folder / "left_out.png")
@@ -101,6 +102,9 @@ def _sizes(dataset: Any) -> list[str]:
         f"scaled up to {dataset.resolution} px: {smaller:,}; cropped away: {100 * (1 - shorter / longer).mean():.0f} % "
         "of an image on average",
     ]
+    animated = sum(h.num_frames > 1 for h in headers)
+    if animated and not dataset.decoded:  # or the summary has it
+        lines.append(f"files of several frames or pages, of which the first is used{of}: {animated:,}")
     modes = Counter(h.mode for h in headers)
     lines.append("modes: " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()))
     if profiles := sum(h.has_profile for h in headers):
@@ -113,12 +117,7 @@ def _balance(conditions: list[Any], id2label: dict[int, str]) -> list[str]:
     if not counts:
         return []
     (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
-    lines = [
-        f"balance: {id2label[most]} has {many:,} images, {id2label[least]} {few:,}: {many / few:.3g} times as many"
-    ]
-    if empty := [name for i, name in id2label.items() if not counts[i]]:
-        lines.append(f"classes without an image: {', '.join(empty[:10])}")
-    return lines
+    return [f"balance: {id2label[most]} has {many:,} images, {id2label[least]} {few:,}: {many / few:.3g} times as many"]
 
 
 def _tokens(conditions: list[Any]) -> list[str]:
@@ -136,21 +135,24 @@ def _tokens(conditions: list[Any]) -> list[str]:
     return [line, *lost_words(captions, tokenizer, tokenizer.model_max_length)]
 
 
-def _sheet(data: Any) -> Image.Image:
-    """Images after scaling and cropping, in the order of their classes or captions."""
+def _sheet(data: Any) -> Image.Image | None:
+    """Images after scaling and cropping, in the order of their classes or captions; None where none can be read."""
     from .data.labels import condition_name
+    from .data.rows import BadRow
     from .pictures import image_grid, visible
 
     chosen = np.unique(np.linspace(0, len(data.dataset) - 1, min(_NUM_SHOWN, len(data.dataset))).round().astype(int))
     names = [condition_name(c, data.id2label) for c in data.conditions(chosen)]
     order = sorted(range(len(chosen)), key=lambda i: names[i])
-    images = []
+    images, captions = [], []
     for i in order:
-        array = data.dataset.centre(int(data.dataset.usable[chosen[i]])).astype(np.float32)
-        scaled = array / 255 if data.dataset.value_range is None else (array + 1) / 2
-        images.append(visible(scaled))
-    with_names = data.dataset.columns.condition is not None
-    return image_grid(images, captions=[names[i] for i in order] if with_names else None)
+        with suppress(BadRow):  # images that are not kept decoded are not all looked at
+            array = data.dataset.centre(int(data.dataset.usable[chosen[i]])).astype(np.float32)
+            images.append(visible(array / 255 if data.dataset.value_range is None else (array + 1) / 2))
+            captions.append(names[i])
+    if not images:
+        return None
+    return image_grid(images, captions=captions if data.dataset.columns.condition is not None else None)
 
 
 def _left_out_sheet(root: str, left_out: dict[str, list[str]]) -> Image.Image | None:

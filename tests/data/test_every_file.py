@@ -4,6 +4,8 @@ import io
 import json
 import os
 import tempfile
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -13,14 +15,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cond_pipelines.data.account import Account
+from cond_pipelines.data.account import Account, ReadOptions
 from cond_pipelines.data.dataset import BadRow, ImageDataset
 from cond_pipelines.data.formats import kind_of
 from cond_pipelines.data.images import open_image, to_array
 from cond_pipelines.data.loading import Columns, load_source
 
 FOLDERS = st.sampled_from(
-    ["train", "test", "val", "cat", "dog 1", "3_cat", "10_dog", ".hidden", "a[b]", "$x", "a::b", "ü", "freight train"]
+    [
+        "train",
+        "test",
+        "val",
+        "cat",
+        "dog 1",
+        "3_cat",
+        "10_dog",
+        ".hidden",
+        "a[b]",
+        "$x",
+        "a::b",
+        "ü",
+        "freight train",
+        "@eaDir",
+    ]
 )
 NAMES = st.sampled_from(["1", "2", "street-train-3", "x-masklabel", ".dot", "ä é", "a'b", "10", "$HOME", "[q]", "test"])
 SUFFIXES = st.sampled_from([".png", ".JPG", ".bmp", ".txt", ".caption", ".json", ".npy", ".parquet", ".png.json", ""])
@@ -41,7 +58,7 @@ def on_disk(root):
         seen.add(os.path.realpath(folder))
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            if os.path.isdir(path) and not name.startswith("."):
+            if os.path.isdir(path) and not name.startswith(".") and name != "@eaDir":
                 (links if os.path.islink(path) else to_read).append(path)
             elif not os.path.isdir(path):
                 found += kind_of(name) == "images"
@@ -57,14 +74,16 @@ def test_images_on_disk_are_used_or_left_out_with_a_reason(files, links, metadat
         root.mkdir()
         for folders, name, suffix in files:
             path = root.joinpath(*folders, name + suffix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.write_bytes(b"x")
+            with suppress(NotADirectoryError, FileExistsError):  # one of the folders is a file already
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    path.write_bytes(b"x")
         for folders, name, target, to_folder in links:
             path = root.joinpath(*folders, name + ("" if to_folder else ".png"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists() and not path.is_symlink():
-                path.symlink_to(root.joinpath(*target) if to_folder else root.joinpath(*target, "1.png"))
+            with suppress(NotADirectoryError, FileExistsError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists() and not path.is_symlink():
+                    path.symlink_to(root.joinpath(*target) if to_folder else root.joinpath(*target, "1.png"))
         if metadata is not None:
             table, rows, in_first = metadata
             at = next((p for p in sorted(root.iterdir()) if p.is_dir()), root) if in_first else root
@@ -75,16 +94,57 @@ def test_images_on_disk_are_used_or_left_out_with_a_reason(files, links, metadat
             (at / table).write_text("\n".join(lines))
         account = Account()
         try:
-            loaded = load_source(str(root), account=account, data_format="images")
+            loaded = load_source(
+                str(root), account=account, options=ReadOptions(data_format="images", on_bad_image="skip")
+            )
         except ValueError as error:
             assert "\n" not in str(error)
-            images = []
         else:
             values = loaded.cast_column("image", datasets.Image(decode=False))["image"]
             paths = {os.path.normpath(value["path"]) for value in values}
-            images = [path for path in paths if os.path.isfile(path) and kind_of(path) == "images"]
-            assert len(images) + account.num_excluded == account.num_images == on_disk(root), account.lines()
+            assert all(os.path.isfile(path) for path in paths)
+            named = [path for path in paths if kind_of(path) != "images"]  # by metadata
+            assert len(paths) + account.num_excluded == account.num_images, account.lines()
+            assert account.num_images == on_disk(root) + len(named), account.lines()
             assert all(line and "\n" not in line for line in account.lines())
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@given(st.lists(FILES, min_size=1, max_size=12), st.booleans())
+def test_a_folder_and_its_zip_agree(files, with_metadata):
+    """The same images with the same labels and captions, and as many left out."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root, packed = Path(temporary) / "data", Path(temporary) / "packed"
+        root.mkdir()
+        packed.mkdir()
+        for folders, name, suffix in files:
+            path = root.joinpath(*folders, name + suffix)
+            with suppress(NotADirectoryError, FileExistsError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"a word")
+        if with_metadata:
+            rows = [f'"{"/".join([*folders, name + suffix])}",{name}' for folders, name, suffix in files[::2]]
+            (root / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+        with zipfile.ZipFile(packed / "a.zip", "w") as archive:
+            for path in sorted(root.rglob("*")):
+                if path.is_file():
+                    archive.write(path, path.relative_to(root))
+        found = []
+        for folder, below in ((root, f"{root}/"), (packed, f"{packed}/a.zip/")):
+            account = Account()
+            options = ReadOptions(data_format="images" if folder == root else None, on_bad_image="skip")
+            try:
+                rows = load_source(str(folder), account=account, options=options)
+            except ValueError:
+                found.append(None)
+                continue
+            images = rows.cast_column("image", datasets.Image(decode=False))["image"]
+            paths = [value["path"].removeprefix(below) for value in images]
+            columns = {name: rows[name][:] for name in rows.column_names if name != "image"}
+            found.append((paths, columns, rows.features, account.num_images, account.num_excluded))
+        if found[1] is not None and not any(kind_of(name) == "images" for name in found[1][0]):
+            return  # .npy files alone, which --data_format images does not read
+        assert found[0] == found[1]
 
 
 # ------------------------------------------------------------------------------------------------ damaged files

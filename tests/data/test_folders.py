@@ -3,44 +3,16 @@
 import json
 import os
 import zipfile
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from folders_common import read, write
 
-from cond_pipelines.data.account import Account
+from cond_pipelines.data.account import Account, ReadOptions
+from cond_pipelines.data.archives import open_path
 from cond_pipelines.data.loading import find_columns, load_source
-from cond_pipelines.data.walk import open_path
 from cond_pipelines.settings import SETTINGS
-
-
-def write(folder, *names, text=""):
-    """Images, each of its own shade, and other files."""
-    for number, name in enumerate(names):
-        path = Path(folder) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".npy":
-            np.save(path, np.full((4, 4), number, np.float32))
-        elif path.suffix in (".png", ".jpg", ".bmp", ".webp", ".avif", ".gif"):
-            Image.fromarray(np.full((8, 8, 3), number * 5 % 256, np.uint8)).save(path)
-        else:
-            path.write_text(text)
-    return Path(folder)
-
-
-def read(folder, **options):
-    """(images as paths below the folder, classes or None, captions or None, the account)."""
-    account = Account()
-    rows = load_source(str(folder), account=account, **options).cast_column("image", datasets.Image(decode=False))
-    root = os.path.abspath(folder) + "/"
-    paths = [row["path"].removeprefix(root) for row in rows["image"]]
-    classes = None
-    if "label" in rows.column_names:
-        names = getattr(rows.features["label"], "names", None)
-        classes = [i if i is None or names is None else names[i] for i in rows["label"]]
-    return paths, classes, rows["text"][:] if "text" in rows.column_names else None, account
 
 
 # ------------------------------------------------------------------- names that hold the name of a split: A
@@ -157,15 +129,37 @@ def test_class_folders_and_captions_together(tmp_path):
     assert rows.features["label"].int2str(rows["label"][:]) == ["cat", "dog"] and rows["text"][:] == ["one", "two"]
     assert find_columns(rows.features, SETTINGS["class"].column).condition == "label"
     assert find_columns(rows.features, SETTINGS["text"].column).condition == "text"
+    (folder / "cat/1.txt").unlink()
+    (folder / "dog/2.txt").unlink()
     (folder / "metadata.csv").write_text("file_name,what it shows\ncat/1.png,one\ndog/2.png,two\n")
     assert find_columns(load_source(str(folder)).features, SETTINGS["text"].column).condition == "what it shows"
 
 
-def test_repeats_of_kohya_are_no_classes(tmp_path):
-    _, classes, _, account = read(write(tmp_path / "a", "10_cat/1.png", "3_dog/2.png"))
-    assert classes is None
-    assert account.lines()[0].startswith("folders named as kohya's repeats are no classes: 10_cat 10 x, 3_dog 3 x; --f")
-    assert read(write(tmp_path / "b", "1_cat/1.png", "2_dog/2.png"))[1] == ["1_cat", "2_dog"]  # these are numbered
+@pytest.mark.parametrize("names", [["10_cat", "3_dog"], ["1950_ford", "1960_ford"], ["10_cat", "dog"]])
+def test_numbered_folders_are_classes_unless_the_user_says_that_they_are_repeats(tmp_path, names):
+    folder = write(tmp_path / "a", *(f"{name}/{i}.png" for name in names for i in range(2)))
+    first, second = names
+    _, classes, _, account = read(folder)
+    assert classes == [first, first, second, second]
+    line = (
+        f"folders named such as {first} are taken for classes, and each image is drawn once; --folder_repeats draws "
+        f"those of {first} {first.split('_')[0]} times, as kohya's scripts do"
+    )
+    assert account.lines() == ([line] if "_" in second else [])
+    rows = load_source(str(folder), options=ReadOptions(folder_repeats=True), account=(account := Account()))
+    plain = [name.split("_")[-1] for name in names]
+    assert rows.features["label"].names == sorted(set(plain))
+    assert rows["repeats"][:2] == [int(first.split("_")[0])] * 2
+    (line,) = account.lines()
+    assert line.startswith("--folder_repeats draws the images of ") and f"{first} {first.split('_')[0]} x" in line
+    assert "_" in second or line.endswith("dog, which name no number, once")
+    write(folder, f"{first}/0.txt", text="a cat")  # captions change nothing
+    assert read(folder)[1] == classes
+
+
+def test_folders_that_are_numbered_are_classes_without_a_word(tmp_path):
+    _, classes, _, account = read(write(tmp_path / "b", "1_cat/1.png", "2_dog/2.png"))
+    assert classes == ["1_cat", "2_dog"] and account.lines() == []
 
 
 # -------------------------------------------------------------------------------------------------- captions
@@ -178,10 +172,11 @@ def test_captions_in_files_of_the_images_names(tmp_path, suffix):
     assert paths == ["1.png", "2.png", "3.png", "b/4.png"] and captions == ["a cat", "a dog", None, ""]
     assert account.lines() == [
         "1 of 5 images is left out: 1 masks of other images (3-masklabel.png)",
-        "files of other kinds, not read: 1 .json",
-        f"captions: 3 from {suffix} files",
+        f"captions: 2 from {suffix} files",
         "images without a caption file: 1",
+        f"empty caption files: 1 (b/4{suffix})",
         f"text files without an image: 1 (README{suffix})",
+        "files of other kinds, not read: 1 .json",
     ]
 
 
@@ -191,7 +186,7 @@ def test_several_captions_one_a_line(tmp_path):
     (folder / "2.txt").write_bytes("ein Löwe".encode("latin-1"))
     _, _, captions, account = read(folder)
     assert captions == [["a cat", "one cat"], ["ein Löwe"]]
-    assert account.lines()[-1] == "captions that are not UTF-8, read as Latin-1: 1 (2.txt)"
+    assert account.lines()[-1] == "captions that are not UTF-8, read as Latin-1 (save them as UTF-8): 1 (2.txt)"
 
 
 # --------------------------------------------------------------------------------------------------- metadata: D
@@ -286,7 +281,7 @@ def test_an_archive_beside_what_was_in_it(tmp_path):
         archive.writestr("deep/more.png", b"x")
     paths, _, _, account = read(folder)
     assert len(paths) == 5 and account.lines() == ["not read: 1 zip files (all.zip); see --data_format"]
-    assert len(load_source(str(folder), data_format="zip")) == 6
+    assert len(load_source(str(folder), options=ReadOptions(data_format="zip"))) == 6
 
 
 def test_a_picture_beside_tables(tmp_path):
@@ -309,10 +304,10 @@ def test_two_kinds_of_about_as_many_images_are_refused(tmp_path):
     folder = write(tmp_path / "a", *(f"{i}.png" for i in range(4)), *(f"{i}.npy" for i in range(5)))
     with pytest.raises(ValueError, match="5 images in arrays files and 4 images: say with --data_format which"):
         load_source(str(folder))
-    assert len(load_source(str(folder), data_format="images")) == 4
-    assert len(load_source(str(folder), data_format="arrays")) == 5
+    assert len(load_source(str(folder), options=ReadOptions(data_format="images"))) == 4
+    assert len(load_source(str(folder), options=ReadOptions(data_format="arrays"))) == 5
     with pytest.raises(ValueError, match="--data_format tar: there are no such files"):
-        load_source(str(folder), data_format="tar")
+        load_source(str(folder), options=ReadOptions(data_format="tar"))
 
 
 def test_vectors_beside_images_are_no_images(tmp_path):
@@ -346,7 +341,7 @@ def test_a_zip_is_read_as_its_folder(tmp_path, zipped, lies_in_a_folder):
 
     for row, other in zip(*(r.cast_column("image", datasets.Image(decode=False)) for r in (rows, same)), strict=True):
         assert (np.asarray(open_image(row["image"])) == np.asarray(open_image(other["image"]))).all()
-    assert account.lines() == ["1 of 4 images is left out: 1 in a hidden folder (__MACOSX/cat/._1.png)"]
+    assert account.lines() == ["not looked at: 1 hidden folder (a.zip/__MACOSX)"]
 
 
 def test_zips_of_classes_and_metadata_within(tmp_path):
@@ -397,9 +392,10 @@ def test_a_zip_reads_no_file_of_the_machine(tmp_path):
             archive.write(folder / name, name)
         for name in (str(secret), "../secret/x.png", "cat/../../secret/x.png", "cat//2.png"):
             archive.writestr(zipfile.ZipInfo(name), (folder / "cat/0.png").read_bytes())
-    paths, classes, _, account = read(tmp_path / "a.zip")
-    assert classes == ["cat", "dog"] and len(paths) == 2 and str(secret) not in paths
-    assert "4 path that is not one below the .zip" in account.lines()[0]
+    (tmp_path / "b").mkdir()
+    paths, classes, _, account = read((tmp_path / "a.zip").rename(tmp_path / "b" / "a.zip").parent)
+    assert classes == ["cat", "dog"] and paths == ["a.zip/cat/0.png", "a.zip/dog/1.png"] and str(secret) not in paths
+    assert "4 path that is not one below the archive" in account.lines()[0]
 
 
 @pytest.mark.parametrize("absolute", [True, False])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cond_pipelines.data.account import Account, ReadOptions
 from cond_pipelines.data.loading import Columns, as_files, find_columns, load_object, load_source
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.settings import SETTINGS
@@ -234,11 +235,27 @@ def test_folder_without_images(folder, cache, content):
 
 
 def test_metadata_that_names_a_missing_file(folder, cache):
-    """It loads; the check of the rows names the file that is not there."""
+    """One line that names the row; with skip the row is left out, and counted once."""
     write_images(folder)
-    (folder / "metadata.jsonl").write_text('{"file_name": "7.png", "text": "a"}\n')
-    found = load_source(str(folder), cache_dir=cache)
-    assert as_files(found, "image")[0]["image"]["path"] == str(folder / "7.png")
+    (folder / "metadata.jsonl").write_text(
+        "".join(f'{{"file_name": "{name}", "text": "a"}}\n' for name in ("1.png", "7.png", "0.PNG"))
+    )
+    with pytest.raises(ValueError, match=r"row 1 of metadata.jsonl: 7.png is not there; mend it, or --on_bad_image"):
+        load_source(str(folder), cache_dir=cache)
+    account = Account()
+    assert len(load_source(str(folder), account=account, options=ReadOptions(on_bad_image="skip"))) == 1
+    assert account.lines() == [
+        "5 of 6 images are left out: 5 without a row in metadata.jsonl (0.png, 2.png, 3.png, ...)",
+        "rows of metadata.jsonl whose file is not there are left out: 2 (7.png, 0.PNG)",
+    ]
+
+
+@pytest.mark.parametrize(("named", "like"), [("0.PNG", "0.png"), ("0", "0.png"), ("x/0.png", "0.png")])
+def test_the_file_that_a_row_may_mean(folder, cache, named, like):
+    write_images(folder)
+    (folder / "metadata.csv").write_text(f"file_name,text\n{named},a\n")
+    with pytest.raises(ValueError, match=f"{named} is not there, but {like} is; mend it"):
+        load_source(str(folder), cache_dir=cache)
 
 
 # ------------------------------------------------------------------------------------------------------ columns

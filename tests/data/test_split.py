@@ -107,8 +107,9 @@ def test_repeats(tmp_path):
     data = loaded(folder, tmp_path, folder_repeats=True)
     assert data.train.tolist() == [0] * 10 + [1] * 3
     assert loaded(folder, tmp_path).train.tolist() == [0, 1]
-    with pytest.raises(ValueError, match="no label column among image"):
-        loaded(folder, tmp_path, "class")
+    assert loaded(folder, tmp_path, "class").id2label == {0: "10_cat", 1: "3_dog"}
+    repeated = loaded(folder, tmp_path, "class", folder_repeats=True)
+    assert repeated.id2label == {0: "cat", 1: "dog"} and repeated.train.tolist() == [0] * 10 + [1] * 3
     with pytest.raises(ValueError, match="--folder_repeats needs folders named such as 10_cat"):
         loaded(folder_of(tmp_path / "b", {"1": noise(1)}), tmp_path, folder_repeats=True)
 

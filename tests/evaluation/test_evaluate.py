@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 from training_common import run
 
@@ -391,3 +392,21 @@ def test_one_evaluation_at_a_time(model, tmp_path):
         pytest.raises(ValueError, match=r"is in use by process \d+ on "),
     ):
         evaluate(config(model[1], output_dir=str(tmp_path)))
+
+
+def test_a_model_with_a_guider_and_few_steps(model, tmp_path):
+    """What it saves with itself is how it is evaluated; a scale that is given replaces the guider."""
+    setting, folder = model
+    if setting != "class":
+        return
+    copy = shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("evaluation", "checkpoint*"))
+    pipe = ConditionalPipeline.from_pretrained(copy).use_scheduler("unipc")
+    pipe.register_modules(guider=ClassifierFreeGuidance(3.0))
+    pipe.register_to_config(default_num_inference_steps=4)
+    pipe.save_pretrained(copy)
+    report = evaluate(config(copy, output_dir=str(tmp_path / "guided"), num_samples=8))
+    assert (report["num_inference_steps"], report["guider"]) == (4, "ClassifierFreeGuidance")
+    same = evaluate(config(copy, output_dir=str(tmp_path / "scale"), num_samples=8, guidance_scale=3.0))
+    assert "guider" not in same and [r["value"] for r in same["measures"]] == [r["value"] for r in report["measures"]]
+    labels = list(pipe.id2label.values())[:2]
+    assert len(pipe.classify(torch.zeros(1, 3, 16, 16), labels, num_noise=4).probabilities) == 1

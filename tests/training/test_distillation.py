@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler
+from parents_common import stable_diffusion
 from pipelines_common import quiet, tiny_vae
 from training_common import ROUNDING_OF_LOSS, flags, log_of, run
 
@@ -14,9 +15,13 @@ from cond_pipelines import ConditionalPipeline, Objective
 from cond_pipelines.cli import main as cli_main
 from cond_pipelines.networks.denoiser import denoise, takes_end_time
 from cond_pipelines.networks.surgery import with_end_time, without_end_time
-from cond_pipelines.objectives import Distillation
+from cond_pipelines.objectives import DDPMDistillation, Distillation
 from cond_pipelines.objectives.base import Denoise, Draws
 from cond_pipelines.sharing.card import CardFacts
+from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.device import build_accelerator
+from cond_pipelines.training.memory import StepMemory
+from cond_pipelines.training.teacher import build_teacher, with_teacher
 
 SETTINGS = {"none": {}, "class": {}, "text": {"caption_column": "caption"}}
 DISTILL = {"objective": "distillation", "unet_size": None, "default_num_inference_steps": None}
@@ -185,6 +190,25 @@ def test_a_distilled_parent_is_the_flow_that_it_holds(parents, students, tmp_pat
     assert again.config.objective["guidance_scale"] == 2 and takes_end_time(again.unet)
 
 
+def test_autoguidance_is_fused_in(tmp_path):
+    """p(x) has no other guidance: the teacher's step is away from its weaker network."""
+    parent = run(tmp_path / "guided", conditioning="none", autoguidance=True, default_guidance_scale=1.5)
+    student = load(distilled(tmp_path / "student", parent, "none"))
+    assert student.config.objective["guidance_scale"] == 1.5 and student.guide is None
+    config = TrainingConfig(mixed_precision="no", report_to="none")
+    teacher = build_teacher(config, Distillation(), load(parent), build_accelerator(config, tmp_path))
+    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([700.0, 200.0])
+    own, guided = teacher.under(teacher.pipe._features([None, None]))(x_t, t)
+    cond = teacher.pipe.encode_condition([None, None])[0]
+    weak = denoise(teacher.pipe.guide, x_t, t, cond)
+    assert torch.allclose(guided, weak + 1.5 * (own - weak), atol=1e-5) and not torch.allclose(guided, own, atol=1e-5)
+
+
+def test_its_memory():
+    memory = with_teacher(lambda **_: StepMemory(10, 5, lambda batch_size: 3 * batch_size), torch.nn.Linear(2, 2))()
+    assert (memory.fixed, memory.gradients, memory.peak(4)) == (10 + 4 * 6, 5, 24)
+
+
 def test_in_latents(tmp_path, students):
     vae = tmp_path / "vae"
     tiny_vae().save_pretrained(vae)
@@ -237,11 +261,11 @@ def test_the_command_knows_the_setting(parents, tmp_path):
     ("arguments", "message"),
     [
         ({"pretrained_model_name_or_path": None, "unet_size": "xxs"}, "--objective distillation needs --pretrained_mo"),
-        ({"train": "adapter"}, "--objective distillation trains all of the UNet and no text encoder: leave --train ad"),
+        ({"train": "adapter"}, "--objective distillation trains all of the UNet or a LoRA, and no text encoder: leave"),
         ({"conditioning": "none"}, "--objective distillation needs the pretrained model's own setting and conditions"),
         ({"objective_config": '{"end_share": 1}'}, '--objective_config {"end_share": 1}: end_share 1 must be at least'),
         ({"objective_config": '{"guidance_scale": "x"}'}, "--objective_config: guidance_scale 'x' is not of type"),
-        ({"scheduler": "DDPMScheduler"}, "--objective distillation: DDPMScheduler samples for another one"),
+        ({"scheduler": "DDPMScheduler"}, "--objective distillation keeps the pretrained model's noise: leave --sched"),
     ],
 )
 def test_what_cannot_be_distilled_is_one_line(arguments, message, parents, tmp_path):
@@ -252,12 +276,68 @@ def test_what_cannot_be_distilled_is_one_line(arguments, message, parents, tmp_p
     assert not (tmp_path / "log.jsonl").exists()
 
 
-def test_a_diffusion_parent_is_refused(tmp_path):
-    parent = run(tmp_path / "ddpm", conditioning="none", max_train_steps=1, scheduler="DDPMScheduler")
-    with pytest.raises(
-        ValueError, match=r"needs a flow-matching model, and .* was trained with DDPM: train it further"
-    ):
+def test_an_edm_parent_is_refused(tmp_path):
+    parent = run(tmp_path / "edm", conditioning="none", max_train_steps=1, scheduler="EDMEulerScheduler")
+    with pytest.raises(ValueError, match=r"of flow matching or DDPM, and .* was trained with EDM: train it further"):
         distilled(tmp_path / "student", parent, "none")
+
+
+# -------------------------------------------------------------------------------------------- epsilon, v and a LoRA
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_ddpm_loss_is_zero_where_every_jump_is_exact(prediction_type):
+    """Data of one image: each prediction means that image, so every jump ends there; noise in it is an error."""
+    image = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    objective = DDPMDistillation(LCMScheduler().alphas_cumprod, prediction_type)
+
+    def exact(x_t, t, r=None, factor=1.0):
+        return torch.cat(
+            [objective.exact_prediction(x[None], factor * image, float(s)) for x, s in zip(x_t, t, strict=True)]
+        )
+
+    draws = Draws(torch.randn(32, 1, 4, 4), (torch.arange(32) + 0.5) / 32, torch.rand(32, 1), torch.rand(32, 0))
+    denoise_ = Denoise(exact, lambda x_t, t: (exact(x_t, t), exact(x_t, t)))
+    loss = objective.loss(denoise_, image.expand(32, -1, -1, -1), draws)
+    wrong = objective.loss(
+        Denoise(lambda *a: exact(*a, factor=0.5), denoise_.teacher), image.expand(32, -1, -1, -1), draws
+    )
+    assert loss.mean() < 0.02 * wrong.mean()
+    # Sampled by the LCMScheduler, exact jumps end at the image, whatever the number of steps.
+    scheduler, x = LCMScheduler(prediction_type=prediction_type, clip_sample=False), torch.randn(1, 1, 4, 4)
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps:
+        x = scheduler.step(exact(x, t[None]), t, x, return_dict=False)[0]
+    assert torch.allclose(x, image, atol=0.02)
+
+
+def test_a_diffusion_parent(tmp_path):
+    prediction_type = "v_prediction"  # epsilon is Stable Diffusion's, below
+    new = {"scheduler": "DDPMScheduler", "prediction_type": prediction_type, "max_train_steps": 1}
+    parent = run(tmp_path / "ddpm", conditioning="class", **new)
+    pipe = load(distilled(tmp_path / "student", parent, "class"))
+    saved = pipe.config.objective
+    assert saved["name"] == "ddpm_distillation" and saved["prediction_type"] == prediction_type
+    assert type(pipe.scheduler) is LCMScheduler and takes_end_time(pipe.unet)
+    assert np.isfinite(pipe(class_labels=[0, 1], output_type="np").images).all()
+    assert np.isfinite(
+        pipe.use_scheduler("euler")(class_labels=[0], num_inference_steps=3, output_type="np").images
+    ).all()
+
+
+def test_a_lora_of_stable_diffusion(tmp_path):
+    """As LCM-LoRA: it loads into diffusers' own pipeline, with diffusers' LCMScheduler."""
+    pytest.importorskip("peft")
+    parent = stable_diffusion()
+    parent.save_pretrained(tmp_path / "sd")
+    lora = {"use_lora": True, "resolution": 16, "max_train_steps": 1}
+    folder = distilled(tmp_path / "lora", tmp_path / "sd", "text", **lora)
+    saved = json.loads((folder / "model_index.json").read_text())
+    assert saved["objective"]["name"] == "ddpm_distillation" and saved["objective"]["flow_weight"] == 0
+    assert saved["scheduler"][1] == "LCMScheduler" and saved["default_num_inference_steps"] == 4
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "sd")
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.load_lora_weights(folder)
+    images = quiet(pipe)("a red circle", num_inference_steps=2, guidance_scale=1.0, output_type="np").images
+    assert np.isfinite(images).all()
 
 
 def test_a_scheduler_of_another_objective_is_refused(students):

@@ -331,6 +331,7 @@ def test_a_disk_that_fills_in_mid_run(small_disk, tmp_path, expected, capsys, ro
 
     sys.addaudithook(fill)
     more = {"report_to": "tensorboard", "validation_steps": 2, "cache_dir": str(tmp_path / "cache")}
+    more |= {"ema_lengths": [0.1]}
     try:
         place = run(small_disk / "out", **more)
     except TrainingFailure as error:
@@ -338,8 +339,10 @@ def test_a_disk_that_fills_in_mid_run(small_disk, tmp_path, expected, capsys, ro
         place = Path(str(error).rpartition("saved in ")[2])
     assert largest_difference(ConditionalPipeline.from_pretrained(place).unet, expected.unet) == 0
     told = capsys.readouterr().err
-    assert opened >= 4 and told.count("warning: no room for the log and the pictures in") == 1, (opened, told)
+    assert opened >= 4 and told.count("warning: no room for the log, the pictures and ema/ in") == 1, (opened, told)
     assert log_of(small_disk / "out", "step") == [1, 2, 2, 3, 4, 4]
+    snapshots = {path.name for path in (small_disk / "out/ema").iterdir()}
+    assert "2.safetensors" not in snapshots and ("4.safetensors" in snapshots) == room_again
     if not room_again:  # these few lines had room in a block that was theirs; a line that has none is not begun
         with pytest.raises(OSError, match="No space left"):
             append_text(whole_block, "x" * 10)

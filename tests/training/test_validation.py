@@ -87,7 +87,7 @@ def test_a_short_run_spends_its_time_on_training(tmp_path, optimizer):
 
 def test_a_run_of_minutes_is_not_spent_on_pictures(tmp_path):
     """However slow the machine: what early pictures and the four grids may take is a share of the time."""
-    minutes = {"max_train_steps": None, "max_train_minutes": 0.1, "validation_fraction": 0.0}
+    minutes = {"max_train_steps": None, "max_train_minutes": 0.05, "validation_fraction": 0.0}
     folder = run(tmp_path, **LOOK | minutes | {"num_validation_images": 512, "checkpointing_steps": None})
     shown = [Image.open(folder / "samples" / name).convert("L") for name in pictures(folder)]
     assert shown

@@ -60,13 +60,14 @@ def denoise(
         x_t: (B, C, h, w), with any extra channels that the network takes.
         t: (B,) or (), the timestep.
         cond: one row an image.
-        r: (B,) or (), the timestep at which a jump ends, of a distilled network; None: t itself, so no jump.
+        r: (B,) or (), the timestep at which a jump ends; None: t itself, so no jump. Ignored by a network without
+            this input: `takes_end_time`.
         kwargs: other arguments of the network's `forward`, such as cross_attention_kwargs.
 
     Example:
         >>> prediction = denoise(unet, x_t, t, adapter(features))
     """
-    if r is not None:
+    if r is not None and takes_end_time(net):
         kwargs["timestep_cond"] = end_time_embedding(t, r).to(x_t.dtype)
     return net(x_t, t, **conditioning_inputs(net, cond), **kwargs, return_dict=False)[0]
 

@@ -111,7 +111,7 @@ class DataArguments(_OfTheRun):
     )
     folder_repeats: bool = flag(
         False,
-        "Draw images of a folder named 10_cat ten times as often, as kohya's scripts do.",
+        "Read a folder 10_cat as kohya's scripts do: ten times the class cat. Default: the class 10_cat.",
         resume="course",
         needs=("train_data_dir", "!streaming"),
     )

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from .archives import open_path, size_and_time
 from .fingerprints import short_hash
-from .walk import open_path, size_and_time
 
 Stored: TypeAlias = (
     Any  # pa.Buffer | str | None, which has no types: an image file: what it holds, its path, or nothing

@@ -26,7 +26,8 @@ from .split import MOST_HELD_OUT, hold_out
 from .summary import summary_of_conditions, summary_of_skipped
 
 _logger = logging.getLogger(__name__)
-_DECODING = 2  # raised where the same file gives other pixels than before, so that what was kept is made again
+_REMEDY = "; mend it, or --on_bad_image skip"
+_DECODING = 3  # raised where the same file gives other pixels or notes than before, so that it is decoded again
 
 
 @dataclass
@@ -68,7 +69,8 @@ class ImageDataset(torch.utils.data.Dataset):
     skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._read_bytes, self.animated = 0, set[str]()
+        self._read_bytes = 0
+        self.animated: set[int] = set()  # rows of animations that were decoded
         used = [c for c in (self.columns.image, self.columns.condition) if c is not None]
         self.rows = as_files(self.rows.select_columns(used), self.columns.image)
         self.splits: list[np.ndarray] = []
@@ -78,6 +80,7 @@ class ImageDataset(torch.utils.data.Dataset):
             undecoded=self._images,
             reject=self._reject,
             raises_bad=self.on_bad_image == "error",
+            animated=self.animated,
             file=None if self.cache_dir is None else self._images_file,
             keep=self.cache_images,
         )
@@ -128,7 +131,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _skip(self, error: BadRow) -> None:
         """Of a row found bad after the check: say so once (once a worker)."""
         if self.on_bad_image == "error":
-            raise error
+            raise BadRow(f"{error}{_REMEDY}") from error
         if str(error) not in self.skipped:
             self.skipped.append(str(error))
             _logger.warning(for_terminal(f"skipped {error}"))
@@ -180,7 +183,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def read_image(self, row: int) -> np.ndarray:
         """(H, W, C) uint8 with the shorter side at the resolution. Raises BadRow."""
-        return self._to_array(self.undecoded(row), lambda: self.name(row))
+        return self._decode(row, self.undecoded(row))
 
     def read_condition(self, row: int) -> Any:
         """The raw condition, None where the setting has none. Raises BadRow."""
@@ -191,11 +194,11 @@ class ImageDataset(torch.utils.data.Dataset):
             self._conditions[row] = self._to_condition(value, lambda: self.name(row))
         return self._conditions[row]
 
-    def _to_array(self, value: Any, name: Callable[[], str]) -> np.ndarray:
+    def _to_array(self, value: Any, name: Callable[[], str], row: int | None = None) -> np.ndarray:
         try:
             image, size = im.open_image(value, deep=self.value_range is not None), self.resolution
-            if isinstance(image, Image.Image) and image.info.get(im.ANIMATED):
-                self.animated.add(name())
+            if isinstance(image, Image.Image) and image.info.get(im.ANIMATED) and row is not None:
+                self.animated.add(row)
             if self.buckets is not None:
                 size = nearest_size(*im.size_px(image), self.buckets)
             return im.to_array(image, self.channels, size, self.interpolation, self.value_range)
@@ -203,7 +206,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise self._unreadable(error, name()) from error
 
     def _decode(self, row: int, value: Any) -> np.ndarray:
-        return self._to_array(value, lambda: self.name(row))
+        return self._to_array(value, lambda: self.name(row), row)
 
     def _images_file(self) -> Path:
         return self.cache_dir / f"images-{self.images_fingerprint()}"
@@ -212,7 +215,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if isinstance(error, MemoryError):
             error = OSError("it needs more memory than there is")
         reason = " ".join(str(error).split()) or type(error).__name__
-        return BadRow(f"{name}: unreadable image: {reason}; mend it, or --on_bad_image skip")
+        return BadRow(f"{name}: unreadable image: {reason}")
 
     def _to_condition(self, value: Any, name: Callable[[], str]) -> Any:
         if self.columns.condition is None:
@@ -220,7 +223,7 @@ class ImageDataset(torch.utils.data.Dataset):
         try:
             return self.parse_condition(value)
         except (ValueError, TypeError, LookupError) as error:  # a label of another type, or one that was never seen
-            raise BadRow(f"{name()}: {describe(error)}; mend it, or --on_bad_image skip") from error
+            raise BadRow(f"{name()}: {describe(error)}") from error
 
     def check(self) -> None:
         """Look at every condition, and at every image too where they are kept decoded.
@@ -258,7 +261,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _reject(self, error: BadRow) -> None:
         """Of a row found bad in the check."""
         if self.on_bad_image == "error":
-            raise error
+            raise BadRow(f"{error}{_REMEDY}") from error
         self.skipped.append(str(error))
 
     @property
@@ -322,6 +325,12 @@ class ImageDataset(torch.utils.data.Dataset):
         classes = [self._conditions.get(row) for row in self.usable.tolist()] if self.has_classes else None
         return self.use_split(hold_out(self.content_keys(), classes, fraction, self.seed, most))
 
+    @property
+    def declares_classes(self) -> bool:
+        """Whether the column of labels has a list of names."""
+        feature = self.rows.features[self.columns.condition]
+        return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)
+
     def conditions(self) -> list[Any]:
         """Of the usable rows, as parsed, where they were read in the check."""
         return [self._conditions[r] for r in self.usable if r in self._conditions]
@@ -331,6 +340,6 @@ class ImageDataset(torch.utils.data.Dataset):
         counts = f"{len(self):,} usable of {len(self.rows):,}"
         lines = [f"images: {counts}, {self.resolution} px, {self.channels} channel(s)"]
         if self.animated:
-            lines.append(f"animations, of which the first frame is used: {len(self.animated):,}")
+            lines.append(f"files of several frames or pages, of which the first is used: {len(self.animated):,}")
         lines += [*summary_of_conditions(self.conditions(), condition_names), *summary_of_skipped(self.skipped)]
         return "\n".join(map(for_terminal, lines))  # names and labels are text of others: each line stays one

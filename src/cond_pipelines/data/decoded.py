@@ -17,6 +17,7 @@ from .array_file import ArrayFile, stored
 from .rows import BadRow
 
 _logger = logging.getLogger(__name__)
+_ANIMATED = "animated"  # a note on a row with an image; those without one have the reason
 
 
 @dataclass
@@ -28,6 +29,7 @@ class DecodedImages:
         undecoded: rows -> their undecoded images; many at once are several times quicker to get.
         reject: takes a BadRow; raises it, or notes that the row is skipped.
         raises_bad: whether `reject` raises.
+        animated: rows of which `decode` found more than one frame; those in the file are added to it.
         file: names the file for the images, where there is a place for one.
         keep: True: in the file; False: nowhere; None: in memory, in the file or nowhere, by the room and time it takes.
     """
@@ -36,6 +38,7 @@ class DecodedImages:
     undecoded: Callable[[list[int]], list[Any]]
     reject: Callable[[BadRow], None]
     raises_bad: bool
+    animated: set[int]
     file: Callable[[], Path] | None = None
     keep: bool | None = None
 
@@ -90,12 +93,15 @@ class DecodedImages:
             for row, result in self._decoded(np.arange(num_rows)):
                 if isinstance(result, BadRow):
                     if self.raises_bad:
-                        raise result
+                        self.reject(result)  # raises
                     notes[row] = str(result)
+                elif row in self.animated:
+                    notes[row] = _ANIMATED
                 yield None if isinstance(result, BadRow) else result
 
         self.arrays = stored(self.file(), make)
         self.has_all, bad = True, []
+        self.animated |= {row for row, note in self.arrays.notes.items() if note == _ANIMATED}
         for row in rows:
             if row not in self.arrays:
                 self.reject(BadRow(self.arrays.notes[int(row)]))

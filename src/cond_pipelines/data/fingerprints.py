@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .walk import open_path, size_and_time
+from .archives import open_path, size_and_time
 
 
 def images_fingerprint(images: Iterable[Any], how: tuple[Any, ...]) -> str:

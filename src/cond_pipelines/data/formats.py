@@ -51,8 +51,15 @@ _IMAGES = (
 _KINDS = {f".{suffix}": "images" for suffix in _IMAGES.split()}
 _KINDS |= {".npy": "arrays", ".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", ".zip": "zip"}
 KINDS = ("images", "arrays", "parquet", "arrow", "tar", "zip")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTIONS = (".txt", ".caption")
+TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")  # which may say what images show, by a name of their own
+PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz2", ".txz")  # archives that are not read
+# Folders that systems and programs make, of thumbnails, deleted files and the like; names as they are in lower case.
+_SYSTEM_FOLDERS = {
+    *("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "$recycle.bin", "lost+found"),
+    *("system volume information", "__pycache__"),
+}
 
 _SPLITS = {
     "train": "train",
@@ -64,13 +71,29 @@ _SPLITS = {
 }
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+_YEAR = re.compile(r"(?<=[a-z])(19|20)\d\d$")  # of COCO's train2017
 _MASK = re.compile(r"-(masklabel|condlabel)$")
-_REPEATS = re.compile(r"^([1-9]\d*)_.+")
+_REPEATS = re.compile(r"^([1-9]\d{0,4})_(.+)", re.DOTALL)
 
 
 def kind_of(name: str) -> str | None:
     """What a file holds, one of `KINDS`, by its suffix; None: none of them."""
     return _KINDS.get(PurePath(name).suffix.lower())
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file is a table that is read: metadata.csv, .jsonl or .parquet, in letters of any case."""
+    return PurePath(name).name.lower() in _METADATA
+
+
+def is_hidden_folder(name: str) -> bool:
+    """Whether a folder's name says that what lies in it is not the user's.
+
+    Example:
+        >>> is_hidden_folder(".git"), is_hidden_folder("@eaDir"), is_hidden_folder("cat")
+        (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS or name.lower().endswith(".lrdata")  # of Lightroom
 
 
 def is_mask(name: str) -> bool:
@@ -82,19 +105,27 @@ def split_of(name: str) -> str | None:
     """The split that a folder's or a table's name is: not one that holds such a word.
 
     Example:
-        >>> split_of("val"), split_of("train-00000-of-00002.parquet"), split_of("freight train")
+        >>> split_of("val2017"), split_of("train-00000-of-00002.parquet"), split_of("freight train")
         ('validation', 'train', None)
     """
     stem = name if kind_of(name) is None else PurePath(name).stem
-    return _SPLITS.get(_SHARD.sub("", stem).lower())
+    return _SPLITS.get(_YEAR.sub("", _SHARD.sub("", stem).lower()))
 
 
-def repeats_of(names: list[str]) -> dict[str, int]:
-    """How often each folder's images are to be drawn, where the names are kohya's: `10_cat` is 10 times.
+def repeats_of(folder: str) -> tuple[int, str] | None:
+    """How often the images of a folder are to be drawn and its name, where that is one of kohya's: `10_cat`.
 
-    Numbers that count the folders, such as `1_cat`, `2_dog`, are no repeats.
+    Example:
+        >>> repeats_of("10_cat"), repeats_of("cat")
+        ((10, 'cat'), None)
     """
-    found = {name: int(match[1]) for name in names if (match := _REPEATS.match(name))}
-    numbers = sorted(found.values())
-    counts = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    return found if found and len(found) == len(names) and not counts else {}
+    match = _REPEATS.match(folder)
+    return (int(match[1]), match[2]) if match else None
+
+
+def are_repeats(folders: list[str]) -> bool:
+    """Whether folders are named as kohya's, and not as ones that are numbered: `1_cat`, `2_dog`."""
+    found = [repeats_of(name) for name in folders]
+    numbers = sorted(pair[0] for pair in found if pair is not None)
+    counted = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return bool(found) and None not in found and not counted

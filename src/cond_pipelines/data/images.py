@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..errors import describe
+from .archives import open_path
 from .formats import PILLOW_FORMATS
-from .walk import open_path
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -102,6 +102,8 @@ def _unknown(head: bytes) -> str:
         return "it is HEIC or HEIF: pip install pillow-heif"
     if head[:4] in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
         return "it is PostScript, which is a program and not opened: save it as PNG"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS to the file: git lfs pull"
     return "it is empty, or of no format that can be read"
 
 
@@ -150,7 +152,8 @@ def _as_pil(array: np.ndarray) -> Image.Image | np.ndarray:
     if array.dtype.kind not in "biuf":
         raise OSError(f"its values are of type {array.dtype}, not numbers")
     if array.ndim not in (2, 3) or not array.size:
-        raise OSError(f"its shape is {array.shape}, not that of an image")
+        several = ", but of several: save each as a file of its own" if array.ndim == 4 else ""
+        raise OSError(f"its shape is {array.shape}, not that of an image{several}")
     known = array.dtype == np.uint8 and array.shape[2:] in ((), (3,), (4,))
     return Image.fromarray(array) if known else array
 

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .folder import in_order
+from .classes import class_name, in_order
 
 ParseLabel = Callable[[Any], Any]
 
@@ -108,7 +108,7 @@ def _as_label(value: Any) -> int | str | None:
         return str(bool(value))
     if isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer()):
         return None if value == -1 else int(value)
-    return str(value)
+    return class_name(str(value)) or None
 
 
 def _classes_of(labels: set[int | str]) -> tuple[dict[int, str], dict[int | str, int]]:

@@ -1,6 +1,8 @@
 """From arguments to a checked data set."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,15 +16,17 @@ from accelerate import PartialState
 
 from ..console import for_terminal, say
 from ..data import images as im
-from .account import Account
+from .account import Account, ReadOptions, examples
 from .buckets import bucket_sizes
+from .classes import say_merged
 from .config import DataArguments
+from .copies import say_near_duplicates, say_several_labels
 from .dataset import ImageDataset, row_name
 from .folder import REPEATS
 from .labels import first
-from .loading import as_files, find_columns, load_source, readable
+from .loading import Columns, as_files, find_columns, load_source, readable
 from .prior import balanced, with_prior
-from .split import hold_out, hold_out_rows, num_with_near_duplicate, number_to_hold_out, thumbnail
+from .split import hold_out, hold_out_rows, number_to_hold_out
 
 
 @dataclass
@@ -73,7 +77,9 @@ class TrainingData:
         """What a run sees, for a person: the images, what is left out, the conditions, the held-out images."""
         if self.train is None:
             size = f"{self.dataset.resolution} px, {self.dataset.channels} channel(s)"
-            return "\n".join([f"images: streamed, {size}", *map(for_terminal, self.account.lines())])
+            names = list((self.id2label or {}).values())
+            classes = [f"classes ({len(names)}): {examples(names, 20)}"] if names else []
+            return "\n".join([f"images: streamed, {size}", *map(for_terminal, [*self.account.lines(), *classes])])
         images, *rest = self.dataset.summary(self.id2label).splitlines()
         held_out = f"held out for validation: {len(self.held_out):,}"
         return "\n".join([images, *map(for_terminal, self.account.lines()), *rest, held_out])
@@ -90,12 +96,12 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
     """
     if channels and config.channels not in (None, channels):
         raise ValueError(f"--channels {config.channels}, but the pretrained model takes {channels}: leave it out")
+    _quieten_decoders()
     account = Account()
     source = _source(config, account)
     streamed = not hasattr(source, "__len__")
     column = config.column
-    named = None if column is None else getattr(config, column.flag)
-    columns = find_columns(source.features, column, config.image_column, named)
+    columns = _columns(config, source, account)
     num_own = None if streamed else len(source)
     if config.class_data_dir:
         source, columns = with_prior(source, columns, column, config.class_data_dir, config.class_prompt)
@@ -103,6 +109,8 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
     if column is not None:
         feature = source.features[columns.condition]
         id2label, parse = column.parser(partial(_values, source, columns.condition, streamed), feature)
+        if id2label is not None and not streamed and getattr(feature, "dtype", None) in ("string", "large_string"):
+            say_merged((value for value in _values(source, columns.condition, streamed) if value), account)
     config = replace(config, channels=channels or config.channels)
     resolution, channels = _look(config, source, columns.image, streamed)
     dataset = ImageDataset(
@@ -125,13 +133,32 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
     if streamed:
         return TrainingData(dataset, None, np.array([], dtype=int), id2label, account)
     dataset.check()
-    data = _split(config, dataset, id2label, account)
+    data = _split(config, dataset, _with_images(id2label, dataset, account), account)
     if config.class_data_dir:
         is_prior = dataset.usable >= num_own
         data.train, data.held_out = balanced(data.train, data.held_out, is_prior, config.prior_loss_weight)
     if config.folder_repeats:
         data.train = _repeated(data.train, dataset, source)
     return data
+
+
+def _columns(config: DataArguments, source: Any, account: Account) -> Columns:
+    """The columns of images and conditions. Raises ValueError, which names what is not read too."""
+    named = None if config.column is None else getattr(config, config.column.flag)
+    try:
+        columns = find_columns(source.features, config.column, config.image_column, named)
+    except ValueError as error:  # what is not read may be where the column is
+        raise ValueError("; ".join([str(error), *account.not_read()])) from error
+    if config.column is not None and named is None:
+        usual = [name for name in source.features if name.lower() in config.column.names and name != columns.condition]
+        if usual:
+            account.notes.append(
+                f"--{config.column.flag} is {columns.condition}; other columns with a usual name: {', '.join(usual)}"
+            )
+    if len(account.folders) > 1 and columns.condition != "label":
+        shown = [f"{name} {count:,}" for name, count in account.folders.items()]
+        account.notes.append(f"images of all folders are used: {examples(shown, 10)}")
+    return columns
 
 
 def _split(
@@ -149,18 +176,37 @@ def _split(
     num_images = len(set(keys))
     if num_images < len(keys):
         account.notes.append(f"rows with the same image as another row: {len(keys) - num_images:,}")
+    if id2label:
+        say_several_labels(keys, dataset, id2label, account)
     wanted = number_to_hold_out(num_images, config.validation_fraction)
     if config.held_out_by == "content" and len({keys[i] for i in held_out}) < wanted:
         account.notes.append(f"fewer than {wanted} images are held out: the last one of a class is trained on")
-    if dataset.decoded and len(held_out):
-        scale = 1.0 if config.value_range == [] else 127.5
-        thumbnails = (
-            (thumbnail(dataset.centre(int(dataset.usable[i]))) for i in indices) for indices in (held_out, train)
-        )
-        if near := num_with_near_duplicate(*thumbnails, scale=scale):
-            account.notes.append(f"held-out images with a near-duplicate in training: {near:,}")
+    say_near_duplicates(keys, dataset, held_out, account)
     rule = "row" if np.array_equal(held_out, by_row) else config.held_out_by
     return TrainingData(dataset, train, held_out, id2label, account, content, rule)
+
+
+def _with_images(id2label: dict[int, str] | None, dataset: ImageDataset, account: Account) -> dict[int, str] | None:
+    """The classes of which there is an image that can be used, and those that a table declares.
+
+    Raises:
+        ValueError: no image that can be used has a label.
+    """
+    if not id2label:
+        return id2label
+    used = {i for label in dataset.conditions() for i in (label if isinstance(label, tuple) else [label])}
+    without = [name for i, name in id2label.items() if i not in used]
+    if len(without) == len(id2label):
+        raise ValueError("; ".join(["no image that can be used has a label", *dataset.skipped[:3]]))
+    # Names that a table lists are numbered by it, and a stream of it, which is not read to its end, has them all.
+    is_declared = dataset.declares_classes and not account.folders
+    if without:
+        end = "" if is_declared else " are left out"
+        account.notes.append(f"classes without an image that can be used{end}: {len(without):,} ({examples(without)})")
+    left = id2label if is_declared else {i: name for i, name in id2label.items() if i in used}
+    if len(left) == 1:
+        account.notes.append(f"there is one class only ({next(iter(left.values()))}): labels tell nothing apart")
+    return left
 
 
 def _repeated(train: np.ndarray, dataset: ImageDataset, source: datasets.Dataset) -> np.ndarray:
@@ -168,6 +214,14 @@ def _repeated(train: np.ndarray, dataset: ImageDataset, source: datasets.Dataset
     if REPEATS not in source.column_names:
         raise ValueError("--folder_repeats needs folders named such as 10_cat: leave it out")
     return np.repeat(train, np.array(source[REPEATS])[dataset.usable[train]])
+
+
+def _quieten_decoders() -> None:
+    """What a damaged file makes Pillow, tifffile or `datasets` warn of is its row's line, or none of the user's."""
+    warnings.filterwarnings("ignore", module=r"PIL\b")
+    for name in ("PIL", "tifffile"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    datasets.utils.logging.set_verbosity_error()
 
 
 def _source(config: DataArguments, account: Account) -> datasets.Dataset | datasets.IterableDataset:
@@ -180,8 +234,12 @@ def _source(config: DataArguments, account: Account) -> datasets.Dataset | datas
         config.dataset_split,
         config.streaming,
         config.cache_dir,
-        config.data_format,
         account,
+        ReadOptions(
+            data_format=config.data_format,
+            folder_repeats=config.folder_repeats,
+            on_bad_image=config.on_bad_image,
+        ),
     )
     streamed = not hasattr(source, "__len__")
     if streamed and source.features is None:

@@ -2,9 +2,8 @@
 
 import itertools
 import pickle
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import datasets
 
 from ..errors import UserError, describe
 from ..user_code import load_object
-from .account import Account
+from .account import Account, ReadOptions
 from .config import ConditionColumn
 from .formats import kind_of
-from .sources import DataFormat, read_source, what_cannot_be_loaded
+from .hub import folder_of_images
+from .metadata import refuse_addresses
+from .sources import read_source, what_cannot_be_loaded
 
 _IMAGES = ConditionColumn(
     flag="image_column",
@@ -40,34 +41,39 @@ def load_source(
     split: str = "train",
     streaming: bool = False,
     cache_dir: str | None = None,
-    data_format: DataFormat | None = None,
     account: Account | None = None,
+    options: ReadOptions | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a data set from a folder, the Hub, or a function.
 
     Args:
         train_data_dir: folder of images, parquet, arrow, tar or .zip files, one such file, or a saved data set.
         dataset_name: Hub id, a folder, or "module:function" with a function that returns a data set.
-        data_format: which files of a folder to read; see `sources.read_source`.
         account: notes the files that are left out.
+        options: how a folder is read; its `split` is not looked at.
 
     Raises:
         ValueError: in one line, where there is nothing to load.
     """
     account = Account() if account is None else account
+    options = replace(options or ReadOptions(), split=split)
     if bool(train_data_dir) == bool(dataset_name):
         raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
     if dataset_name and not dataset_config_name and Path(dataset_name).is_dir():
         train_data_dir, dataset_name = dataset_name, None
     if train_data_dir and not Path(train_data_dir).is_dir() and kind_of(train_data_dir) in (None, "images", "arrays"):
-        raise ValueError(f"--train_data_dir {train_data_dir} is not a folder")
+        of_file = "a file: give the folder that it lies in, or a .zip, .tar, .parquet or .arrow file"
+        what = of_file if Path(train_data_dir).is_file() else "not a folder"
+        raise ValueError(f"--train_data_dir {train_data_dir} is {what}")
     if dataset_name and ":" in dataset_name:
         return _of_function(dataset_name, dataset_config_name, split, streaming)
     try:
         if train_data_dir and any((Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")):
             return _chosen(datasets.load_from_disk(train_data_dir), split, streaming)
         if train_data_dir:
-            return read_source(train_data_dir, split, data_format, account, streaming, cache_dir)
+            return read_source(train_data_dir, options, account, streaming, cache_dir)
+        if not dataset_config_name and (folder := folder_of_images(str(dataset_name), cache_dir, account)):
+            return read_source(folder, options, account, streaming, cache_dir)
         loaded = datasets.load_dataset(dataset_name, dataset_config_name, streaming=streaming, cache_dir=cache_dir)
         chosen = _pick_split(loaded, split)
         if len(loaded) > 1:
@@ -105,24 +111,13 @@ def _chosen(data: Any, split: str, streaming: bool) -> datasets.Dataset | datase
 def as_files(rows: Any, image_column: str) -> Any:
     """`rows` with the images undecoded, as {"bytes", "path"}. Raises ValueError where the column holds none."""
     feature = rows.features[image_column]
-    _refuse_urls(rows, image_column)
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        refuse_addresses({image_column: (row[image_column] for row in rows.take(16))})
     is_file = getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary")
     is_image = isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} & set(feature))
     if not (is_file or is_image):
         raise ValueError(f"column {image_column!r} holds no images but {feature}: name another with --image_column")
     return rows.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _refuse_urls(rows: Any, column: str) -> None:
-    """Raise UserError for a column of addresses: downloading is not this package's."""
-    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
-        return
-    first = next((value for value in (row[column] for row in rows.take(16)) if value), None)
-    if first is not None and re.match(r"(https?|s3|gs|ftp)://", first):
-        raise UserError(
-            f"column {column!r} holds addresses of images ({first[:60]}), not images: fetch them first, for instance "
-            f"with img2dataset --url_list TABLE --url_col {column} --output_format files --output_folder FOLDER"
-        )
 
 
 def readable(rows: Any, where: str, first: int = 0) -> Iterator[dict[str, Any]]:

@@ -5,17 +5,41 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError, describe
-from .walk import Tree, open_path
+from .archives import open_path
+from .formats import kind_of
+from .text_files import text_of
+from .walk import Tree
 
+_ADDRESS = re.compile(r"(https?|s3|gs|ftp)://")
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+class CannotBeRead(UserError):
+    """A table that is damaged, or no table."""
+
+
+def read_table(tree: Tree, name: str) -> dict[str, Sequence[Any]]:
+    """The columns of a table. Raises CannotBeRead, which says which line or column is the reason."""
+    path = tree.path(name)
+    try:
+        with open_path(path) as file:
+            content = file.read()
+        if name.lower().endswith(".parquet"):
+            return dict(pq.read_table(io.BytesIO(content)).to_pydict())
+        text = _decoded(content, path)
+        return _json_columns(text, path) if name.lower().endswith(".jsonl") else _csv_columns(text, path)
+    except CannotBeRead:
+        raise
+    except Exception as error:  # neither pyarrow nor csv has a base class for what damaged files raise
+        raise CannotBeRead(f"cannot read {path}: {describe(error)}") from error
 
 
 def read_metadata(tree: Tree, name: str) -> tuple[list[str], dict[str, Sequence[Any]], list[str]]:
@@ -27,24 +51,14 @@ def read_metadata(tree: Tree, name: str) -> tuple[list[str], dict[str, Sequence[
     Raises:
         UserError: it cannot be read, or it names no images; the line says which line or column.
     """
-    path, notes = tree.path(name), []
-    try:
-        with open_path(path) as file:
-            content = file.read()
-        if name.endswith(".parquet"):
-            columns = pq.read_table(io.BytesIO(content)).to_pydict()
-        else:
-            text = _decoded(content, path)
-            columns = _csv_columns(text, path) if name.endswith(".csv") else _json_columns(text, path)
-    except UserError:
-        raise
-    except Exception as error:  # neither pyarrow nor csv has a base class for what damaged files raise
-        raise UserError(f"cannot read {path}: {describe(error)}") from error
+    path, notes, columns = tree.path(name), [], read_table(tree, name)
     key = next((k for k in columns if k == "file_name"), None) or next(
         (k for k in columns if k.endswith("_file_name")), None
     )
     if key is None:
-        raise UserError(f"{path} has no column file_name, which names the images, but {', '.join(columns) or 'none'}")
+        refuse_addresses(columns)
+        raise UserError(_no_file_names(path, columns))
+    refuse_addresses({key: columns[key]})
     names = columns.pop(key)
     folder = posixpath.dirname(name)
     paths = [_path(folder, value, path, row) for row, value in enumerate(names)]
@@ -61,14 +75,29 @@ def _path(folder: str, value: Any, path: str, row: int) -> str:
     return posixpath.normpath(posixpath.join(folder, value.replace("\\", "/")))
 
 
+def _no_file_names(path: str, columns: dict[str, Sequence[Any]]) -> str:
+    """What to say of a table without file names: which of its columns may hold them under another name."""
+    like = next((k for k, v in columns.items() if any(isinstance(x, str) and kind_of(x) == "images" for x in v)), None)
+    line = f"{path} has no column file_name, which names the images, but {', '.join(columns) or 'none'}"
+    return line if like is None else f"{line}: rename {like} to file_name"
+
+
+def refuse_addresses(columns: Mapping[str, Iterable[Any]]) -> None:
+    """Raise UserError for a column of addresses of images: downloading is not this package's."""
+    for name, values in columns.items():
+        first = next((value for value in values if value), None)
+        if isinstance(first, str) and _ADDRESS.match(first):
+            raise UserError(
+                f"column {name!r} holds addresses of images ({first[:60]}), not images: fetch them first, for instance "
+                f"with img2dataset --url_list TABLE --url_col {name} --output_format files --output_folder FOLDER"
+            )
+
+
 def _decoded(content: bytes, path: str) -> str:
-    for start, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if content.startswith(start):
-            return content.decode(encoding)
     try:
-        return content.decode("utf-8-sig")
+        return text_of(content)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise CannotBeRead(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
 
 
 def _csv_columns(text: str, path: str) -> dict[str, Sequence[Any]]:
@@ -78,13 +107,13 @@ def _csv_columns(text: str, path: str) -> dict[str, Sequence[Any]]:
     csv.field_size_limit(2**31 - 1)  # a caption may be long
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if row]
     if not rows:
-        raise UserError(f"{path} is empty")
+        raise CannotBeRead(f"{path} is empty")
     names = [name.strip() for name in rows[0]]
     if len(set(names)) < len(names):
-        raise UserError(f"{path}: two columns have one name: {', '.join(names)}")
+        raise CannotBeRead(f"{path}: two columns have one name: {', '.join(names)}")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
-            raise UserError(
+            raise CannotBeRead(
                 f"{path}: row {number - 2} has {len(row)} cells, and the first line names {len(names)} columns: a cell "
                 "with a separator or a line break in it needs double quotes"
             )
@@ -119,9 +148,9 @@ def _json_columns(text: str, path: str) -> dict[str, Sequence[Any]]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+            raise CannotBeRead(f"{path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise UserError(f'{path}: line {number} is no object in braces, such as {{"file_name": "a.png"}}')
+            raise CannotBeRead(f'{path}: line {number} is no object in braces, such as {{"file_name": "a.png"}}')
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
@@ -134,5 +163,10 @@ def arrow_column(values: Sequence[Any]) -> pa.Array | None:
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         pass
     if all(v is None or isinstance(v, str | int | float) for v in values):
-        return pa.array([None if v is None else str(v) for v in values])
+        return pa.array([None if v is None else _as_text(v) for v in values])
     return None
+
+
+def _as_text(value: str | float) -> str:
+    """A cell of a column with text in it: 1.0 is the number 1, however it is written."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,8 +1,7 @@
 """What a folder is a source of: images, parquet files, archives, ...: what holds most of its images."""
 
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import datasets
 import pyarrow as pa
@@ -11,57 +10,59 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..errors import UserError, describe
-from .account import Account, examples
-from .folder import read_folder
-from .formats import CAPTIONS, KINDS, METADATA, kind_of, split_of
+from .account import Account, ReadOptions, examples
+from .archives import all_members, are_packed_folders, open_path, with_members
+from .folder import note_skipped, read_folder
+from .formats import CAPTIONS, KINDS, PACKED, TABLES, is_metadata, kind_of, split_of
 from .images import array_shape
+from .metadata import CannotBeRead, read_table, refuse_addresses
 from .tables import read_tables
-from .walk import Tree, open_path, walk, with_zip_members
+from .walk import Tree, walk
 
-DataFormat = Literal["images", "arrays", "parquet", "arrow", "tar", "zip"]
 _NUM_SAMPLES = 16
 
 
 def read_source(
-    root: str, split: str, data_format: DataFormat | None, account: Account, streaming: bool, cache_dir: str | None
+    root: str,
+    options: ReadOptions,
+    account: Account,
+    streaming: bool,
+    cache_dir: str | None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """The rows of a folder, or of one file: a .zip, .tar, parquet or arrow file.
 
     Args:
-        data_format: which files to read, where a folder holds several kinds; None: the kind of most of its images.
         account: notes what is left out, and how the rest is read.
 
     Raises:
         UserError: there are no images, several kinds have about as many, or a file cannot be read.
     """
-    single = None if Path(root).is_dir() else kind_of(root)
-    if single is not None and single != "zip":
-        path = Path(root).absolute()
-        tree = Tree(str(path.parent), [path.name])
-    else:
+    if Path(root).is_dir():
         with tqdm(desc="Listing files", unit=" files", delay=2, disable=not PartialState().is_main_process) as bar:
             tree = walk(root, bar.update)
+    else:
+        path = Path(root).absolute()
+        tree = Tree(str(path.parent), [path.name])
     kinds: dict[str, list[str]] = {}
     for name in tree.files:
-        if (kind := kind_of(name)) is not None and Path(name).name not in METADATA:
+        if (kind := kind_of(name)) is not None and not is_metadata(name):
             kinds.setdefault(kind, []).append(name)
-    is_archive = single == "zip"
-    kind = _chosen(tree, kinds, data_format, account)
-    if kind not in ("images", "arrays") and not is_archive:
+    kind = _chosen(tree, kinds, options.data_format, account)
+    if kind not in ("images", "arrays"):
         account.exclude(f"next to the {kind} files that are read", *kinds.get("images", []))
-    _say_other_files(tree, kind, account)
-    if kind in ("parquet", "arrow", "tar"):
-        names = _with_images(tree, kinds[kind], account) if kind == "parquet" else kinds[kind]
-        files = _tables_of_split(names, split, account)
-        return read_tables(kind, [tree.path(name) for name in files], streaming, cache_dir)
-    if kind == "zip":
-        names = kinds["zip"]
-        tree = walk(tree.path(names[0])) if len(names) == 1 else with_zip_members(tree, names)
+    if kind == "zip" or (kind == "tar" and are_packed_folders([tree.path(name) for name in kinds["tar"]])):
+        archives, tree = kinds[kind], with_members(tree, kinds[kind])
         inside = {k for name in tree.files if (k := kind_of(name))}
         kind = "images" if "images" in inside else "arrays"
         if not inside & {"images", "arrays"}:
-            raise UserError(f"there are no images in {tree.root}")
-    rows = read_folder(tree, kind, split, account)
+            raise UserError(f"there are no images in {examples(archives)}")
+    if kind not in ("images", "arrays"):
+        _say_other_files(tree, kind, account)
+        names = _with_images(tree, kinds[kind], account) if kind == "parquet" else kinds[kind]
+        files = _tables_of_split(names, options.split, account)
+        return read_tables(kind, [tree.path(name) for name in files], streaming, cache_dir)
+    rows = read_folder(tree, kind, options, account)
+    _say_other_files(tree, kind, account)
     return rows.to_iterable_dataset(num_shards=1) if streaming else rows
 
 
@@ -72,7 +73,15 @@ def _chosen(tree: Tree, kinds: dict[str, list[str]], data_format: str | None, ac
             raise UserError(f"--data_format {data_format}: there are no such files in {tree.root}")
         return data_format
     if not kinds:
-        raise UserError("there are no images in it (nor .npy, parquet, arrow, tar or zip files)")
+        for name in tree.files:
+            if Path(name).suffix.lower() in (".csv", ".tsv", ".jsonl"):
+                with suppress(CannotBeRead):
+                    refuse_addresses(read_table(tree, name))
+        note_skipped(tree, "images", account)
+        _say_other_files(tree, "images", account)
+        raise UserError(
+            "; ".join(["there are no images in it (nor .npy, parquet, arrow, tar or zip files)", *account.lines()])
+        )
     if len(kinds) == 1:
         return next(iter(kinds))
     counts = {kind: _num_images(tree, kind, names) for kind, names in kinds.items()}
@@ -123,25 +132,16 @@ def _num_in(path: str, kind: str) -> int:
             with pa.memory_map(path) as mapped:
                 reader = pa.ipc.open_stream(mapped)
                 return sum(batch.num_rows for batch in reader) if _has_images(reader.schema) else 0
-        return sum(kind_of(name) == "images" for name in _members(path, kind))
+        return sum(kind_of(name) == "images" for name in all_members(path))
     except Exception:  # what cannot be read holds no images; where nothing else does, reading it raises
         return 0
-
-
-def _members(path: str, kind: str) -> Iterable[str]:
-    import tarfile
-
-    if kind == "zip":
-        return walk(path).files
-    with tarfile.open(path) as file:
-        return file.getnames()
 
 
 def _is_unpacked(tree: Tree, archives: list[str], files: list[str]) -> bool:
     """Whether half of the images of these archives lie next to them as files of the same names."""
     there = {Path(name).name for name in files}
     try:
-        members = [m for name in archives for m in _members(tree.path(name), kind_of(name) or "") if kind_of(m)]
+        members = [m for name in archives for m in all_members(tree.path(name)) if kind_of(m)]
     except Exception:  # damaged: nothing of it can be used
         return True
     return 2 * sum(Path(member).name in there for member in members) >= len(members)
@@ -185,16 +185,41 @@ def _tables_of_split(names: list[str], split: str, account: Account) -> list[str
 
 
 def _say_other_files(tree: Tree, kind: str, account: Account) -> None:
-    """One note on files that are neither images nor anything that says what they show."""
-    used = {".zip"} | set(CAPTIONS if kind in ("images", "arrays", "zip") else ())
+    """Notes on files that are neither images nor anything that says what they show."""
+    is_folder = kind in ("images", "arrays")
+    of_images = {_first_part(name) for name in tree.files if kind_of(name) == kind}
     others: dict[str, int] = {}
+    tables, packed = [], []
     for name in tree.files:
-        suffix = Path(name).suffix.lower()
-        if kind_of(name) is None and suffix not in used and Path(name).name not in METADATA:
+        suffix, holds = Path(name).suffix.lower(), kind_of(name)
+        if name in account.named or (is_folder and (is_metadata(name) or suffix in CAPTIONS)):
+            continue
+        if holds in ("zip", "tar") and tree.archives:
+            packed.append(name)
+        elif holds is not None and (holds == kind or not tree.archives):  # `_chosen` has named the others
+            continue
+        elif suffix in TABLES or (suffix == ".json" and _first_part(name) not in of_images):
+            tables.append(name)
+        elif suffix in PACKED:
+            packed.append(name)
+        else:
             others[suffix or "without a suffix"] = others.get(suffix or "without a suffix", 0) + 1
     if others:
         shown = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items(), key=lambda x: -x[1])[:5])
-        account.notes.append(f"files of other kinds, not read: {shown}{', ...' if len(others) > 5 else ''}")
+        account.unread.append(f"files of other kinds, not read: {shown}{', ...' if len(others) > 5 else ''}")
+    if tables:
+        account.unread.append(
+            f"not read: {len(tables):,} tables ({examples(tables)}): one that says what the images show needs the name "
+            "metadata.csv, metadata.jsonl or metadata.parquet, and a column file_name"
+        )
+    if packed:
+        account.unread.append(f"not read: {len(packed):,} archives ({examples(packed)}): unpack them, or make a .zip")
+
+
+def _first_part(name: str) -> str:
+    """A path up to the first dot of the file's name: the same of an image and of the files with more on it."""
+    folder, _, file_name = name.rpartition("/")
+    return f"{folder}/{file_name.split('.')[0]}"
 
 
 def what_cannot_be_loaded(root: str, error: Exception) -> UserError:

@@ -110,3 +110,26 @@ def num_with_near_duplicate(
     if part:
         compare()
     return int((nearest < mine.shape[1] * _NEAR_RMS**2).sum())
+
+
+def near_duplicates(thumbnails: Iterable[np.ndarray], scale: float = 1.0, block: int = 1024) -> list[tuple[int, int]]:
+    """(i, j) for each thumbnail i that differs as little from an earlier one, of which j is the nearest.
+
+    Args:
+        scale: as for `num_with_near_duplicate`.
+
+    Example:
+        >>> near_duplicates([np.zeros(64), np.full(64, 90.0), np.ones(64)])
+        [(2, 0)]
+    """
+    all_of_them = np.stack([x * scale for x in thumbnails]).astype(np.float32)  # (N, D)
+    squares, found = (all_of_them**2).sum(axis=1), []
+    for start in range(0, len(all_of_them), block):
+        mine = all_of_them[start : start + block]  # (n, D)
+        earlier = all_of_them[: start + block]
+        distances = squares[start : start + block, None] - 2 * mine @ earlier.T + squares[None, : start + block]
+        distances[np.arange(len(earlier)) >= start + np.arange(len(mine))[:, None]] = np.inf
+        nearest = distances.argmin(axis=1)
+        is_near = distances[np.arange(len(mine)), nearest] < mine.shape[1] * _NEAR_RMS**2
+        found += [(start + i, int(nearest[i])) for i in np.flatnonzero(is_near).tolist()]
+    return found

@@ -182,8 +182,7 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
             is_own = network is None and self.cross_attention_kwargs is not None
             kwargs = {"cross_attention_kwargs": self.cross_attention_kwargs} if is_own else {}
             rows = torch.cat([x_t] * (len(cond) // len(x_t)))  # (B, ...) for each branch of this network
-            called = network or self.unet
-            return denoise(called, rows, step.t, cond, end_of_step(self.scheduler, called, step.t), **kwargs)
+            return denoise(network or self.unet, rows, step.t, cond, end_of_step(self.scheduler, step.t), **kwargs)
 
         return guidance.guided(cond, null, step, of_network, unwrapped(self.unet))
 

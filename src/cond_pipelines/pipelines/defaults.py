@@ -10,6 +10,7 @@ from ..adapters.denoiser import unwrapped
 from .arguments import check_adapter
 from .image_inputs import image_processors
 from .remote_code import PortablePipeline
+from .schedulers import objective_name
 from .vae import vae_scale_factor
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ DEFAULTS: dict[str, object] = {
     "objective": None,
 }
 _NAMED_WHERE_THERE = ("guider", "guide")  # so that pipelines without them have the components that they always had
+
+
+def _names(scheduler: "SchedulerMixin | None") -> set[str]:
+    return set() if scheduler is None else {objective_name(None, scheduler)}
 
 
 class PipelineWithDefaults(PortablePipeline):
@@ -50,7 +55,9 @@ class PipelineWithDefaults(PortablePipeline):
         if guider is not None and not hasattr(guider, "prepare_inputs"):
             raise ValueError(f"guider {type(guider).__name__} is not one of diffusers' guiders")
         unet = modules["unet"]
-        kept = {} if unet is None else vars(unwrapped(unet)).get("_pipeline_defaults", {})
+        kept = {} if unet is None else dict(vars(unwrapped(unet)).get("_pipeline_defaults", {}))
+        if (kept.get("objective") or {}).get("name") in {"flow_matching", "edm", "ddpm"} - _names(modules["scheduler"]):
+            kept.pop("objective")  # with a scheduler of another family it is made into another model
         values = DEFAULTS | kept | {name: value for name, value in given.items() if value is not None}
         for name in ("default_num_inference_steps", "default_guidance_scale"):
             if isinstance(values[name], bool) or not isinstance(values[name], int | float):

@@ -4,6 +4,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import sys
@@ -80,7 +81,7 @@ def join_code(*modules: str) -> str:
     for name in modules:
         text = _source(name)
         lines = text.splitlines(keepends=True)
-        for node in ast.parse(text).body:
+        for node in _parsed(text).body:
             if _is_for_type_checkers(node):
                 new = ""
             elif not isinstance(node, ast.ImportFrom):
@@ -100,6 +101,11 @@ def join_code(*modules: str) -> str:
     return title + head + "\n\n".join(texts)
 
 
+@functools.cache  # a process that saves many models, as a run that pushes its checkpoints, parses each text once
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def _is_for_type_checkers(node: ast.AST) -> bool:
     """True for `if TYPE_CHECKING: ...`, which is never run."""
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
@@ -111,19 +117,19 @@ def _with_imports(module: str) -> list[str] | None:
     That is anything but its own file, what everybody has, and names of our adapters.
     """
     try:
-        tree = ast.parse(_source(module))
+        tree = _parsed(_source(module))
     except (OSError, SyntaxError):
         return None
-    tree.body = [node for node in tree.body if not _is_for_type_checkers(node)]
+    runs = [node for node in tree.body if not _is_for_type_checkers(node)]
     needed: list[str] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.Module(runs, [])):
         if isinstance(node, ast.Import):
             roots = {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots = {(node.module or "").split(".")[0]}
             if node.level:
                 return None
-            if roots == {_PACKAGE} and node in tree.body:
+            if roots == {_PACKAGE} and node in runs:
                 for alias in node.names:
                     home = _adapter_module(node.module or "", alias.name)
                     if home is None:

@@ -11,9 +11,8 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adapters.denoiser import takes_end_time
 from .remote_code import _INSTALLED, PortablePipeline
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, object]]]] = {
 SCHEDULERS["distillation"] = SCHEDULERS["flow_matching"] | {
     "lcm": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 }
+SCHEDULERS["ddpm_distillation"] = SCHEDULERS["ddpm"]
 # Where the noise levels lie, and the option of diffusers' schedulers for it.
 SPACINGS: dict[str, dict[str, object]] = {
     "karras": {"use_karras_sigmas": True},
@@ -194,13 +194,13 @@ def _has_spacing(scheduler: SchedulerMixin) -> bool:
     return any(scheduler.config.get(name) for name in spacings)
 
 
-def end_of_step(scheduler: SchedulerMixin, network: nn.Module, t: Tensor) -> Tensor | None:
+def end_of_step(scheduler: SchedulerMixin, t: Tensor) -> Tensor | None:
     """The `r` of `denoise`: 0 where a distilled network is to predict jumps to the image, None for its flow.
 
     It is to where the scheduler goes to the image at each step, and then back to less noise.
     """
-    to_image = type(scheduler).__name__ == "FlowMatchLCMScheduler" or scheduler.config.get("stochastic_sampling")
-    return torch.zeros_like(t) if to_image and takes_end_time(network) else None
+    is_lcm = type(scheduler).__name__ in ("FlowMatchLCMScheduler", "LCMScheduler")
+    return torch.zeros_like(t) if is_lcm or scheduler.config.get("stochastic_sampling") else None
 
 
 def predicts_variance(scheduler: SchedulerMixin) -> bool:

@@ -1,11 +1,12 @@
 """A model card, rendered from what a model's folder holds; see `facts`."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from ..errors import reading
 from ..files import whole_file, write_text
@@ -50,8 +51,7 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         ignore_metadata_errors=False,
         widget=_widget(facts) or None,
     )
-    template = _TEMPLATES.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(
+    text = _template().render(
         card_data=Raw(data.to_yaml()),
         mark=Raw(MARK),
         facts=facts,
@@ -81,6 +81,11 @@ def _escaped(value: object) -> object:
 
 _TEMPLATES = Environment(finalize=_escaped)
 _TEMPLATES.globals |= {"raw": Raw, "cell": table_cell, "code": code_line, "shell": shell_word}
+
+
+@functools.cache  # compiled once a process
+def _template() -> Template:
+    return _TEMPLATES.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:

@@ -254,7 +254,7 @@ class CardFacts:
             adapter_class=str(index.adapter[1]),
             has_own_null=adapter.null_prompt is None,
             has_guide=index.guide[1] is not None,
-            is_distilled=(index.objective or {}).get("name") == "distillation",
+            is_distilled=str((index.objective or {}).get("name")).endswith("distillation"),
             of_parent=[name for name in component_names(found, folder) if found[name] == [None, None]],
         )
 

@@ -21,7 +21,7 @@ from .config import TrainingConfig
 from .guide import GUIDANCE_SCALE as AUTOGUIDANCE_SCALE
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
-from .teacher import GUIDANCE_SCALE, NUM_STEPS, is_distillation
+from .teacher import GUIDANCE_SCALE, NUM_STEPS, is_distillation, with_teacher
 
 
 def decide(
@@ -97,7 +97,7 @@ def _memory_of(
     make = partial(build_unet, size, sample_size=sample_size, channels=channels)
     if parent is not None:
         make = partial(type(parent.unet).from_config, parent.unet.config)
-    return partial(
+    memory_of = partial(
         step_memory,
         make,
         config,
@@ -107,6 +107,7 @@ def _memory_of(
         text_encoder=None if parent is None else parent.components.get("text_encoder"),
         train_text_encoder=_train_text_encoder(config),
     )
+    return with_teacher(memory_of, parent.unet) if parent is not None and is_distillation(config) else memory_of
 
 
 def fit_memory(

@@ -137,8 +137,10 @@ def writable_folder(path: str) -> Path:
         raise ValueError(f"--output_dir {path} cannot be written to: {error.strerror}: name another") from error
 
 
-def is_full_disk(error: OSError) -> bool:
+def is_full_disk(error: OSError | SafetensorError) -> bool:
     """Whether there is no room, or no more than the user may have."""
+    if isinstance(error, SafetensorError):  # it has the system's number in its text only
+        return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

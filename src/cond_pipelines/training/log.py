@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -70,21 +71,22 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         """Close the trackers, however the training ended: what they hold back is written."""
         for tracker in self.accelerator.trackers:
-            with self._until_there_is_room():
+            with self.until_there_is_room():
                 tracker.finish()
 
     @contextmanager
-    def _until_there_is_room(self) -> Iterator[None]:
+    def until_there_is_room(self) -> Iterator[None]:
         """Within: a full disk does not end a run without checkpoints, whose weights are nowhere but in memory."""
         try:
             yield
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             if not is_full_disk(error) or self.config.checkpointing_steps:
                 raise
             if not self._said_full:
                 self._said_full = True
                 say(
-                    f"warning: no room for the log and the pictures in {self.output_dir} ({error.strerror}): the run "
+                    f"warning: no room for the log, the pictures and ema/ in {self.output_dir} "
+                    f"({getattr(error, 'strerror', None) or 'No space left on device'}): the run "
                     "goes on, and its lines are written once there is room"
                 )
 
@@ -182,7 +184,7 @@ class TrainingLog:
         if loss is not None:
             self._write({"step": progress.step, "images": progress.position, "held_out_loss": loss})
             self.print(f"step {progress.step:,}: held-out loss {loss:.4f}")
-        with self._until_there_is_room():
+        with self.until_there_is_room():
             (self.output_dir / "samples").mkdir(exist_ok=True)
             save_picture(grid, self.output_dir / "samples" / f"{progress.step:06d}.png", self.run_name)
             save_picture(grid, self.output_dir / "samples.png", self.run_name)
@@ -231,7 +233,7 @@ class TrainingLog:
 
     def _write(self, line: dict) -> None:
         values = {k: v for k, v in line.items() if k not in ("step", "elapsed_sec", "data_wait_sec") and v is not None}
-        with self._until_there_is_room():
+        with self.until_there_is_room():
             if self.accelerator.is_main_process:
                 self._unwritten.append(json.dumps(line) + "\n")
                 append_text(self.path, "".join(self._unwritten))

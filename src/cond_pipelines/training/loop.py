@@ -106,7 +106,8 @@ def _train(run: Run, stop: StopSignal) -> Path:
 
             # ---------------------------------------------------------- once in a while
             log.step(state, step_loss, skipped, learning_rate)
-            state.save_snapshot()
+            with log.until_there_is_room():
+                state.save_snapshot()
             if validation.due(state):
                 with state.averaged():
                     log.validation(state.progress, *validation(state))

@@ -65,7 +65,8 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
 
     layers: dict[str, object] = {}
     for part in ("unet", "text_encoder"):
-        if has_lora(module := getattr(pipe, part, None)):
+        module = getattr(pipe, part, None)
+        if module is not None and has_lora(module):
             state = get_peft_model_state_dict(module)
             # This gives attention the names of diffusers' own scripts, and leaves other layers as they are. A file with
             # both kinds of names loses the attention when it is loaded: then all keep PEFT's names.

@@ -56,7 +56,12 @@ def build_objective(
 
 def _class(config: TrainingConfig, scheduler: SchedulerMixin, saved: SavedObjective | None) -> type[Objective]:
     if config.objective in OBJECTIVES:
-        return OBJECTIVES[config.objective]
+        cls = OBJECTIVES[config.objective]
+        if not cls.uses_teacher or cls.scheduler_arguments(scheduler) is not None:
+            return cls
+        # The distillation of the pretrained model's family.
+        fits = [row for row in OBJECTIVES.values() if row.uses_teacher and row.scheduler_arguments(scheduler)]
+        return fits[0] if fits else cls
     if config.objective is not None and ":" not in config.objective:
         raise ValueError(f"--objective {config.objective!r} is not one of {', '.join(OBJECTIVES)}, nor module:Class")
     if config.objective is not None:

@@ -130,6 +130,7 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
     hold_float32(pipe)
     trained = make_trainable(pipe, config, parent)
     pipe.to(accelerator.device)
-    tune_network(pipe, config, accelerator.device, accelerator.distributed_type == DistributedType.FSDP)
+    for tuned in [pipe] if teacher is None else [pipe, teacher.pipe]:
+        tune_network(tuned, config, accelerator.device, accelerator.distributed_type == DistributedType.FSDP)
     identity = RunIdentity.of(config, loaded | how_sharded(accelerator), pipe)
     return Run(config, accelerator, folder, data, pipe, parent, objective, teacher, trained, length, identity, choices)
