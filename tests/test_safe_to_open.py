@@ -181,6 +181,7 @@ def test_a_checkpoint_elsewhere_is_named_by_the_user_only(folder, capsys):
     elsewhere = folder.parent / "outside/checkpoint-9"
     shutil.move(folder / "checkpoint-2", elsewhere)
     (folder / "checkpoint-9").symlink_to(elsewhere)
+    (folder / "checkpoint-7").symlink_to(folder / "checkpoint-7")  # to itself
     (folder / "checkpoint-1/manifest.json").rename(folder.parent / "outside/manifest.json")
     (folder / "checkpoint-1/manifest.json").symlink_to(folder.parent / "outside/manifest.json")
     capsys.readouterr()
