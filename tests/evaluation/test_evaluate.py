@@ -229,7 +229,7 @@ def test_a_sweep(model, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--sweep", "guidance=1,2"], "--sweep guidance=1,2: not one of guidance_scale=A,B,..., num_inference_steps="),
+        (["--sweep", "guidance=1,2"], "--sweep guidance=1,2: not one of guidance_scale=A,B,..., "),
         (["--sweep", "guidance_scale=1,high"], "--sweep guidance_scale=1,high: could not convert"),
         (["--write_best", "recall"], "--write_best recall has no effect without --sweep"),
     ],

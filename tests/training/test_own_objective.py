@@ -123,7 +123,7 @@ def test_every_argument_of_edm(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objective": "flow"}, "--objective 'flow' is not one of flow_matching, edm, ddpm, nor module:Class"),
+        ({"objective": "flow"}, "--objective 'flow' is not one of flow_matching, edm, ddpm, distillation, "),
         ({"objective": "json:loads"}, "'json:loads' is a function, and a subclass of Objective is needed"),
         ({"objective": "ddpm"}, "--objective ddpm: FlowMatchEulerDiscreteScheduler samples for another one"),
         ({"objective_config": "{"}, "--objective_config {: "),
