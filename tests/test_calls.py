@@ -216,6 +216,11 @@ def test_a_guidance_scale_for_each_image(pipe):
         ({"callback_on_step_end_tensor_inputs": "latents"}, "is not a list of names"),
         ({"output_type": None}, "output_type None is not one of"),
         ({"return_dict": 1}, "return_dict 1 is not True or False"),
+        ({"guider": guiders.ClassifierFreeGuidance}, "is not one of diffusers' guiders"),  # the class
+        ({"sigmas": [0.5, 1.0]}, "sigmas [0.5, 1.0] must go down: from noise to the image"),
+        ({"sigmas": [14.6, 0.5]}, "sigmas [14.6, 0.5] must lie between 0 and 1, as in the training of this model"),
+        ({"image": np.full((8, 8, 3), 255.0)}, "image has values up to 255: numbers with a fraction are from 0 to 1"),
+        ({"callback_on_step_end": lambda *_: {"latent": 1}}, "returned ['latent'], not among ['latents', "),
         ({"guidance_interval": (0, 1, 1)}, "guidance_interval (0, 1, 1) is not two fractions"),
     ],
 )
@@ -248,6 +253,19 @@ def test_an_unknown_argument_names_the_right_one(pipe, name, remedy):
         assert "\n" not in str(error.value)
     with pytest.raises(TypeError, match=f"no argument '{name}'"):
         pipe.sample(["star"], **{name: 1})
+
+
+@pytest.mark.parametrize("embeds", [torch.zeros(5, 32), torch.zeros(1, 5, 4), np.zeros((1, 5, 32)), [0.0]])
+def test_wrong_embeds_give_one_line(text, embeds):
+    with pytest.raises(ValueError, match=r"^prompt_embeds .* is not a tensor of the shape \(images, tokens, 32\)$"):
+        text(prompt_embeds=embeds)
+
+
+def test_timesteps_of_a_flow_lie_within_the_training(pipe):
+    for timesteps, line in (([500, 1000], "must go down"), ([5000, 500], "must lie between 0 and 1000")):
+        with pytest.raises(ValueError, match=f"timesteps .* {line}"):
+            pipe(class_labels=[0], timesteps=timesteps)
+    assert np.isfinite(pipe(class_labels=[0], timesteps=[1000, 500], output_type="np").images).all()
 
 
 def test_the_other_settings_name_their_own_condition(text):

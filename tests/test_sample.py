@@ -130,6 +130,7 @@ def test_the_other_settings(models, tmp_path):
         (["class", "cat", "--seed", "-1"], "0 or more"),
         (["class", "cat", "--strength", "0.5"], "--strength needs --image"),
         (["class", "cat", "--interpolate"], "two conditions"),
+        (["class", "cat", "dog", "--interpolate", "--guide_scale", "2"], "leave --guide_scale out"),
         (["class", "cat", "--image", "absent.png"], "absent.png"),
         (["class", "cat", "--out", "grid.jpg"], ".png"),
         (["class", "cat", "--out", "mine.png"], "did not write"),

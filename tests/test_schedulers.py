@@ -128,6 +128,21 @@ def test_use_scheduler(kind, tmp_path):
     assert np.array_equal(*calls)
 
 
+@pytest.mark.parametrize("wrong", ["FlowMatchEulerDiscrete", "EDMEuler", "DDIM"])
+def test_use_scheduler_mends_a_misfit(wrong):
+    """It is the remedy that the error names, so it takes nothing from the scheduler that does not fit."""
+    objective = Objective.from_scheduler(diffusers.DDPMScheduler(**SD))
+    pipe = quiet(ClassConditionalPipeline(**make_components("class"), objective=objective.config))
+    options = {"prediction_type": "v_prediction"} if wrong == "DDIM" else {}
+    pipe.scheduler = getattr(diffusers.schedulers, f"{wrong}Scheduler")(**options)
+    with pytest.raises(ValueError):
+        sample(pipe, class_labels=["star", 0])
+    for name in SCHEDULERS["ddpm"]:
+        assert np.isfinite(sample(pipe.use_scheduler(name), class_labels=["star", 0])).all()
+        assert pipe.scheduler.config.beta_end == SD["beta_end"] and pipe.scheduler.config.prediction_type == "epsilon"
+        pipe.scheduler = getattr(diffusers.schedulers, f"{wrong}Scheduler")(**options)
+
+
 def test_a_misfit_is_refused_in_one_line(tmp_path):
     """In a call, after save and load, in classify and bits_per_dim, and as the parent of a training."""
     pipe = pipeline("epsilon")

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
-from .errors import OneLineParser, one_line_errors
+from .errors import OneLineParser, UserError, one_line_errors
 from .processes import command_line
 
 _GROUPS = {
@@ -86,7 +86,14 @@ def demo(args: list[str] | None = None) -> None:
 
 def distill(args: list[str]) -> None:
     """`train` with --objective distillation, in the setting of PARENT: a model that draws in 1, 2, 4 or more steps."""
-    defaults = {"objective": "distillation"}
+    defaults = {}
+    given = [value for flag, value in zip(args, [*args[1:], ""], strict=True) if flag == "--objective"]
+    given += [arg.partition("=")[2] for arg in args if arg.startswith("--objective=")]
+    for objective in given:
+        if objective != "distillation" and ":" not in objective:
+            raise UserError(f"--objective {objective} does not distill: leave it out, or use cond-pipelines train")
+    if not given:  # as an argument, so that it wins over the objective of a --config, such as the parent's own recipe
+        args = [*args, "--objective", "distillation"]
     if args and not args[0].startswith("-"):
         from .provenance import class_names_of
         from .settings import setting_of

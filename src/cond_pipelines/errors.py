@@ -159,8 +159,20 @@ def read_text(path: str | Path, limit_mib: int = 64) -> str:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises UserError."""
+    return _mapping(_json_of(path), path)
+
+
+def read_json_list(path: str | Path) -> list[Any]:
+    """A JSON file that holds a list. Raises UserError."""
+    found = _json_of(path)
+    if not isinstance(found, list):
+        raise UserError(f"{path} must hold a list, not a {type(found).__name__}")
+    return found
+
+
+def _json_of(path: str | Path) -> Any:
     try:
-        return _mapping(json.loads(read_text(path)), path)
+        return json.loads(read_text(path))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits

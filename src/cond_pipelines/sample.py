@@ -86,6 +86,8 @@ def draw(pipe: "ConditionalPipeline", conditions: list[object], options: Namespa
     if options.interpolate:
         if len(conditions) != 2 or columns or options.image or options.negative_condition is not None:
             raise UserError("--interpolate needs two conditions and one value of each setting, and no image")
+        if options.guide_scale:
+            raise UserError("--interpolate uses classifier-free guidance: leave --guide_scale out")
         return interpolation(pipe, *conditions, num_steps=options.num_images, seed=options.seed, **sampling)
     if options.negative_condition is not None:
         sampling["negative_condition"] = read_condition(pipe, options.negative_condition)

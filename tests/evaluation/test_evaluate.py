@@ -22,6 +22,7 @@ from cond_pipelines.evaluation.sampling import _is_there, draw_samples, read_sam
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.sharing.contents import copy_file
 
 EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
 DATA = "training_common:shapes"
@@ -192,7 +193,7 @@ def test_what_has_no_meaning_is_refused_before_sampling(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep(model, capsys):
+def test_a_sweep(model, tmp_path, capsys):
     """A report for each setting, whose samples differ; the table, the plot, and the best as the model's default."""
     setting, folder = model
     copy = folder.parent / "swept"
@@ -211,6 +212,8 @@ def test_a_sweep(model, capsys):
         ]
     )
     reports = json.loads((copy / "evaluation/sweep.json").read_text())
+    copy_file(copy, "evaluation/sweep.json", tmp_path / "to_share")
+    assert json.loads((tmp_path / "to_share/evaluation/sweep.json").read_text()) == reports
     settings = [(report["guidance_scale"], report["num_inference_steps"]) for report in reports]
     assert settings == [(1, 1), (1, 2), (3, 1), (3, 2)]
     table = (copy / "evaluation/sweep.md").read_text()

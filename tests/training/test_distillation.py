@@ -254,7 +254,21 @@ def test_the_command_knows_the_setting(parents, tmp_path):
     assert type(load(tmp_path)).__name__ == "TextToImagePipeline"
     card, facts = (tmp_path / "README.md").read_text(), CardFacts.of_folder(tmp_path)
     assert facts.num_inference_steps == 4 and "4 steps" in card and "steps.png" in card
+    assert "| started from | another model |" in card, "which is a folder of this machine, so it has no public name"
     assert json.loads((tmp_path / "model_index.json").read_text())["objective"]["name"] == "distillation"
+
+
+def test_the_command_always_distills(parents, tmp_path, capsys):
+    """Also with the recipe of the parent's own training, whose objective is another."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: flow_matching\nmax_train_steps: 1\n")
+    left = {*DISTILL, "conditioning", "max_train_steps"}
+    arguments = flags(output_dir=tmp_path / "student", config=recipe, **dict.fromkeys(left))
+    cli_main(["distill", str(parents["class"]), *arguments])
+    assert load(tmp_path / "student").config.objective["name"] == "distillation"
+    with pytest.raises(SystemExit):
+        cli_main(["distill", str(parents["class"]), *arguments, "--objective", "flow_matching"])
+    assert "--objective flow_matching does not distill: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

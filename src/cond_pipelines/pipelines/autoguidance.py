@@ -69,6 +69,8 @@ def guidance_by_scale(
             raise ValueError(f"guidance_scale {scale}: the model has no guide, so 'auto' means nothing: pass guide=")
         if guide is not None and (not rest or (getattr(cond, "parts", None) is None and set(rest) == {setting})):
             rest = rest.get(str(setting), 1.0)
+    if guide is not None and isinstance(rest, dict) and getattr(cond, "parts", None) is None:
+        raise ValueError(f"guidance_scale {scale}: the names are 'auto' and {str(setting)!r}")
     other = Guidance() if rest == 1 or not has_null else guidance_of_scale(rest, cond)
     return other if guide is None or auto == 1 else AutoGuidance(guide, auto, other)
 

@@ -245,6 +245,13 @@ def _in_mode(pipe: "ConditionalPipeline", image: PipelineImageInput) -> Pipeline
     images = image if isinstance(image, list) else [image]
     if any(map(is_deep, images)):
         return values_to_signed(pipe, images)
+    for each in images:
+        if (
+            isinstance(each, np.ndarray) and each.size and not each.max() < 2
+        ):  # above 1 only as rounding can be; not nan
+            raise ValueError(
+                f"image has values up to {each.max():g}: numbers with a fraction are from 0 to 1, others uint8"
+            )
     channels = num_channels_latents(pipe) if pipe.vae is None else pipe.vae.config.in_channels
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None or not all(hasattr(x, "convert") for x in images):

@@ -163,9 +163,9 @@ class Sampling:
         names = self.callback_on_step_end_tensor_inputs
         kinds = {
             "latents": (self.latents, isinstance(self.latents, Tensor), "a tensor"),
-            "guidance": (self.guidance, hasattr(self.guidance, "is_active"), "a Guidance"),
+            "guidance": (self.guidance, _has(self.guidance, "is_active"), "a Guidance"),
             "guide": (self.guide, isinstance(self.guide, nn.Module), "a network"),
-            "guider": (self.guider, hasattr(self.guider, "prepare_inputs"), "one of diffusers' guiders"),
+            "guider": (self.guider, _has(self.guider, "prepare_inputs"), "one of diffusers' guiders"),
             "return_dict": (self.return_dict, isinstance(self.return_dict, bool), "True or False"),
             "cross_attention_kwargs": (
                 self.cross_attention_kwargs,
@@ -202,6 +202,11 @@ class Sampling:
             for name, side in zip(sides, trained, strict=True):
                 sides[name] = side * pipe.vae_scale_factor if sides[name] is None else sides[name]
         return {name: integer(side, name) for name, side in sides.items() if side is not None}
+
+
+def _has(value: object, method: str) -> bool:
+    """Whether it has the method, and is not a class."""
+    return hasattr(value, method) and not isinstance(value, type)
 
 
 def _scale(scale: object) -> object:
@@ -241,6 +246,8 @@ class Call(Sampling):
         changed = {} if changed is None else changed
         if not isinstance(changed, dict):
             raise ValueError(f"callback_on_step_end returned {shown(changed)}: return a dictionary, or None")
+        if unknown := changed.keys() - set(CALLBACK_TENSORS):
+            raise ValueError(f"callback_on_step_end returned {sorted(unknown)}, not among {CALLBACK_TENSORS}")
         new_latents = changed.get("latents", latents)
         if not isinstance(new_latents, Tensor) or new_latents.shape != latents.shape:
             raise ValueError(f"callback_on_step_end returned latents that are not of the shape {tuple(latents.shape)}")

@@ -4,6 +4,7 @@ This file is self-contained on purpose: it travels with a checkpoint.
 """
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from .arguments import shown
 from .remote_code import _INSTALLED, PortablePipeline
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ class PipelineWithScheduler(PortablePipeline):
         for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
             raise ValueError(f"{type(scheduler).__name__} does not take {name}=: pass num_inference_steps")
         is_flow = is_flow_model(self.config.get("objective"), scheduler)
+        for name, values in given.items():
+            _check_steps(name, values, is_flow, scheduler.config.get("num_train_timesteps", 1000))
         try:
             result = set_timesteps(scheduler, num_inference_steps, device, is_flow, given)
         except Exception as error:  # of any kind: it is another's code
@@ -146,13 +150,21 @@ def named_scheduler(
     if not set(spacing_options) <= set(accepted) or (spacing_options and options is _FLOW):
         raise ValueError(f"spacing {spacing!r} does not fit {name!r} on this model: leave it out")
     config = current.config
-    kept = {k: config[k] for k in _KEPT if config.get(k) is not None and k in accepted}
+    # What the network has learned counts more than a scheduler that somebody put in place, and that may not fit.
+    learned = {**_mapping(objective, "noise_schedule"), "prediction_type": (objective or {}).get("prediction_type")}
+    known = {k: config.get(k) if learned.get(k) is None else learned[k] for k in _KEPT}
+    kept = {k: v for k, v in known.items() if v is not None and k in accepted}
     shift = config.get("flow_shift") if config.get("use_flow_sigmas") else config.get("shift")
     if shift is not None:
         kept |= {k: shift for k in ("shift", "flow_shift") if k in accepted}
     every_spacing = {k: v for other in SPACINGS.values() for k, v in other.items() if k in accepted}
     reset = {k: inspect.signature(cls.__init__).parameters[k].default for k in every_spacing}
     return cls.from_config(config, **reset | kept | dict(options) | dict(spacing_options))
+
+
+def _mapping(objective: Mapping[str, object] | None, name: str) -> Mapping[str, object]:
+    value = (objective or {}).get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def set_timesteps(
@@ -186,6 +198,15 @@ def set_timesteps(
         scheduler.set_timesteps(num_inference_steps, device=device)
     result: Tensor = scheduler.timesteps
     return result
+
+
+def _check_steps(name: str, values: list[float], is_flow: bool, num_train_timesteps: int) -> None:
+    """Raise ValueError for steps that lead away from the image, or that the network has never seen."""
+    if any(after >= before for before, after in itertools.pairwise(values)):
+        raise ValueError(f"{name} {shown(values)} must go down: from noise to the image")
+    high = num_train_timesteps if name == "timesteps" else 1
+    if is_flow and not 0 <= values[-1] <= values[0] <= high:
+        raise ValueError(f"{name} {shown(values)} must lie between 0 and {high}, as in the training of this model")
 
 
 def _has_spacing(scheduler: SchedulerMixin) -> bool:

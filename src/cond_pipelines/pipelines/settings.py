@@ -200,6 +200,9 @@ class TextToImagePipeline(ConditionalPipeline):
             prompt_attention_mask,
             negative_prompt_attention_mask,
         )
+        for name, x in {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}.items():
+            if x is not None and self.adapter is not None:
+                _check_embeds(x, name, self.adapter.config.get("hidden_size"))
         cond = self._condition(_text_features(embeds, mask))
         if negative_embeds is None:
             return self.generate(cond, self.adapter.null_like(cond), **sampling)
@@ -229,6 +232,13 @@ def _as_prompts(value: object, length: int | None, name: str) -> list[object]:
         if prompt is not None and not isinstance(prompt, str):
             raise ValueError(f"{name} {shown(prompt)} is not a string")
     return prompts
+
+
+def _check_embeds(embeds: object, name: str, width: int | None) -> None:
+    """Raise ValueError where they are not a tensor (B, tokens, width); None: a width that is not known."""
+    if not isinstance(embeds, Tensor) or embeds.ndim != 3 or width not in (None, embeds.shape[2]):
+        what = f"of the shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else shown(embeds)
+        raise ValueError(f"{name} {what} is not a tensor of the shape (images, tokens, {width or 'features'})")
 
 
 def _text_features(hidden_states: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

@@ -9,16 +9,17 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError, read_json, read_yaml, reading
+from ..errors import UserError, read_json, read_json_list, read_yaml, reading
 from ..files import without_path, write_json, write_text
 from ..folders import check_model_folder, component_names, inside
 from ..provenance import LORA_FILE, SUMMARY_FILE, report_belongs
 from .bare_pictures import copy_picture
 
+_SWEEP = "evaluation/sweep.json"  # a list of reports
 _PAGE = (
     *("README.md", LORA_FILE, "unet/config.json", "LICENSE", "card.yaml", "training_config.yaml", SUMMARY_FILE),
     *("samples.png", "steps.png", "samples.gif", "loss.png", "evaluation/report.json", "evaluation/report.md"),
-    *("evaluation/sweep.json", "evaluation/sweep.md", "evaluation/sweep.png", "evaluation/samples.png"),
+    *(_SWEEP, "evaluation/sweep.md", "evaluation/sweep.png", "evaluation/samples.png"),
     *("evaluation/per_class.png", "evaluation/confusion.png", ".eval_results/cond_pipelines.yaml"),
 )
 PRIVATE = ("evaluation/nearest.png",)  # which show images of the training data
@@ -88,6 +89,8 @@ def copy_file(folder: Path, name: str, stage: Path) -> None:
     if name == "training_config.yaml":
         values = {k: _setting(k, v) for k, v in read_yaml(source).items() if k != "hub_token"}
         write_text(target, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    elif name == _SWEEP:
+        write_json(target, without_path(read_json_list(source)))
     elif source.suffix == ".json" and source.name not in _TOKENS:
         values = read_json(source)
         values = values if source.name == "tokenizer_config.json" else without_path(values)

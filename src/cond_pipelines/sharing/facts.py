@@ -58,6 +58,7 @@ class TrainingFacts:
     example_conditions: list[Any] = field(default_factory=list)
     dataset: str | None = None  # its id on the Hub, where it has one
     base_model: str | None = None  # likewise
+    has_parent: bool = False  # whether it started from another model, on the Hub or not
     num_parameters: int = 0
     objective: str = ""
     steps: int = 0

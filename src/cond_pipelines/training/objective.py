@@ -36,7 +36,10 @@ def build_objective(
     decided = cls.scheduler_arguments(scheduler)
     if decided is None:
         name = type(scheduler).__name__
-        raise ValueError(f"--objective {config.objective}: {name} samples for another one, give another --scheduler")
+        fitting = {"DDPM": ", such as DDPMScheduler", "EDM": ", such as EDMEulerScheduler"}.get(cls.__name__, "")
+        raise ValueError(
+            f"--objective {config.objective}: {name} samples for another one: give a --scheduler that fits{fitting}"
+        )
     arguments = {k: getattr(config, k) for k in _FLAGS if getattr(config, k) is not None}
     accepted = [name for name in inspect.signature(cls).parameters if name not in decided]
     for name in arguments:

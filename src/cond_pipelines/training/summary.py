@@ -62,6 +62,7 @@ def write_summary(
         example_conditions=[_plain(conditions[i], data.id2label) for i in shown[:_NUM_PICTURES] if first],
         dataset=_hub_id(config.dataset_name),
         base_model=_hub_id(config.pretrained_model_name_or_path),
+        has_parent=config.pretrained_model_name_or_path is not None,
         num_parameters=sum(
             p.numel() for p in trainable(m for m in pipe.components.values() if isinstance(m, nn.Module))
         ),
