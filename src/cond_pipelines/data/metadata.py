@@ -53,8 +53,9 @@ def read_metadata(tree: Tree, name: str) -> tuple[list[str], dict[str, Sequence[
         UserError: it cannot be read, or it names no images; the line says which line or column.
     """
     path, notes, columns = tree.path(name), [], read_table(tree, name)
-    usual = next((k for k in ("file_name", "image_file_name") if k in columns), None)
-    key = usual or next((k for k in columns if k.endswith("_file_name")), None)
+    of_files = [k for k in columns if k == "file_name" or k.endswith("_file_name")]
+    usual = ("file_name", "image_file_name")  # before mask_file_name
+    key = next((k for k in (*usual, *of_files) if k in of_files), None)
     if key is None:
         refuse_addresses(columns)
         raise UserError(_no_file_names(path, columns))
