@@ -99,7 +99,7 @@ def test_what_libraries_print_is_text(monkeypatch):
     with terminal(monkeypatch) as shown:
         handler = logging.StreamHandler()
         handler.emit(logging.makeLogRecord({"msg": "config has \x1b[2J \u202e \u200b \x9b1m and\ttabs\nand lines"}))
-        print("error\rnothing to see", file=sys.stderr)
+        print("\x1b[31merror\x1b[0m\rnothing to see", file=sys.stderr)
         for _ in tqdm(range(1), desc="a\x1b[2J"):
             pass
     text = shown.getvalue()

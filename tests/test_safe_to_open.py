@@ -19,8 +19,9 @@ from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, TextTo
 from cond_pipelines.cli import main
 from cond_pipelines.data.formats import PILLOW_FORMATS
 from cond_pipelines.errors import UserError, read_json, read_yaml
-from cond_pipelines.files import load_array, own_seal, save_array, whole_file
+from cond_pipelines.files import append_text, load_array, own_seal, save_array, whole_file
 from cond_pipelines.folders import check_model_folder, inside
+from cond_pipelines.locks import locked_folder
 from cond_pipelines.networks.pretrained import load_pipeline
 from cond_pipelines.networks.text_encoders import load_text_encoder
 from cond_pipelines.provenance import LORA_FILE, weights_fingerprint
@@ -117,6 +118,31 @@ def test_links_within_the_folder_are_followed(folder):
     assert inside(folder, "samples.png") == folder / "samples.png"
 
 
+def test_what_a_hard_link_names_stays_as_it_is(right, tmp_path, capsys):
+    """Nothing tells it from a file of the folder: it is read, and written anew."""
+    shutil.copytree(right, tmp_path / "model")
+    (tmp_path / "elsewhere").write_text("{}\n")
+    for name in (
+        ".lock",
+        "log.jsonl",
+        "README.md",
+        "evaluation/.lock",
+        "evaluation/report.json",
+        "run.json",
+        "loss.png",
+    ):
+        (tmp_path / "model" / name).unlink(missing_ok=True)
+        os.link(tmp_path / "elsewhere", tmp_path / "model" / name)
+    for place in (tmp_path / "model", tmp_path / "model/evaluation"):  # one lock after the other: they are one file
+        with locked_folder(place, True):
+            pass
+    append_text(tmp_path / "model/log.jsonl", "a line\n")
+    main(hostile_folders.evaluation(tmp_path / "model"))
+    main(["card", str(tmp_path / "model")])
+    assert (tmp_path / "elsewhere").read_text() == "{}\n"
+    assert (tmp_path / "model/log.jsonl").read_text() == "{}\na line\n"
+
+
 def test_an_unfinished_file_that_is_a_link(tmp_path):
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "README.md.unfinished").symlink_to(tmp_path / "secret")
@@ -155,6 +181,7 @@ def test_a_checkpoint_elsewhere_is_named_by_the_user_only(folder, capsys):
     elsewhere = folder.parent / "outside/checkpoint-9"
     shutil.move(folder / "checkpoint-2", elsewhere)
     (folder / "checkpoint-9").symlink_to(elsewhere)
+    (folder / "checkpoint-7").symlink_to(folder / "checkpoint-7")  # to itself
     (folder / "checkpoint-1/manifest.json").rename(folder.parent / "outside/manifest.json")
     (folder / "checkpoint-1/manifest.json").symlink_to(folder.parent / "outside/manifest.json")
     capsys.readouterr()

@@ -51,7 +51,7 @@ def main(args: list[str] | None = None) -> None:
         parser.print_help()
         return
     if args[0] == "--version":
-        print(f"cond-pipelines {version('cond_pipelines')}")
+        print(for_terminal(f"cond-pipelines {version('cond_pipelines')}"))
         return
     command = parser.parse_args(args[:1]).command
     with one_line_errors():

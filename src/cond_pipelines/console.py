@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 _CURSOR_UP = re.compile(r"\n*(\x1b\[A)*")  # how tqdm goes from bar to bar: a write of nothing else
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # can hide text: dropped, since transformers has it in its reports
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ESTALE}  # EIO: the terminal was closed
 
 
@@ -50,6 +51,7 @@ def _shown(text: str) -> str:
     r"""What a library prints, without what moves the cursor or hides text; `\r` only where a progress bar has it."""
     if _CURSOR_UP.fullmatch(text):
         return text
+    text = _COLOUR.sub("", text)
     start = "\r" if text.startswith("\r") else ""
     return start + "\n".join(
         "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)

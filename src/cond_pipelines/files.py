@@ -125,8 +125,14 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add lines to the end of a text file: all of them, or none where the disk is full."""
+    """Add lines to the end of a text file: all of them, or none where the disk is full.
+
+    A file that has another name elsewhere (a hard link) keeps what it has there.
+    """
     content = text.encode()
+    if path.is_file() and path.stat().st_nlink > 1:
+        with whole_file(path) as own:
+            shutil.copyfile(path, own)
     with path.open("ab", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size
         try:

@@ -5,6 +5,7 @@ leaves it. `check_model_folder` decides for every loader which files it may read
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,11 @@ _IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|de
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_block", "decoder_block")
 # config.json, tokenizer_config.json, config.4.0.0.json, which a config.json may name; of any case, as some disks are.
 _CONFIG = re.compile(r"model_index\.json|(.*_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
-# Files of transformers in which a large number is no size.
-_NO_SIZES = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
-# With which a config names files; transformers before 5.23 opens a tokenizer's `vocab_file` wherever it is. The two
-# excepted are in old files as paths of whoever wrote them, and are not opened.
-_OTHER_FILES = re.compile(r"configuration_files|fast_tokenizer_files|(?!special_tokens_map|added_tokens)\w+_(file|spm)")
+# Those of networks; in others, as of tokenizers and processors, a large number is no size.
+_SIZES = re.compile(r"model_index\.json|(scheduler_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
+# With which a config names files: of its own folder, or, as transformers before 5.23 opens them, anywhere.
+_FILES_HERE = ("configuration_files", "fast_tokenizer_files")
+_FILES_ANYWHERE = re.compile(r"\w+_(file|spm)")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -128,7 +129,7 @@ def _check_weights_index(path: Path) -> None:
 def _check_config(path: Path) -> None:
     """Sizes before a network is made of them: a billion layers are made one by one."""
     config = read_json(path)
-    bound = float("inf") if path.name.lower() in _NO_SIZES else _MAX_NUMBER
+    bound = _MAX_NUMBER if _SIZES.fullmatch(path.name) else float("inf")
     layers: dict[str, float] = {}
     for name, value in _values(config, path):
         _check_asked_for(path, name, value)
@@ -161,7 +162,9 @@ def _check_asked_for(path: Path, name: str, value: object) -> None:
         return
     if name in _KERNELS and "/" in value:
         raise UserError(f"{path} asks for code of {value[:100]!r} (attn_implementation), which is not run")
-    if _OTHER_FILES.fullmatch(name) and not re.fullmatch(r"(?!\.)[\w.-]+", value):
+    leads_away = not re.fullmatch(r"(?!\.)[\w.-]+", value)
+    # A path of whoever wrote the file, which old ones have, leads nowhere here.
+    if leads_away and (name in _FILES_HERE or (_FILES_ANYWHERE.fullmatch(name) and os.path.lexists(value))):
         raise UserError(f"{path}: {name} names {value[:100]!r}: only a file of the same folder is read")
 
 

@@ -38,6 +38,8 @@ def locked_folder(folder: Path, is_main_process: bool, flag: str = "--output_dir
             say(f"warning: {folder} cannot be locked ({error}): let no other run write there")
             return
         with suppress(OSError):  # who it is helps the next one, but is not needed
+            if (folder / LOCK_FILE).stat().st_nlink > 1:
+                return  # it is another name of a file elsewhere, which stays as it is
             (folder / LOCK_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
     try:

@@ -53,8 +53,8 @@ def guidance_by_scale(
     """The guidance that `guidance_scale` means.
 
     Args:
-        scale: of the guide, where there is one, else of classifier-free guidance. By name: "auto" of the guide, the
-            setting's name, such as "class", of classifier-free guidance, or the names of several conditions.
+        scale: of the guide, where there is one, else of classifier-free guidance. By name: "auto" of the guide, and the
+            setting's name, such as "class", of classifier-free guidance; or the names of several conditions.
         setting: of the adapter. has_null: whether the condition is another than none. guide: the weaker network.
 
     Raises:
@@ -67,9 +67,9 @@ def guidance_by_scale(
         auto, rest = scale.get("auto", 1.0), {name: value for name, value in scale.items() if name != "auto"}
         if "auto" in scale and guide is None:
             raise ValueError(f"guidance_scale {scale}: the model has no guide, so 'auto' means nothing: pass guide=")
-        if getattr(cond, "parts", None) is None and set(rest) <= {setting}:
+        if guide is not None and (not rest or (getattr(cond, "parts", None) is None and set(rest) == {setting})):
             rest = rest.get(str(setting), 1.0)
-    other = Guidance() if rest == 1 or rest == {} or not has_null else guidance_of_scale(rest, cond)
+    other = Guidance() if rest == 1 or not has_null else guidance_of_scale(rest, cond)
     return other if guide is None or auto == 1 else AutoGuidance(guide, auto, other)
 
 

@@ -255,7 +255,7 @@ def _choose(folder: Path, which: str, run: str | None) -> tuple[str | None, str 
         return str(path), problem and f"{path}: {problem}"
     for path in _named(folder):
         if path.is_symlink():  # the folder may be one that somebody else made
-            say(f"warning: {path} is passed over: it is a link to {path.resolve()}; name that folder to go on from it")
+            say(f"warning: {path} is passed over: it is a link to {path.readlink()}; name that folder to go on from it")
     known = all_checkpoints(folder)
     others = {
         p: manifest.run for p, manifest in _manifests(known) if run is not None and manifest.run not in (run, None)
