@@ -24,8 +24,10 @@ _MAX_GROWTH = 1_000  # of a text, by the normalizer of a tokenizer
 _IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|depths?|.*num_inference_steps")
 _COUNTS = re.compile(r"(.*_)?(heads|head_dim|channels|groups)")  # which are not below 0
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_block", "decoder_block")
-# config.json, tokenizer_config.json, config.4.0.0.json, which a config.json may name; of any case, as some disks are.
-_CONFIG = re.compile(r"model_index\.json|(.*_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
+# What the libraries read: config.json, tokenizer_config.json, config.4.0.0.json, which a config.json may name; of any
+# case, as some disks are. Not data_config.json, which sentence-transformers leaves, and which is a list.
+_READ = "tokenizer|generation|preprocessor|video_preprocessor|processor|image_processor|scheduler|adapter|quantization"
+_CONFIG = re.compile(rf"model_index\.json|(({_READ})_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # Those of networks; in others, as of tokenizers and processors, a large number is no size.
 _SIZES = re.compile(r"model_index\.json|(scheduler_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # With which a config names files: of its own folder, or, as transformers before 5.23 opens them, anywhere.
