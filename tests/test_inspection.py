@@ -78,3 +78,18 @@ def test_a_name_forges_no_line(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.startswith("error")]
     assert any("c\\nerror: at 1" in line for line in lines)
+
+
+def test_the_sheets_become_no_images_and_follow_no_link(folder, tmp_path, capsys, monkeypatch):
+    data, _ = folder
+    (data / "inspect.png").write_bytes(own := (data / "cat/02.png").read_bytes())
+    for place in (data, data / "cat"):
+        monkeypatch.chdir(place)
+        main(["inspect", str(data), "--cache_dir", str(tmp_path / "cache")])
+        assert "are not written into .: they would be images of the data" in capsys.readouterr().out
+    assert (data / "inspect.png").read_bytes() == own and not (data / "cat/inspect.png").exists()
+    (out := tmp_path / "out").mkdir()
+    for name in ("inspect.png", "left_out.png"):
+        (out / name).symlink_to(tmp_path / "elsewhere")
+    main(["inspect", str(data), "--output_dir", str(out), "--cache_dir", str(tmp_path / "cache")])
+    assert Image.open(out / "inspect.png") and not (tmp_path / "elsewhere").exists()

@@ -359,6 +359,7 @@ def test_json_bombs_end_in_one_line(text, tmp_path):
     [
         ("unet/config.json", {"layers_per_block": 10**9}),
         ("unet/config.json", {"layers_per_block": [2, 10**9]}),
+        ("unet/config.json", {"attention_head_dim": -4}),
         ("unet/config.json", {"block_out_channels": [32] * 6000}),
         ("adapter/config.json", {"num_classes": 2 * 10**9}),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}),

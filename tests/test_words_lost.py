@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from cond_pipelines import TextAdapter, TextToImagePipeline, build_unet
 from cond_pipelines.adapters.text import lost_words
+from cond_pipelines.cli import main
 from cond_pipelines.networks.text_encoders import new_text_encoder, train_tokenizer
 
 CAPTIONS = ["a red circle on black", "a blue ring on white", "a red ring"] * 4
@@ -62,6 +63,15 @@ def test_a_call_says_it_once(pipe, caplog):
         pipe(["a red star", "a red ring"], num_inference_steps=2)
     assert [m for m in caplog.messages if "no caption of the training had: 'star'" in m] == caplog.messages
     assert len(caplog.messages) == 1
+
+
+def test_the_command_says_it(pipe, tmp_path, capsys):
+    pipe.save_pretrained(tmp_path / "model")
+    out = ["--num_inference_steps", "1", "--out", str(tmp_path / "grid.png")]
+    main(["sample", str(tmp_path / "model"), "a red star", "a red ring " * 40, *out])
+    printed = capsys.readouterr().err
+    assert "warning: words that no caption of the training had: 'star'" in printed
+    assert "warning: captions cut after 64 tokens: 1 of 2" in printed
 
 
 def test_an_empty_prompt_is_no_prompt(pipe):

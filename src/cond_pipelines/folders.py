@@ -22,9 +22,12 @@ _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000
 _MAX_GROWTH = 1_000  # of a text, by the normalizer of a tokenizer
 # Fields that say how many of something are made one after the other; those of normalization are none.
 _IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|depths?|.*num_inference_steps")
+_COUNTS = re.compile(r"(.*_)?(heads|head_dim|channels|groups)")  # which are not below 0
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types", "encoder_block", "decoder_block")
-# config.json, tokenizer_config.json, config.4.0.0.json, which a config.json may name; of any case, as some disks are.
-_CONFIG = re.compile(r"model_index\.json|(.*_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
+# What the libraries read: config.json, tokenizer_config.json, config.4.0.0.json, which a config.json may name; of any
+# case, as some disks are. Not data_config.json, which sentence-transformers leaves, and which is a list.
+_READ = "tokenizer|generation|preprocessor|video_preprocessor|processor|image_processor|scheduler|adapter|quantization"
+_CONFIG = re.compile(rf"model_index\.json|(({_READ})_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # Those of networks; in others, as of tokenizers and processors, a large number is no size.
 _SIZES = re.compile(r"model_index\.json|(scheduler_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # With which a config names files: of its own folder, or, as transformers before 5.23 opens them, anywhere.
@@ -52,6 +55,17 @@ def inside(folder: str | Path, name: str | Path = "") -> Path:
     if found != home and home not in found.parents:
         raise UserError(f"{folder}: {str(name)!r} leads out of the folder, to {found}, and is not followed")
     return folder / name
+
+
+def is_within(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path is a folder itself or lies in it, links resolved.
+
+    Example:
+        >>> is_within("photos/cat", "photos"), is_within("photos2", "photos")
+        (True, False)
+    """
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    return path == folder or folder in path.parents
 
 
 def _home(folder: Path) -> Path:
@@ -135,6 +149,8 @@ def _check_config(path: Path) -> None:
         _check_asked_for(path, name, value)
         if isinstance(value, bool) or not isinstance(value, int | float) or name.startswith("rope"):
             continue
+        if value < 0 and _COUNTS.fullmatch(name):
+            raise UserError(f"{path}: {name} {value:g} is below 0")
         if _IN_LAYERS.fullmatch(name):
             layers[name] = max(1.0, layers.get(name, 1.0), abs(value))
         elif bound < abs(value) < float("inf"):

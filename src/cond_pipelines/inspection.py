@@ -13,6 +13,7 @@ from PIL import Image
 from .command_line import Parser
 from .console import for_terminal
 from .data.config import ConditionColumn, DataArguments
+from .files import whole_file
 from .flags import flag
 from .settings import find_setting
 
@@ -70,14 +71,22 @@ def inspect(config: InspectionConfig) -> str:
     elif find_setting(config.conditioning).has_captions:
         lines += _tokens(conditions)
     folder = Path(config.output_dir)
+    if config.data_around(folder):
+        lines.append(
+            f"inspect.png and left_out.png are not written into {folder}: they would be images of the data; give "
+            "--output_dir"
+        )
+        return "\n".join(lines)
     folder.mkdir(parents=True, exist_ok=True)
-    if (seen := _sheet(data)) is not None:
-        seen.save(folder / "inspect.png")
-        lines.append(f"what the network sees: {folder / 'inspect.png'}")
-    left_out = _left_out_sheet(data.account.root, data.account.excluded)
-    if left_out is not None:
-        left_out.save(folder / "left_out.png")
-        lines.append(f"what is left out: {folder / 'left_out.png'}")
+    sheets = {
+        "inspect.png": ("what the network sees", _sheet(data)),
+        "left_out.png": ("what is left out", _left_out_sheet(data.account.root, data.account.excluded)),
+    }
+    for name, (what, sheet) in sheets.items():
+        if sheet is not None:
+            with whole_file(folder / name) as unfinished:  # a link of that name is replaced, not followed
+                sheet.save(unfinished, "PNG")
+            lines.append(f"{what}: {folder / name}")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import for_terminal
+from .console import for_terminal, say
 from .errors import OneLineParser, UserError
 from .files import whole_file
 
@@ -65,6 +65,9 @@ def main(args: list[str] | None = None) -> None:
     pipe = load_pipeline(options.model)
     conditions = [read_condition(pipe, text) for text in options.condition]
     pipe.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if getattr(pipe, "tokenizer", None) is not None and hasattr(pipe.adapter, "lost_words"):
+        for line in pipe.adapter.lost_words(conditions, pipe.tokenizer):
+            say(f"warning: {line}")
     _write(draw(pipe, conditions, options), options)
     print(for_terminal(str(options.out)))
 

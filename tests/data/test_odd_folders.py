@@ -437,3 +437,40 @@ def test_folders_that_hold_nothing_that_is_read(tmp_path):
         ValueError, match=r"there are no images in it .*; 2 of 2 images are left out: 2 hidden \(.0.png"
     ):
         load_source(str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["1.1", "1.10", "1.2", "1.20"], ["1.1", "1.10", "1.2", "1.20"]),  # versions, or numbers of chapters
+        (["3", "\u0663", "4", "\u06f4"], ["3", "4", "\u0663", "\u06f4"]),  # digits of other scripts
+        (["1.0", "1", "2.5", "3"], ["1", "2.5", "3"]),
+    ],
+)
+def test_labels_of_digits_that_are_different_stay_different(tmp_path, labels, classes):
+    write(tmp_path, *(f"{i}.png" for i in range(4)))
+    table(tmp_path, *(f"{i}.png,{label}" for i, label in enumerate(labels)))
+    assert list(loaded(tmp_path, tmp_path).id2label.values()) == classes
+
+
+def test_labels_of_minus_one_and_columns_of_splits_are_said(tmp_path):
+    write(tmp_path, *(f"{i}.png" for i in range(4)))
+    table(tmp_path, "0.png,-1,train", "1.png,0,train", "2.png,1,val", "3.png,-1,test", head="file_name,label,split")
+    lines = loaded(tmp_path, tmp_path).summary()
+    assert "labels of -1 mean no label: 2; where it is a class, number it from 0 or name it" in lines
+    assert "column split of metadata.csv chooses no rows: those of test, train, val are all used" in lines
+
+
+def test_one_caption_and_several_in_a_column(tmp_path):
+    write(tmp_path, *(f"{i}.png" for i in range(3)))
+    rows = [{"file_name": "0.png", "text": "a"}, {"file_name": "1.png", "text": ["b", "c"]}, {"file_name": "2.png"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = loaded(tmp_path, tmp_path, "text")
+    assert [list(c) for c in data.dataset.conditions()] == [["a"], ["b", "c"]]
+
+
+def test_masks_are_not_taken_for_the_images(tmp_path):
+    write(tmp_path, *(f"{kind}{i}.png" for kind in "im" for i in range(2)))
+    table(tmp_path, "m0.png,i0.png,a", "m1.png,i1.png,b", head="mask_file_name,image_file_name,label")
+    paths, _, _, account = read(tmp_path)
+    assert paths == ["i0.png", "i1.png"] and "column mask_file_name of metadata.csv is not read" in account.notes

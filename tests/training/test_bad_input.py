@@ -142,6 +142,18 @@ def test_missing_split(refused, tmp_path, folder):
 
 
 # -------------------------------------------------------------------------------------------------------- model
+def test_pictures_of_the_run_become_no_images(refused, tmp_path):
+    """They took the place of samples.png and images/00.png of the user's, and were trained on by the next run."""
+    for name in ("samples.png", "images/00.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    before = (tmp_path / "photos/samples.png").read_bytes()
+    for place in ("photos", "photos/model", "photos/images/../model"):
+        line = refused(train_data_dir=tmp_path / "photos", output_dir=tmp_path / place)
+        assert f"is in --train_data_dir {tmp_path / 'photos'}: the run's pictures would be images of the data" in line
+    assert (tmp_path / "photos/samples.png").read_bytes() == before
+
+
 def test_resolution_too_small_for_the_unet(refused, folder):
     line = refused(train_data_dir=folder, resolution=2, unet_size="s")
     assert line == "UNet size 's' halves 2 times: sample_size 2 is too small"

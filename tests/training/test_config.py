@@ -34,6 +34,7 @@ VALUES = {
     "snr_gamma": 5.0,
     "gradient_checkpointing": True,
     "compile": True,
+    "autoguidance": True,
     "train_data_dir": "images",
     "with_prior_preservation": True,
     "class_data_dir": "class_images",
@@ -281,7 +282,8 @@ def test_a_flag_without_effect_is_refused(name, need, capsys):
             first = worth.split(",")[0]
             spoilt[other] = yaml.safe_load(first) if worth and other != "conditioning" else first or VALUES[other]
         elif holds(SimpleNamespace(**{other: default_of(SETTINGS[other])}), part):  # it is on by default
-            spoilt[other] = {"lr_scheduler": "cosine", "conditioning": "embedding"}.get(other, False)
+            off = {"lr_scheduler": "cosine", "conditioning": "embedding", "train": "adapter"}
+            spoilt[other] = off.get(other, False)
     line = refused(capsys, [flag for key, value in spoilt.items() for flag in as_flags(key, value)])
     assert "has no effect with" in line
     assert re.match(r"error: --(\w+) ", line)[1] in values, "the flag, or one that needs the same"

@@ -50,6 +50,18 @@ def students(parents, tmp_path_factory) -> dict[str, Path]:
     return {name: distilled(folder / name, parent, name, validation_steps=2) for name, parent in parents.items()}
 
 
+def test_the_code_that_travels_draws_the_same(students):
+    """Four jumps, by the repository's own code, as for who has diffusers alone."""
+    ours = load(students["class"])
+    theirs = quiet(DiffusionPipeline.from_pretrained(students["class"], trust_remote_code=True))
+    assert type(theirs).__module__.startswith("diffusers_modules") and takes_end_time(theirs.unet)
+    assert theirs.config.default_num_inference_steps == 4
+    torch.nn.init.normal_(ours.unet.time_embedding.cond_proj.weight)
+    theirs.unet.load_state_dict(ours.unet.state_dict())
+    images = [p(["circle", "ring"], generator=torch.manual_seed(0), output_type="np").images for p in (ours, theirs)]
+    assert np.array_equal(*images)
+
+
 # ------------------------------------------------------------------------------------------------- the identities
 def test_the_input_for_the_end_of_a_jump_changes_nothing_at_first(parents):
     unet = load(parents["class"]).unet

@@ -42,6 +42,13 @@ def say_merged(names: Iterable[str], account: Account) -> None:
         )
 
 
+def say_minus_one(values: Iterable[object], account: Account) -> None:
+    """Note labels of -1, which mean that there is none; a class may be meant."""
+    labels = (label for value in values for label in (value if isinstance(value, list) else [value]))
+    if count := sum(label == -1 for label in labels):
+        account.notes.append(f"labels of -1 mean no label: {count:,}; where it is a class, number it from 0 or name it")
+
+
 # ---------------------------------------------------------------------------------------------------------- splits
 def images_of_split(images: list[str], split: str, account: Account) -> list[str]:
     """The images of one split, where the folders of one level are splits and nothing else.

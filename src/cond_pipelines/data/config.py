@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ..flags import FRACTION, NOT_NEGATIVE, POSITIVE, check_values, flag
+from ..folders import is_within
 
 IsFeature = Callable[[Any], bool]
 ParseValue = Callable[[Any], Any]
@@ -227,3 +229,14 @@ class DataArguments(_OfTheRun):
             raise ValueError(f"--value_range {self.value_range} must be two numbers, the lower one first")
         if self.channels not in (None, 1, 3, 4) and not self.value_range:
             raise ValueError(f"--channels {self.channels} needs --value_range: 8-bit images have 1, 3 or 4")
+
+    def data_around(self, folder: str | Path) -> str | None:
+        """The flag and the folder of images in which `folder` lies: what is written there would be images of the data.
+
+        None where it lies in none.
+        """
+        for name in ("train_data_dir", "class_data_dir", "dataset_name"):
+            value = getattr(self, name)
+            if value and Path(value).is_dir() and is_within(folder, value):
+                return f"--{name} {value}"
+        return None

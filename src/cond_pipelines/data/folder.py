@@ -11,13 +11,14 @@ from ..errors import UserError
 from .account import Account, ReadOptions, examples
 from .captions import Texts, has_caption, read_captions, say_unread, text_files
 from .classes import class_name, classes_of, images_of_split, in_order, say_merged, with_repeats
-from .formats import is_mask, is_metadata, kind_of
+from .formats import is_mask, is_metadata, kind_of, split_of
 from .metadata import arrow_column, read_metadata
 from .walk import Tree
 
 # Where metadata have one of these columns, folders are no classes, or text files no captions.
 _LABELS = {"label", "labels", "class", "classes", "category", "fine_label", "target", "cls"}
 _TEXTS = {"text", "caption", "captions", "prompt", "description", "txt"}
+_SPLITS = {"split", "subset", "partition", "set"}  # columns that may name them
 REPEATS = "repeats"  # the column of how often each image is to be drawn
 
 
@@ -115,6 +116,7 @@ def _with_metadata(
     if mixed := [name for name, array in arrays.items() if array is None]:
         account.unread.append(f"columns of {source} with values of several kinds are not read: {', '.join(mixed)}")
     known: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
+    _say_split_column(known, source, account)
     if of_text := sorted(known.keys() & _TEXTS):
         say_unread(texts, names, account, f"since {source} has a column {of_text[0]}")
     elif any(has_caption(texts, name) for name in names):
@@ -125,6 +127,18 @@ def _with_metadata(
         if len({name for name in found if name is not None}) > 1:
             classes = found
     return _dataset(tree, names, known, classes, options, account)
+
+
+def _say_split_column(columns: dict[str, Any], source: str, account: Account) -> None:
+    """Note a column that names splits: folders are splits, columns are not."""
+    for name in columns:
+        if name.lower() in _SPLITS:
+            splits = sorted({str(value) for value in columns[name].to_pylist() if value is not None})
+            if len(splits) > 1 and all(map(split_of, splits)):
+                account.notes.append(
+                    f"column {name} of {source} chooses no rows: those of {', '.join(splits)} are all used; for "
+                    "splits, put the images into folders of these names"
+                )
 
 
 def _rows_of(

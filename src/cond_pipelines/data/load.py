@@ -18,7 +18,7 @@ from ..console import for_terminal, say
 from ..data import images as im
 from .account import Account, ReadOptions, examples
 from .buckets import bucket_sizes
-from .classes import say_merged
+from .classes import say_merged, say_minus_one
 from .config import DataArguments
 from .copies import say_near_duplicates, say_several_labels
 from .dataset import ImageDataset, row_name
@@ -111,6 +111,8 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
         id2label, parse = column.parser(partial(_values, source, columns.condition, streamed), feature)
         if id2label is not None and not streamed and getattr(feature, "dtype", None) in ("string", "large_string"):
             say_merged((value for value in _values(source, columns.condition, streamed) if value), account)
+        elif id2label is not None and not streamed and not hasattr(feature, "names"):
+            say_minus_one(_values(source, columns.condition, streamed), account)
     config = replace(config, channels=channels or config.channels)
     resolution, channels = _look(config, source, columns.image, streamed)
     dataset = ImageDataset(

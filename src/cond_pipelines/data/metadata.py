@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +19,8 @@ from .text_files import text_of
 from .walk import Tree
 
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp)://")
-_INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class CannotBeRead(UserError):
@@ -52,9 +53,9 @@ def read_metadata(tree: Tree, name: str) -> tuple[list[str], dict[str, Sequence[
         UserError: it cannot be read, or it names no images; the line says which line or column.
     """
     path, notes, columns = tree.path(name), [], read_table(tree, name)
-    key = next((k for k in columns if k == "file_name"), None) or next(
-        (k for k in columns if k.endswith("_file_name")), None
-    )
+    of_files = [k for k in columns if k == "file_name" or k.endswith("_file_name")]
+    usual = ("file_name", "image_file_name")  # before mask_file_name
+    key = next((k for k in (*usual, *of_files) if k in of_files), None)
     if key is None:
         refuse_addresses(columns)
         raise UserError(_no_file_names(path, columns))
@@ -128,16 +129,23 @@ def typed(cells: Sequence[str]) -> list[Any]:
     """Numbers where every cell that is not empty is one, text otherwise; empty cells are None.
 
     Example:
-        >>> typed(["1", "", "3"]), typed(["1", "NA"]), typed(["01", "02"])
-        ([1, None, 3], ['1', 'NA'], ['01', '02'])
+        >>> typed(["1", "", "3"]), typed(["1", "NA"]), typed(["01", "02"]), typed(["1.1", "1.10"])
+        ([1, None, 3], ['1', 'NA'], ['01', '02'], ['1.1', '1.10'])
     """
     filled = [cell for cell in cells if cell.strip()]
     for pattern, kind in ((_INTEGER, int), (_DECIMAL, float)):
         if filled and all(pattern.fullmatch(cell.strip()) and len(cell) < 19 for cell in filled):
-            if kind is float and any(re.fullmatch(r"[+-]?0\d+", cell.strip()) for cell in filled):
-                break  # 007 is a name
+            if kind is float and (any(re.fullmatch(r"[+-]?0\d+", cell.strip()) for cell in filled) or _merges(filled)):
+                break  # 007 is a name, and so are the versions 1.1 and 1.10
             return [kind(cell) if cell.strip() else None for cell in cells]
     return [cell if cell.strip() else None for cell in cells]
+
+
+def _merges(cells: Sequence[str]) -> bool:
+    """Whether cells that are written differently would be one number that is not whole."""
+    written = {cell.strip() for cell in cells}
+    numbers = [number for cell in written if not (number := float(cell)).is_integer()]
+    return len(set(numbers)) < len(numbers)
 
 
 def _json_columns(text: str, path: str) -> dict[str, Sequence[Any]]:
@@ -162,6 +170,9 @@ def arrow_column(values: Sequence[Any]) -> pa.Array | None:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         pass
+    if all(v is None or isinstance(v, str | list) for v in values):  # one caption, and several
+        with suppress(pa.ArrowException, TypeError):
+            return pa.array([[v] if isinstance(v, str) else v for v in values], pa.list_(pa.string()))
     if all(v is None or isinstance(v, str | int | float) for v in values):
         return pa.array([None if v is None else _as_text(v) for v in values])
     return None

@@ -63,6 +63,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         is_main = self.accelerator.is_main_process
+        by_main_process(self._check_data, is_main)
         by_main_process(self._check_links, is_main)
         with self.stack as stack:
             stack.enter_context(locked_folder(self.path, is_main))
@@ -73,6 +74,14 @@ class RunFolder:
 
     def __exit__(self, *error: object) -> None:
         self.stack.close()
+
+    def _check_data(self) -> None:
+        """Refuse to write among images: pictures of the run would replace some, and be trained on by the next run."""
+        if around := self.config.data.data_around(self.path):
+            raise ValueError(
+                f"--output_dir {self.path} is in {around}: the run's pictures would be images of the data; name a "
+                "folder that is not in it"
+            )
 
     def _check_links(self) -> None:
         """Refuse a link through which the run would write, or delete, in another folder; checkpoints are only read.
