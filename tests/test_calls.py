@@ -170,6 +170,7 @@ def test_a_guidance_scale_for_each_image(pipe):
         ({"guidance_scale": [1.0, 2.0, 4.0]}, "guidance_scale has 3 entries for 2 images"),
         ({"guidance_interval": 3}, "guidance_interval 3"),
         ({"strength": 2}, "strength 2 must be between 0 and 1"),
+        ({"strength": 0.4}, "strength 0.4 has no effect without image: pass one, or leave strength out"),
         ({"latents": 3}, "latents 3 is not a tensor"),
         ({"image": "cat.png"}, "image 'cat.png' is no PIL image, array or tensor"),
         ({"callback_on_step_end": 3}, "callback_on_step_end 3 is not a function"),

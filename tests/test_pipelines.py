@@ -37,7 +37,7 @@ from cond_pipelines import (
 )
 from cond_pipelines.pipelines.guidance import rescale_guided
 from cond_pipelines.pipelines.sampling import Sampling, SamplingArguments
-from cond_pipelines.pipelines.vae import vae_encode, vae_scale_factor
+from cond_pipelines.pipelines.vae import image_channels, vae_encode, vae_scale_factor
 
 PIPELINES = {"none": UnconditionalPipeline, "class": ClassConditionalPipeline, "text": TextToImagePipeline}
 CONDITIONS = {
@@ -185,6 +185,18 @@ class TestVAEs:
         pipe = UnconditionalPipeline(**make_components("none", vae=vae))
         assert pipe.encode_images(torch.zeros(1, 3, 16, 16)).dtype == torch.bfloat16
         assert np.isfinite(sample(pipe, batch_size=2)).all()
+
+
+def test_a_vae_whose_decoder_is_a_consistency_model():
+    """Its configuration names neither in_channels nor block_out_channels."""
+    blocks = {"encoder_block_out_channels": (4, 8), "encoder_down_block_types": ("DownEncoderBlock2D",) * 2}
+    blocks |= {"decoder_block_out_channels": (4, 8), "decoder_down_block_types": ("ResnetDownsampleBlock2D",) * 2}
+    blocks |= {"decoder_up_block_types": ("ResnetUpsampleBlock2D",) * 2, "decoder_layers_per_block": 1}
+    blocks |= {"encoder_norm_num_groups": 2, "decoder_norm_num_groups": 2, "encoder_layers_per_block": 1}
+    vae = diffusers.ConsistencyDecoderVAE(**blocks, scaling_factor=1.0).eval()
+    assert vae_scale_factor(vae) == 2 and image_channels(vae) == 3
+    pipe = UnconditionalPipeline(**make_components("none", vae=vae))
+    assert sample(pipe, batch_size=2).shape[1:] == (16, 16, 3)
 
 
 def test_pixels_are_their_own_latents():

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 from transformers import (
@@ -63,6 +65,14 @@ def test_it_learns_from_a_generator():
 
 
 # ------------------------------------------------------------------------------------------------ a new encoder
+def test_a_word_of_any_length():
+    """Without a space in 500 kB: learning the pairs of one word takes the square of its length."""
+    text = "".join(random.Random(0).choices("abcdefgh", k=500_000))
+    tokenizer = train_tokenizer([text, "a red circle"], vocab_size=500)
+    for some in (text[:300], "a red circle"):
+        assert tokenizer.decode(tokenizer(some, truncation=False).input_ids, skip_special_tokens=True).strip() == some
+
+
 def test_new_text_encoder():
     text_encoder, tokenizer = new_text_encoder(CAPTIONS, hidden_size=32, num_layers=2, max_length=24)
     assert isinstance(text_encoder, CLIPTextModel)

@@ -105,7 +105,8 @@ def _add(section: argparse._ArgumentGroup, setting: Field[object], hint: object)
         kind = get_args(kind)[0]
     if not isinstance(kind, type):  # values of a Literal
         kind = type(kind)
-    more: dict[str, Any] = {"nargs": "+"} if is_list else {}
+    # A list that is given twice is one list: nothing of it is dropped.
+    more: dict[str, Any] = {"nargs": "+", "action": "extend"} if is_list else {}
     section.add_argument(f"--{name}", type=kind, metavar=_METAVARS[kind], help=text, **more)
 
 

@@ -441,3 +441,7 @@ def test_recipes_parse(path):
     config = parse_args(["--config", str(path)])
     for name, value in read_recipe(path).items():
         assert str(getattr(config, name)) == str(value) or float(getattr(config, name)) == float(value)
+
+
+def test_a_list_that_is_given_twice_is_one_list():
+    assert parse_args(["--ema_lengths", "0.05", "--ema_lengths", "0.1"]).ema_lengths == [0.05, 0.1]

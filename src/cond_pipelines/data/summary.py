@@ -7,6 +7,8 @@ import numpy as np
 
 from .labels import all_of
 
+_SHOWN = 200  # characters of a caption
+
 
 def summary_of_conditions(conditions: list[Any], id2label: dict[int, str] | None = None) -> list[str]:
     """A line on how many there are of each class, or on the captions, for a person; none where there are neither."""
@@ -19,9 +21,10 @@ def summary_of_conditions(conditions: list[Any], id2label: dict[int, str] | None
     if not texts:
         return []
     words = np.array([len(t.split()) for t in texts])
+    first = texts[0] if len(texts[0]) <= _SHOWN else f"{texts[0][:_SHOWN]}..."
     return [
         f"captions: {len(texts):,} ({len(set(texts)):,} different), {words.min()} to {words.max()} words, "
-        f"median {int(np.median(words))}; for example {texts[0]!r}"
+        f"median {int(np.median(words))}; for example {first!r}"
     ]
 
 

@@ -20,6 +20,7 @@ from .readable import SAFE, readable_folder
 
 # One letter with its marks.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*"
+_LONG_WORD = r"\S{64}"  # learning the pairs of a word takes the square of its length: 2 MB without a space never end
 _TEXT_HALF = {"clip": CLIPTextModel, "t5": T5EncoderModel, "umt5": UMT5EncoderModel}
 
 
@@ -65,7 +66,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, max_length:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *one_space])
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     by_character = pre_tokenizers.Split(Regex(_WITHOUT_SPACES), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_character, bytes_of_words])
+    of_long_words = pre_tokenizers.Split(Regex(_LONG_WORD), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_character, of_long_words, bytes_of_words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..adapters.denoiser import size_multiple, unwrapped
 from .sampling import Call, Sampling
-from .vae import VAE, Generators
+from .vae import VAE, Generators, image_channels
 
 if TYPE_CHECKING:
     from .conditional import ConditionalPipeline
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def image_processors(vae: VAE | None, scale_factor: int) -> tuple[VaeImageProcessor, VaeImageProcessor]:
     """diffusers' own, of images and of masks, for a pipeline with this VAE or with none."""
     # A tensor with as many channels as latents have is taken for latents; where images have as many, for images.
-    latent_channels = (
-        0 if vae is None or vae.config.latent_channels == vae.config.in_channels else vae.config.latent_channels
-    )
+    latent_channels = 0 if vae is None else vae.config.latent_channels
+    if vae is not None and latent_channels == image_channels(vae):
+        latent_channels = 0
     images = VaeImageProcessor(vae_scale_factor=scale_factor, vae_latent_channels=latent_channels)
     of_mask = {"do_normalize": False, "do_binarize": True, "do_convert_grayscale": True}
     return images, VaeImageProcessor(vae_scale_factor=scale_factor, **of_mask)
@@ -163,7 +163,7 @@ def prepare_edit(pipe: "ConditionalPipeline", call: Call, num_conditions: int) -
     images = pipe.image_processor.preprocess(_in_mode(pipe, call.image), height=call.height, width=call.width)
     channels = num_channels_latents(pipe)  # images: (n, C, H, W)
     is_latent = _is_latent(pipe, images)
-    needed = channels if is_latent else pipe.vae.config.in_channels
+    needed = channels if is_latent else image_channels(pipe.vae)
     if images.shape[1] != needed:
         raise ValueError(f"image has {images.shape[1]} channels, and the model {needed}")
     factor = 1 if is_latent else pipe.vae_scale_factor
@@ -252,7 +252,7 @@ def _in_mode(pipe: "ConditionalPipeline", image: PipelineImageInput) -> Pipeline
             raise ValueError(
                 f"image has values up to {each.max():g}: numbers with a fraction are from 0 to 1, others uint8"
             )
-    channels = num_channels_latents(pipe) if pipe.vae is None else pipe.vae.config.in_channels
+    channels = num_channels_latents(pipe) if pipe.vae is None else image_channels(pipe.vae)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None or not all(hasattr(x, "convert") for x in images):
         return image

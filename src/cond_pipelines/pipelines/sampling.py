@@ -121,6 +121,10 @@ class Sampling:
             changes["strength"] = 0.8 if self.mask_image is None else 1.0
         else:
             changes["strength"] = number(self.strength, "strength", 0, 1)
+            if self.image is None:
+                raise ValueError(
+                    f"strength {self.strength} has no effect without image: pass one, or leave strength out"
+                )
         changes["eta"] = number(self.eta, "eta", 0, 1)
         changes["num_images_per_prompt"] = integer(self.num_images_per_prompt, "num_images_per_prompt")
         changes["generator"] = generators(self.generator)

@@ -14,7 +14,13 @@ VAE: TypeAlias = Union[AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel]  
 
 def vae_scale_factor(vae: VAE) -> int:
     """Image pixels per latent pixel along a side."""
-    return int(getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1))
+    blocks = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]  # ConsistencyDecoderVAE
+    return int(getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(blocks) - 1))
+
+
+def image_channels(vae: VAE) -> int:
+    """Channels of the images that it encodes."""
+    return int(vae.config.get("in_channels") or vae.config["encoder_in_channels"])  # ConsistencyDecoderVAE
 
 
 def vae_encode(vae: VAE, images: Tensor, generator: Generators = None) -> Tensor:
