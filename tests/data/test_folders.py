@@ -6,12 +6,13 @@ import zipfile
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from folders_common import read, write
 
 from cond_pipelines.data.account import Account, ReadOptions
 from cond_pipelines.data.archives import open_path
-from cond_pipelines.data.loading import find_columns, load_source
+from cond_pipelines.data.loading import as_files, find_columns, load_source
 from cond_pipelines.settings import SETTINGS
 
 
@@ -409,6 +410,43 @@ def test_metadata_names_no_file_outside(tmp_path, absolute):
     assert paths == ["0.png", "1.png"] and captions == ["inside", "too"]
     (line,) = account.lines()
     assert "outside of the folder are left out: 1" in line and "out.png" in line
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "text", "saved"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_name_no_file_outside(tmp_path, kind, streaming, caplog, monkeypatch):
+    """A path without bytes is read below the folder, wherever the program runs; another is left out with a line."""
+    write(tmp_path, "out.png", "0.png")
+    folder = write(tmp_path / "a", "0.png", "1.png", "2.png")
+    monkeypatch.chdir(tmp_path)  # which has a 0.png, too
+    paths = [f"{folder}/2.png", f"{tmp_path}/out.png", "../out.png", "0.png", f"{folder}/../out.png", "1.png"]
+    images = [{"bytes": None, "path": path} for path in paths]
+    images.append({"bytes": (folder / "1.png").read_bytes(), "path": "/elsewhere/bytes.png"})
+    feature = datasets.Value("string") if kind == "text" else datasets.Image(decode=False)
+    values = paths if kind == "text" else images
+    rows = datasets.Dataset.from_dict({"image": values}, datasets.Features(image=feature))
+    if kind == "saved":
+        state = {"_data_files": [{"filename": "data.arrow"}], "_fingerprint": "a", "_split": None}
+        state |= {"_format_type": None, "_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False}
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "dataset_info.json").write_text(json.dumps({"features": rows.features.to_dict()}))
+    if kind in ("arrow", "saved"):
+        with datasets.arrow_writer.ArrowWriter(path=str(folder / "data.arrow"), features=rows.features) as writer:
+            writer.write_table(rows.data.table)
+            writer.finalize()
+    else:
+        pq.write_table(rows.data.table.cast(rows.features.arrow_schema), folder / "a.parquet")
+    account = Account()
+    options = ReadOptions(data_format=None if kind == "saved" else kind.replace("text", "parquet"))
+    found = load_source(
+        str(folder), account=account, options=options, streaming=streaming, cache_dir=str(tmp_path / "cache")
+    )
+    left = [row["image"] for row in as_files(found, "image")]
+    assert [image["path"] for image in left[:3]] == [f"{folder}/{i}.png" for i in (2, 0, 1)]
+    assert [image["bytes"] is None for image in left[3:]] == ([] if kind == "text" else [False])
+    said = caplog.text if streaming else "; ".join(account.notes)
+    assert "outside of the folder are left out" in said and "out.png" in said
+    assert streaming or "left out: 3 (" in said
 
 
 def test_folders_that_are_not_looked_at_are_said(tmp_path):

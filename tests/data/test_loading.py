@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cond_pipelines.data.account import Account, ReadOptions
+from cond_pipelines.data.images import open_image
 from cond_pipelines.data.loading import Columns, as_files, find_columns, load_object, load_source
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.settings import SETTINGS
@@ -22,7 +23,7 @@ def picture(i):
 
 
 def number(row):
-    return int(np.asarray(row["image"])[0, 0, 0]) // 10
+    return int(np.asarray(open_image(row["image"]))[0, 0, 0]) // 10
 
 
 def write_images(folder, names=None):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+import tracemalloc
 import warnings
 import zipfile
 
@@ -474,3 +475,46 @@ def test_masks_are_not_taken_for_the_images(tmp_path):
     table(tmp_path, "m0.png,i0.png,a", "m1.png,i1.png,b", head="mask_file_name,image_file_name,label")
     paths, _, _, account = read(tmp_path)
     assert paths == ["i0.png", "i1.png"] and "column mask_file_name of metadata.csv is not read" in account.notes
+
+
+# ------------------------------------------------------------------------------------------------ sizes in archives
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_what_a_member_of_an_archive_unpacks_to_is_bounded(tmp_path, method):
+    """By the declared size, and by the real one, which a header may hide."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression=method) as archive:
+        archive.writestr("0.png", png())
+        with archive.open("metadata.csv", "w") as table:
+            table.write(b"file_name,text\n0.png,")
+            for _ in range(256):
+                table.write(b"a" * 2**20)
+    with pytest.raises(ValueError, match=r"metadata.csv: it has 268,435,477 bytes .*268,435,456 are read.*: unpack"):
+        load_source(str(tmp_path / "a.zip"))
+    content = (tmp_path / "a.zip").read_bytes()  # the central directory, at the end, says 10 bytes
+    size = (268_435_477).to_bytes(4, "little")
+    at = content.rindex(size)
+    (tmp_path / "a.zip").write_bytes(content[:at] + (10).to_bytes(4, "little") + content[at + 4 :])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"metadata.csv"):
+        load_source(str(tmp_path / "a.zip"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**27
+
+
+# -------------------------------------------------------------------------------------------------- tars and streams
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_a_sample_without_its_caption_is_as_in_a_folder(tmp_path, lacking, streaming):
+    files = {f"{i}.png": png(i) for i in range(6)} | {f"{i}.txt": b"a cat" for i in range(6) if i != lacking}
+    pack(tmp_path / "a" / "a.tar", dict(sorted(files.items())))
+    without = loaded(tmp_path / "a", tmp_path, "none", streaming=streaming)
+    with_captions = loaded(tmp_path / "a", tmp_path, "text", streaming=streaming)
+    if not streaming:
+        assert len(without.dataset) == 6 and len(with_captions.dataset) == 5
+        assert "there is no caption" in with_captions.summary()
+        with pytest.raises(ValueError, match=f"row {lacking} .*there is no caption; .*--on_bad_image skip"):
+            loaded(tmp_path / "a", tmp_path, "text", on_bad_image="error")
+        return
+    for data, count in ((without, 6), (with_captions, 5)):
+        rows = [data.dataset.read(row, i, str(i)) for i, row in enumerate(data.dataset.rows)]
+        assert sum(row is not None for row in rows) == count

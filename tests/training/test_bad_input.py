@@ -117,11 +117,14 @@ def test_no_readable_image(refused, folder, resolution, on_bad_image):
         assert line.startswith(("no usable image among 4 rows; row 0 (", "none of the first 4 images can be read; "))
 
 
-@pytest.mark.parametrize(("caption", "shown"), [("", "''"), ("  ", "' '"), (None, "None")])
-def test_empty_caption(refused, folder, caption, shown):
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [("", "the caption is empty"), ("  ", "the caption is empty"), (None, "there is no caption")],
+)
+def test_empty_caption(refused, folder, caption, reason):
     captioned(folder, ["a", "b", "c", caption])
     line = refused(train_data_dir=folder, conditioning="text")
-    assert line == f"row 3 ({folder / '3.png'}): empty caption {shown}; mend it, or --on_bad_image skip"
+    assert line == f"row 3 ({folder / '3.png'}): {reason}; mend it, or --on_bad_image skip"
 
 
 def test_label_out_of_range(refused, tmp_path):

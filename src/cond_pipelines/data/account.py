@@ -14,12 +14,14 @@ class ReadOptions:
         data_format: which files of a folder; None: the kind of most of its images.
         folder_repeats: a folder `10_cat` is ten times the class cat, as for kohya's scripts, and not the class 10_cat.
         on_bad_image: "skip" leaves out rows of metadata whose file is not there; "error" refuses them.
+        image_column: the column of images of tables; None: the one that is an image by its type or name.
     """
 
     split: str = "train"
     data_format: str | None = None
     folder_repeats: bool = False
     on_bad_image: str = "error"
+    image_column: str | None = None
 
 
 @dataclass
@@ -48,6 +50,14 @@ class Account:
         """Note image files that are not used."""
         if names:
             self.excluded.setdefault(reason, []).extend(names)
+
+    def exclude_rows_outside(self, table: str, names: list[str]) -> None:
+        """Note rows of a table that name files outside of the folder, which are not read."""
+        if names:
+            self.notes.append(
+                f"rows of {table} whose file is outside of the folder are left out: {len(names):,} "
+                f"({examples(sorted(set(names)))}); copy the files into the folder"
+            )
 
     @property
     def num_excluded(self) -> int:

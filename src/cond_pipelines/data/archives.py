@@ -37,17 +37,34 @@ class _Archive:
         self.infos = [(_plain(name_of(info)), info) for info in infos]
         self.members = dict(self.infos)  # of two with one name the later one, as when it is unpacked
 
-    def read(self, member: str) -> bytes:
+    def read(self, member: str, most_bytes: int) -> bytes:
         info = self.members[member]
         size = info.file_size if isinstance(info, zipfile.ZipInfo) else info.size
-        if size > _MOST_MEMBER_BYTES:
-            raise OSError(f"it has {size:,} bytes unpacked: unpack the archive")
-        if isinstance(self.file, zipfile.ZipFile):
-            return self.file.read(info)  # type: ignore[arg-type]
-        opened = self.file.extractfile(info)  # type: ignore[arg-type]
-        if opened is None:
-            raise OSError("it is no file")
-        return opened.read()
+        if size > most_bytes:
+            raise OSError(_too_large(size, most_bytes))
+        if isinstance(self.file, tarfile.TarFile):
+            opened = self.file.extractfile(info)  # type: ignore[arg-type]
+            if opened is None:
+                raise OSError("it is no file")
+            return opened.read()
+        return b"".join(_parts(self.file, info, most_bytes))  # type: ignore[arg-type]
+
+
+def _parts(file: zipfile.ZipFile, info: zipfile.ZipInfo, most_bytes: int) -> Iterator[bytes]:
+    """A member, in parts: its real size may be another than the declared one."""
+    # All but DEFLATE unpack a part whole, however large it becomes.
+    bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    num_bytes = 0
+    with file.open(info) as opened:
+        while part := opened.read(2**20 if bounded else 2**12):
+            num_bytes += len(part)
+            if num_bytes > most_bytes:
+                raise OSError(_too_large(num_bytes, most_bytes))
+            yield part
+
+
+def _too_large(num_bytes: int, most_bytes: int) -> str:
+    return f"it has {num_bytes:,} bytes unpacked or more (at most {most_bytes:,} are read): unpack the archive"
 
 
 def name_of(info: _Info) -> str:
@@ -163,8 +180,11 @@ def _are_numbered(paths: list[str]) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------- reading
-def open_path(path: str) -> BinaryIO:
+def open_path(path: str, most_bytes: int = _MOST_MEMBER_BYTES) -> BinaryIO:
     """A file, or a member of an archive that stands in its path as a folder: `photos.zip/cat/1.png`.
+
+    Args:
+        most_bytes: of a member, which is unpacked into memory.
 
     Raises:
         OSError: there is no such file, it cannot be read, or it is encrypted or too large to be read into memory.
@@ -174,7 +194,7 @@ def open_path(path: str) -> BinaryIO:
             raise OSError(f"{path} is not a file")
         return open(path, "rb")
     except NotADirectoryError:
-        return io.BytesIO(_read_member(*_archive_of(path)))
+        return io.BytesIO(_read_member(*_archive_of(path), most_bytes))
 
 
 def size_and_time(path: str) -> tuple[int, int] | None:
@@ -210,9 +230,9 @@ def _opened(path: str) -> _Archive:
     return opened[key]
 
 
-def _read_member(archive: str, member: str) -> bytes:
+def _read_member(archive: str, member: str, most_bytes: int) -> bytes:
     try:
-        return _opened(archive).read(member)
+        return _opened(archive).read(member, most_bytes)
     except KeyError as error:
         raise FileNotFoundError(2, "No such file in the archive", f"{archive}/{member}") from error
     except OSError:

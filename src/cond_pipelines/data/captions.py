@@ -10,6 +10,7 @@ from .formats import CAPTIONS, kind_of
 from .text_files import text_of
 from .walk import Tree
 
+_MOST_CAPTION_BYTES = 2**20  # of a text file in an archive
 Texts = dict[str, dict[str, str]]  # {an image's path, with its suffix or without: {".txt": path}}
 
 
@@ -88,7 +89,7 @@ def say_unread(texts: Texts, images: Sequence[str], account: Account, reason: st
 def _lines(tree: Tree, name: str, notes: dict[str, list[str]]) -> list[str] | None:
     """The lines of one file that are not empty; None where it cannot be read as text."""
     try:
-        with open_path(tree.path(name)) as file:
+        with open_path(tree.path(name), _MOST_CAPTION_BYTES) as file:
             content = file.read()
     except OSError:
         notes.setdefault("caption files that cannot be read", []).append(name)

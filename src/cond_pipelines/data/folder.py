@@ -13,7 +13,7 @@ from .captions import Texts, has_caption, read_captions, say_unread, text_files
 from .classes import class_name, classes_of, images_of_split, in_order, say_merged, with_repeats
 from .formats import is_mask, is_metadata, kind_of, split_of
 from .metadata import arrow_column, read_metadata
-from .walk import Tree
+from .walk import Tree, below
 
 # Where metadata have one of these columns, folders are no classes, or text files no captions.
 _LABELS = {"label", "labels", "class", "classes", "category", "fine_label", "target", "cls"}
@@ -153,14 +153,9 @@ def _rows_of(
     for table in tables:
         named, more, notes = read_metadata(tree, table)
         account.notes += notes
-        named = [_member(tree, table, name.removeprefix(f"{tree.root}/"), there) for name in named]
-        outside = {name for name in named if name.startswith(("/", "../")) or name == ".."}
-        if outside:
-            account.notes.append(
-                f"rows of {table} whose file is outside of the folder are left out: "
-                f"{sum(name in outside for name in named):,} ({examples(sorted(outside))}); copy the files into the "
-                "folder"
-            )
+        outside = {name for name in named if below(tree.root, name) is None}
+        account.exclude_rows_outside(table, [name for name in named if name in outside])
+        named = [_member(tree, table, below(tree.root, name) or name, there) for name in named]
         known = there | elsewhere | outside
         lacking = {name: row for row, name in reversed([*enumerate(named)]) if name not in known}
         if lacking and options.on_bad_image == "error":

@@ -167,5 +167,5 @@ def parse_caption(value: Any) -> str | Captions:
         raise ValueError(f"caption {value!r} is not text (another column may be: --caption_column)")
     captions = [c for c in captions if c.strip()]
     if not captions:
-        raise ValueError(f"empty caption {value!r}")
+        raise ValueError("the caption is empty" if value is not None else "there is no caption")
     return Captions(captions) if isinstance(value, list | tuple) else captions[0]

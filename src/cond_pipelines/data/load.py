@@ -241,6 +241,7 @@ def _source(config: DataArguments, account: Account) -> datasets.Dataset | datas
             data_format=config.data_format,
             folder_repeats=config.folder_repeats,
             on_bad_image=config.on_bad_image,
+            image_column=config.image_column,
         ),
     )
     streamed = not hasattr(source, "__len__")

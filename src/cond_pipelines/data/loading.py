@@ -17,6 +17,7 @@ from .formats import kind_of
 from .hub import folder_of_images
 from .metadata import refuse_addresses
 from .sources import read_source, what_cannot_be_loaded
+from .tables import rows_inside
 
 _IMAGES = ConditionColumn(
     flag="image_column",
@@ -69,11 +70,15 @@ def load_source(
         return _of_function(dataset_name, dataset_config_name, split, streaming)
     try:
         if train_data_dir and any((Path(train_data_dir) / f).is_file() for f in ("state.json", "dataset_dict.json")):
-            return _chosen(datasets.load_from_disk(train_data_dir), split, streaming)
-        if train_data_dir:
-            return read_source(train_data_dir, options, account, streaming, cache_dir)
-        if not dataset_config_name and (folder := folder_of_images(str(dataset_name), cache_dir, account)):
-            return read_source(folder, options, account, streaming, cache_dir)
+            saved = _chosen(datasets.load_from_disk(train_data_dir), split, streaming)
+            return _inside(saved, train_data_dir, options, account)
+        folder = train_data_dir
+        if not folder and not dataset_config_name:
+            folder = folder_of_images(str(dataset_name), cache_dir, account)
+        if folder:
+            rows = read_source(folder, options, account, streaming, cache_dir)
+            # Files of images are known to be inside: `read_folder` lists them.
+            return rows if account.num_images is not None else _inside(rows, folder, options, account)
         loaded = datasets.load_dataset(dataset_name, dataset_config_name, streaming=streaming, cache_dir=cache_dir)
         chosen = _pick_split(loaded, split)
         if len(loaded) > 1:
@@ -81,6 +86,17 @@ def load_source(
         return loaded[chosen]
     except Exception as error:  # neither `datasets` nor the libraries below it have a base class for damaged files
         raise what_cannot_be_loaded(train_data_dir or str(dataset_name), error) from error
+
+
+def _inside(rows: Any, source: str, options: ReadOptions, account: Account) -> Any:
+    """Rows of tables without those whose image is a file outside of the source's folder."""
+    try:
+        column = find_columns(rows.features, None, options.image_column).image
+        undecoded = as_files(rows, column)
+    except (ValueError, TypeError):  # whoever needs the column says so
+        return rows
+    root = Path(source).absolute()
+    return rows_inside(rows, undecoded, column, str(root if root.is_dir() else root.parent), root.name, account)
 
 
 def _of_function(

@@ -18,6 +18,7 @@ from .formats import kind_of
 from .text_files import text_of
 from .walk import Tree
 
+_MOST_TABLE_BYTES = 2**28  # of a table in an archive; as rows it takes several times as much memory
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp)://")
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -31,7 +32,7 @@ def read_table(tree: Tree, name: str) -> dict[str, Sequence[Any]]:
     """The columns of a table. Raises CannotBeRead, which says which line or column is the reason."""
     path = tree.path(name)
     try:
-        with open_path(path) as file:
+        with open_path(path, _MOST_TABLE_BYTES) as file:
             content = file.read()
         if name.lower().endswith(".parquet"):
             return dict(pq.read_table(io.BytesIO(content)).to_pydict())

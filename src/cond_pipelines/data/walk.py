@@ -1,6 +1,7 @@
 """All files of a folder in one pass: links are followed, and nothing is opened."""
 
 import os
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,18 @@ class Tree:
     def path(self, name: str) -> str:
         """The absolute path of one of `files`; for `open_path`, as what lies in an archive is no file of its own."""
         return os.path.join(self.root, name)
+
+
+def below(root: str, name: str) -> str | None:
+    """The path, relative to an absolute `root`, of a file that a table names; None where it leads out of `root`.
+
+    Example:
+        >>> below("/photos", "cat/../1.png"), below("/photos", "/photos/1.png"), below("/photos", "../1.png")
+        ('1.png', '1.png', None)
+    """
+    path = posixpath.normpath(posixpath.join(root, name.replace("\\", "/")))
+    folder = root.rstrip("/") + "/"
+    return path.removeprefix(folder) if path.startswith(folder) else None
 
 
 def walk(root: str | Path, progress: Callable[[int], object] = lambda count: None) -> Tree:
