@@ -374,6 +374,17 @@ def test_sizes_that_no_network_has(file, values, folder, capsys):
         assert str(folder / file) in refused(args, capsys)
 
 
+@pytest.mark.parametrize("length", [float("-inf"), float("nan"), 0, "x" * 1000, [1]])
+def test_a_tokenizer_cuts_at_a_number_of_tokens(length, tmp_path):
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"model_max_length": length}))
+    with pytest.raises(UserError, match=r"model_max_length .* must be a number of tokens"):
+        check_model_folder(tmp_path)
+    for usual in (None, 77, 1e30):
+        path.write_text(json.dumps({"model_max_length": usual}))
+        check_model_folder(tmp_path)
+
+
 @pytest.mark.parametrize("normalizers", [[("a", "aa")] * 60, [("a", "a" * 10**6)], [("a", "a" * 40)] * 3], ids=len)
 def test_a_tokenizer_whose_replacements_have_no_end(normalizers, tmp_path):
     steps = [{"type": "Replace", "pattern": {"String": a}, "content": b} for a, b in normalizers]

@@ -144,6 +144,9 @@ def _check_config(path: Path) -> None:
     """Sizes before a network is made of them: a billion layers are made one by one."""
     config = read_json(path)
     bound = _MAX_NUMBER if _SIZES.fullmatch(path.name) else float("inf")
+    length = config.get("model_max_length")  # of a tokenizer
+    if not (length is None or (isinstance(length, int | float) and length >= 1)):  # nan fails too
+        raise UserError(f"{path}: model_max_length {str(length)[:60]} must be a number of tokens")
     layers: dict[str, float] = {}
     for name, value in _values(config, path):
         _check_asked_for(path, name, value)
