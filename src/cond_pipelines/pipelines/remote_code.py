@@ -179,8 +179,11 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             kwargs = dict.fromkeys(absent) | kwargs  # whether diffusers has them for optional or not
             pipe = DiffusionPipeline.from_pretrained.__func__(known[name], path, **kwargs)
             return pipe
-        except OSError as error:
-            if "safetensors" not in str(error):
+        except Exception as error:  # safetensors' own is no OSError
+            damaged = cls._installed("folders").damaged_weights(path) if _INSTALLED and Path(path).is_dir() else None
+            if damaged:
+                raise ValueError(damaged) from error
+            if not isinstance(error, OSError) or "safetensors" not in str(error):
                 raise
             raise ValueError(
                 f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
