@@ -37,7 +37,7 @@ def test_inspect(folder, tmp_path, capsys):
     assert load_data(config).summary() + "\n" in printed
     for line in (
         "images: 48 usable of 49, 16 px, 3 channel(s)",
-        "1 of 50 images is left out: 1 masks of other images (cat/1-masklabel.png)",
+        "1 of 50 images is left out: 1 with the name of a mask (cat/1-masklabel.png)",
         "classes (2): cat 32, dog 16; without a label: 0",
         "skipped: 1",
         "sizes: 16 to 16 px wide, 16 to 63 px high",
@@ -50,7 +50,7 @@ def test_inspect(folder, tmp_path, capsys):
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     main(["inspect", str(data), "--conditioning=text", *args])
     printed = capsys.readouterr().out
-    assert "2 of 50 images are left out: 1 masks of other images (cat/1-masklabel.png); 1 without a row" in printed
+    assert "2 of 50 images are left out: 1 with the name of a mask (cat/1-masklabel.png); 1 without a row" in printed
     assert re.search(r"captions cut after 64 tokens: 1 of 47; the longest has 10\d tokens", printed)
 
 
@@ -58,6 +58,7 @@ def test_inspect_refuses_in_one_line(tmp_path, capsys):
     for args, words in (
         ([str(tmp_path / "nowhere")], "is not a folder"),
         ([str(tmp_path), "--conditioning", "x"], "--conditioning 'x' is not one of none, class, text"),
+        ([str(tmp_path), "--resolution", "100000"], "--resolution 100000 must be at most 16,384"),
         ([str(tmp_path), "--unknown"], "unknown argument --unknown"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -93,3 +94,13 @@ def test_the_sheets_become_no_images_and_follow_no_link(folder, tmp_path, capsys
         (out / name).symlink_to(tmp_path / "elsewhere")
     main(["inspect", str(data), "--output_dir", str(out), "--cache_dir", str(tmp_path / "cache")])
     assert Image.open(out / "inspect.png") and not (tmp_path / "elsewhere").exists()
+
+
+def test_one_class_is_as_many_as_no_other(tmp_path, capsys):
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number * 90, 0, 0)).save(tmp_path / "data" / "cat" / f"{number}.png")
+    args = ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out")]
+    main(["inspect", str(tmp_path / "data"), "--conditioning", "class", *args])
+    printed = capsys.readouterr().out
+    assert "classes (1): cat 3" in printed and "balance" not in printed

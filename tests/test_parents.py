@@ -304,6 +304,16 @@ def test_pickles_alone_are_refused(sd_copy):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"])
+@pytest.mark.parametrize("num_bytes", [0, 1000])
+def test_damaged_weights_are_named(sd_copy, part, num_bytes):
+    path = sd_copy / f"{part}.safetensors"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(ValueError, match=rf"^{path} is damaged \({num_bytes:,} bytes; ") as error:
+        ConditionalPipeline.from_pretrained(sd_copy)
+    assert "\n" not in str(error.value) and "lacks weights" not in str(error.value)
+
+
 @pytest.mark.parametrize("component", ["unet", "scheduler", "vae"])
 def test_a_component_of_another_library_is_refused(sd_copy, component):
     index = json.loads((sd_copy / "model_index.json").read_text())

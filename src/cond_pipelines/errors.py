@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -253,10 +253,10 @@ def checked(cls: type[_Facts], values: dict[str, Any], where: str | Path, only_k
             hint = hints[name]
             wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
             raise UserError(f"{where}: {name} is {str(value)[:60]!r}, which is not of type {wanted}")
-    try:
-        return cls(**values)
-    except TypeError as error:  # a field without a default
-        raise UserError(f"{where}: {error}") from error
+    needed = [x.name for x in fields(cls) if x.default is MISSING and x.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where} lacks {', '.join(missing)}")
+    return cls(**values)
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -25,6 +25,7 @@ class Bounds:
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
+    at_most: float | None = None
 
     def check(self, name: str, value: float) -> None:
         """Raise ValueError, which names the flag, for a number outside."""
@@ -37,8 +38,11 @@ class Bounds:
             raise ValueError(f"--{name} {value} must {words}")
         if self.below is not None and not value < self.below:
             raise ValueError(f"--{name} {value} must be less than {self.below}")
+        if self.at_most is not None and not value <= self.at_most:
+            raise ValueError(f"--{name} {value} must be at most {self.at_most:,}")
 
 
+PIXELS = Bounds(at_least=1, at_most=16_384)  # a side of more: a batch of one image takes more than 3 GB as float32
 POSITIVE = Bounds(above=0)
 NOT_NEGATIVE = Bounds(at_least=0)
 AT_LEAST_ONE = Bounds(at_least=1)

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, read_json
+from safetensors import safe_open
+
+from .errors import UserError, describe, read_json
 
 COMPONENT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 WEIGHTS = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
@@ -185,6 +187,20 @@ def _check_asked_for(path: Path, name: str, value: object) -> None:
     # A path of whoever wrote the file, which old ones have, leads nowhere here.
     if leads_away and (name in _FILES_HERE or (_FILES_ANYWHERE.fullmatch(name) and os.path.lexists(value))):
         raise UserError(f"{path}: {name} names {value[:100]!r}: only a file of the same folder is read")
+
+
+def damaged_weights(folder: str | Path) -> str | None:
+    """What to say of the first .safetensors file in a folder that is truncated, empty or no such file; None: none is.
+
+    Only the beginning of each file is read.
+    """
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except Exception as error:  # safetensors has no public base class
+            return f"{path} is damaged ({path.stat().st_size:,} bytes; {describe(error)}): copy or download it again"
+    return None
 
 
 def _values(config: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:

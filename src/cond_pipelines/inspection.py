@@ -125,6 +125,8 @@ def _balance(conditions: list[Any], id2label: dict[int, str]) -> list[str]:
     counts = Counter(i for c in conditions for i in (c if isinstance(c, tuple) else [c]) if i is not None)
     if not counts:
         return []
+    if len(counts) == 1:  # which the summary says
+        return []
     (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
     return [f"balance: {id2label[most]} has {many:,} images, {id2label[least]} {few:,}: {many / few:.3g} times as many"]
 

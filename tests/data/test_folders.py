@@ -6,6 +6,7 @@ import zipfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders_common import read, write
@@ -172,7 +173,7 @@ def test_captions_in_files_of_the_images_names(tmp_path, suffix):
     paths, _, captions, account = read(folder)
     assert paths == ["1.png", "2.png", "3.png", "b/4.png"] and captions == ["a cat", "a dog", None, ""]
     assert account.lines() == [
-        "1 of 5 images is left out: 1 masks of other images (3-masklabel.png)",
+        "1 of 5 images is left out: 1 with the name of a mask (3-masklabel.png)",
         f"captions: 2 from {suffix} files",
         "images without a caption file: 1",
         f"empty caption files: 1 (b/4{suffix})",
@@ -281,7 +282,7 @@ def test_an_archive_beside_what_was_in_it(tmp_path):
             archive.write(path, f"deep/{path.name}")
         archive.writestr("deep/more.png", b"x")
     paths, _, _, account = read(folder)
-    assert len(paths) == 5 and account.lines() == ["not read: 1 zip files (all.zip); see --data_format"]
+    assert len(paths) == 5 and account.lines() == ["not read: 1 zip file (all.zip); see --data_format"]
     assert len(load_source(str(folder), options=ReadOptions(data_format="zip"))) == 6
 
 
@@ -297,7 +298,7 @@ def test_a_picture_beside_tables(tmp_path):
     assert len(load_source(str(folder), cache_dir=str(tmp_path / "cache"), account=account)) == 5
     assert account.lines() == [
         "1 image(s) is left out: 1 next to the parquet files that are read (logo.png)",
-        "not read: 1 parquet files without images (scores.parquet)",
+        "not read: 1 parquet file without images (scores.parquet)",
     ]
 
 
@@ -476,3 +477,26 @@ def test_splits_that_a_loose_file_turns_off_are_said(tmp_path):
     assert line in account.lines()
     (folder / "logo.png").unlink()
     assert len(read(folder)[0]) == 2
+
+
+def test_several_parquet_files(tmp_path):
+    """Files of other columns are named, and so is a file with a split's name that is none."""
+    folder = write(tmp_path / "a", "0.png")
+    image = {"bytes": (folder / "0.png").read_bytes(), "path": None}
+    (folder / "0.png").unlink()
+    pq.write_table(pa.table({"image": [image], "label": [1]}), folder / "train.parquet")
+    pq.write_table(pa.table({"image": [image], "label": [2]}), folder / "extra.parquet")
+    account = Account()
+    rows = load_source(str(folder), account=account, cache_dir=str(tmp_path / "cache"))
+    assert sorted(rows["label"]) == [1, 2]
+    assert account.notes == [
+        "train.parquet is not taken as a split, since extra.parquet is of none: the rows of all files are used"
+    ]
+    for label in ("two", ["2"]):
+        pq.write_table(pa.table({"image": [image], "label": [label]}), folder / "extra.parquet")
+        for streaming in (False, True):
+            with pytest.raises(ValueError, match=r"extra.parquet and train.parquet have other columns: label is"):
+                load_source(str(folder), cache_dir=str(tmp_path / "cache"), streaming=streaming)
+    pq.write_table(pa.table({"image": [image], "text": ["a"]}), folder / "extra.parquet")
+    with pytest.raises(ValueError, match=r"extra.parquet and train.parquet have other columns: text is text in the f"):
+        load_source(str(folder), cache_dir=str(tmp_path / "cache"))

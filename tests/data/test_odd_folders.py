@@ -274,10 +274,10 @@ def test_members_named_by_windows(tmp_path):
 @pytest.mark.parametrize("name", ["labels.csv", "metadata.tsv", "metadata.json", "annotations.json", "labels.xlsx"])
 def test_tables_of_other_names_are_named(tmp_path, name):
     folder = write(tmp_path / "a", *(f"{i}.png" for i in range(3)), name, "0.png.json", "1.json")
-    words = rf"no label column among image: .*; not read: 1 tables \({name}\): one that says what the images show needs"
+    words = rf"no label column among image: .*; not read: 1 table \({name}\): one that says what the images show needs"
     with pytest.raises(ValueError, match=words):
         loaded(folder, tmp_path)
-    assert f"not read: 1 tables ({name})" in "\n".join(read(folder)[3].lines())
+    assert f"not read: 1 table ({name})" in "\n".join(read(folder)[3].lines())
 
 
 def test_metadata_in_capitals(tmp_path):
@@ -288,10 +288,10 @@ def test_metadata_in_capitals(tmp_path):
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.7z", "a.rar"])
 def test_archives_that_are_not_read_are_named(tmp_path, name):
     folder = write(tmp_path / "a", name)
-    with pytest.raises(ValueError, match=rf"there are no images in it .*archives \({name}\): unpack them, or make a"):
+    with pytest.raises(ValueError, match=rf"there are no images in it .*archive \({name}\): unpack them, or make a"):
         load_source(str(folder))
     write(folder, "0.png")
-    assert read(folder)[3].lines() == [f"not read: 1 archives ({name}): unpack them, or make a .zip"]
+    assert read(folder)[3].lines() == [f"not read: 1 archive ({name}): unpack them, or make a .zip"]
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "laion.tsv"])
@@ -382,7 +382,7 @@ def test_splits_of_coco(tmp_path):
     folder = write(tmp_path / "a", *names, "annotations/captions_train2017.json")
     paths, classes, _, account = read(folder)
     assert paths == names[:2] and classes is None
-    assert account.lines()[-1].startswith("not read: 1 tables (annotations/captions_train2017.json): one that says")
+    assert account.lines()[-1].startswith("not read: 1 table (annotations/captions_train2017.json): one that says")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from training_common import run
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.cli import main
 from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.evaluation.compare import read_report
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
@@ -311,6 +312,17 @@ def test_one_line_for_what_cannot_be(model, args, words, capsys):
     assert stop.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [({"name": "x"}, "lacks value, better, interval"), ({"name": "x", "value": 1, "interval": [1]}, "interval is")],
+)
+def test_compare_names_what_a_report_lacks(tmp_path, row, words):
+    (tmp_path / "report.json").write_text(json.dumps({"measures": [row]}))
+    with pytest.raises(ValueError, match=f"report.json, measures.* {words}") as error:
+        read_report(tmp_path / "report.json")
+    assert "__init__" not in str(error.value)
 
 
 def test_compare(model, tmp_path, capsys):

@@ -24,6 +24,8 @@ from cond_pipelines import (
     TextToImagePipeline,
     TrainingConfig,
 )
+from cond_pipelines.errors import UserError
+from cond_pipelines.networks.pretrained import load_pipeline
 from cond_pipelines.networks.text_encoders import train_tokenizer
 from cond_pipelines.sharing.push import push_folder
 from cond_pipelines.training.lora import add_lora
@@ -99,6 +101,13 @@ def test_what_is_saved(lora_folder):
         largest_difference(adapter, {k.removeprefix("adapter."): x for k, x in raw.items() if k.startswith("adapter.")})
         == 0
     )
+
+
+def test_a_command_names_the_parent_that_it_needs(lora_folder, parent_folder):
+    with pytest.raises(UserError, match="has no UNet of its own") as error:
+        load_pipeline(lora_folder)
+    said = str(error.value)
+    assert f"from_pretrained({str(parent_folder)!r})" in said and f"load_lora_weights({str(lora_folder)!r})" in said
 
 
 def test_resumed_equals_uninterrupted(arguments, lora_folder, tmp_path):

@@ -81,6 +81,16 @@ class Account:
         return [f"{self.num_excluded:,}{of_all} {verb} left out: {'; '.join(reasons)}"]
 
 
+def counted(count: int, one: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "archive"), counted(2000, "archive")
+        ('1 archive', '2,000 archives')
+    """
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
 def examples(names: list[str], most: int = _NUM_EXAMPLES) -> str:
     """The first few names, and that there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..flags import FRACTION, NOT_NEGATIVE, POSITIVE, check_values, flag
+from ..flags import FRACTION, NOT_NEGATIVE, PIXELS, POSITIVE, check_values, flag
 from ..folders import is_within
 
 IsFeature = Callable[[Any], bool]
@@ -75,7 +75,7 @@ class DataArguments(_OfTheRun):
         None,
         "Resize images to this many pixels a side. Default: the images' own size, at most 256.",
         resume="model",
-        bounds=POSITIVE,
+        bounds=PIXELS,
         common=4,
     )
     with_prior_preservation: bool = flag(

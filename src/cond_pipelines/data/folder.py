@@ -37,7 +37,7 @@ def read_folder(tree: Tree, kind: str, options: ReadOptions, account: Account) -
     account.num_images = account.num_excluded + len(images)
     note_skipped(tree, kind, account)
     masks = {name for name in images if is_mask(name)}
-    account.exclude("masks of other images", *sorted(masks))
+    account.exclude("with the name of a mask", *sorted(masks))
     images = [name for name in images if name not in masks]
     images = images_of_split(images, options.split, account)
     texts = text_files(tree)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..errors import UserError, describe
-from .account import Account, ReadOptions, examples
+from .account import Account, ReadOptions, counted, examples
 from .archives import all_members, are_packed_folders, open_path, with_members
 from .folder import note_skipped, read_folder
 from .formats import CAPTIONS, KINDS, PACKED, TABLES, is_metadata, kind_of, split_of
@@ -19,7 +19,7 @@ from .metadata import CannotBeRead, read_table, refuse_addresses
 from .tables import read_tables
 from .walk import Tree, walk
 
-_NUM_SAMPLES = 16
+_NUM_SAMPLES, _ANYTHING = 16, "empty"
 
 
 def read_source(
@@ -60,6 +60,8 @@ def read_source(
         _say_other_files(tree, kind, account)
         names = _with_images(tree, kinds[kind], account) if kind == "parquet" else kinds[kind]
         files = _tables_of_split(names, options.split, account)
+        if kind == "parquet":
+            _check_columns(tree, files)
         return read_tables(kind, [tree.path(name) for name in files], streaming, cache_dir)
     rows = read_folder(tree, kind, options, account)
     _say_other_files(tree, kind, account)
@@ -96,11 +98,13 @@ def _chosen(tree: Tree, kinds: dict[str, list[str]], data_format: str | None, ac
         elif 2 * counts[others[0]] > counts[first] and not (
             others[0] in ("tar", "zip") and _is_unpacked(tree, kinds[others[0]], kinds[first])
         ):
-            both = " and ".join(f"{counts[kind]:,} images in {kind} files" for kind in (first, others[0]))
+            both = " and ".join(f"{counted(counts[kind], 'image')} in {kind} files" for kind in (first, others[0]))
             raise UserError(f"{tree.root} holds {both.replace(' in images files', '')}: say with --data_format which")
     for kind, names in kinds.items():
         if kind != first and kind != "images":
-            account.notes.append(f"not read: {len(names):,} {kind} files ({examples(names)}); see --data_format")
+            account.notes.append(
+                f"not read: {counted(len(names), f'{kind} file')} ({examples(names)}); see --data_format"
+            )
     return first
 
 
@@ -153,7 +157,7 @@ def _with_images(tree: Tree, names: list[str], account: Account) -> list[str]:
         return names
     found = [name for name in names if _num_in(tree.path(name), "parquet")]
     if found and (others := sorted(set(names) - set(found))):
-        account.notes.append(f"not read: {len(others):,} parquet files without images ({examples(others)})")
+        account.notes.append(f"not read: {counted(len(others), 'parquet file')} without images ({examples(others)})")
     return found or names
 
 
@@ -168,12 +172,51 @@ def _has_images(schema: pa.Schema) -> bool:
     )
 
 
+def _check_columns(tree: Tree, names: list[str]) -> None:
+    """Raise UserError for two parquet files whose columns have other names, or types that are not alike."""
+    first: pa.Schema | None = None
+    for name in names:
+        try:
+            schema = pq.read_schema(tree.path(name))
+        except (pa.ArrowException, OSError):  # whoever reads it says so
+            continue
+        first = schema if first is None else first
+        for column in dict.fromkeys((*first.names, *schema.names)):
+            theirs, ours = (_type_of(s, column) for s in (schema, first))
+            if theirs != ours and _ANYTHING not in (theirs, ours):
+                raise UserError(
+                    f"{names[0]} and {name} have other columns: {column} is {ours or 'not there'} in the first and "
+                    f"{theirs or 'not there'} in the second; put them into folders of their own, or make them alike"
+                )
+
+
+def _type_of(schema: pa.Schema, column: str) -> str | None:
+    """What a column holds, without the widths that are converted; None where it is not there."""
+    if (at := schema.get_field_index(column)) < 0:
+        return None
+    kind = schema.field(at).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_null(kind):
+        return _ANYTHING
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return "numbers"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "bytes"
+    return "a list" if pa.types.is_list(kind) or pa.types.is_large_list(kind) else type(kind).__name__
+
+
 def _tables_of_split(names: list[str], split: str, account: Account) -> list[str]:
     """The files of one split, where all are named as splits: train.parquet, or train-00000-of-00002.parquet."""
     splits = {name: split_of(Path(name).name) or split_of(name.split("/", 1)[0]) for name in names}
     if None in splits.values():
         if split != "train":
             raise UserError(f"--dataset_split {split}: not all files are named as splits, leave that out")
+        if named := sorted(name for name, found in splits.items() if found is not None):
+            other = next(name for name, found in splits.items() if found is None)
+            verb = "is not taken as a split" if len(named) == 1 else "are not taken as splits"
+            account.notes.append(f"{examples(named)} {verb}, since {other} is of none: the rows of all files are used")
         return names
     known = sorted({str(found) for found in splits.values()})
     if split not in known and len(known) > 1:
@@ -209,11 +252,13 @@ def _say_other_files(tree: Tree, kind: str, account: Account) -> None:
         account.unread.append(f"files of other kinds, not read: {shown}{', ...' if len(others) > 5 else ''}")
     if tables:
         account.unread.append(
-            f"not read: {len(tables):,} tables ({examples(tables)}): one that says what the images show needs the name "
-            "metadata.csv, metadata.jsonl or metadata.parquet, and a column file_name"
+            f"not read: {counted(len(tables), 'table')} ({examples(tables)}): one that says what the images show needs "
+            "the name metadata.csv, metadata.jsonl or metadata.parquet, and a column file_name"
         )
     if packed:
-        account.unread.append(f"not read: {len(packed):,} archives ({examples(packed)}): unpack them, or make a .zip")
+        account.unread.append(
+            f"not read: {counted(len(packed), 'archive')} ({examples(packed)}): unpack them, or make a .zip"
+        )
 
 
 def _first_part(name: str) -> str:

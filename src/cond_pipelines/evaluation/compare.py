@@ -34,7 +34,7 @@ class _Row:
     name: str
     value: float
     better: str
-    interval: list[float] | None
+    interval: tuple[float, float] | None
 
 
 def compare(a: Report, b: Report) -> list[Row]:

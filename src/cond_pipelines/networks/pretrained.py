@@ -25,7 +25,7 @@ from ..adapters.denoiser import Network
 from ..adapters.text import PromptAdapter
 from ..adapters.unconditional import UnconditionalAdapter
 from ..console import for_terminal
-from ..errors import UserError, reading
+from ..errors import UserError, read_yaml, reading
 from ..folders import check_model_folder
 from ..objectives import Objective
 from ..pipelines.conditional import ConditionalPipeline
@@ -66,10 +66,23 @@ def load_pipeline(name_or_path: PathOrName, flag: str = "", **kwargs: Any) -> Co
     what = f"{flag} {name_or_path}".strip()
     with reading(what):
         pipe = ConditionalPipeline.from_pretrained(name_or_path, **kwargs)
+    if getattr(pipe, "unet", None) is None:
+        parent = str(_parent_of(Path(name_or_path)) or "PARENT")
+        raise UserError(
+            f"{what} has no UNet of its own: it is added to the model that it was trained from, in Python: parent = "
+            f"ConditionalPipeline.from_pretrained({parent!r}); pipe = ConditionalPipeline.from_pretrained("
+            f"{str(name_or_path)!r}, unet=parent.unet); pipe.load_lora_weights({str(name_or_path)!r})"
+        )
     for component, module in pipe.components.items():
         if isinstance(module, nn.Module) and any(p.is_meta for p in module.parameters()):
             raise UserError(f"{what}: its {component} lacks weights: its config.json and its weights do not fit")
     return pipe
+
+
+def _parent_of(folder: Path) -> object:
+    """The model that the one in a folder was trained from, as its run was configured; None where that is not known."""
+    path = folder / "training_config.yaml"
+    return read_yaml(path).get("pretrained_model_name_or_path") if path.is_file() else None
 
 
 def index_of_unet(name_or_path: PathOrName, **hub: object) -> dict[str, Any] | None:

@@ -179,13 +179,22 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             kwargs = dict.fromkeys(absent) | kwargs  # whether diffusers has them for optional or not
             pipe = DiffusionPipeline.from_pretrained.__func__(known[name], path, **kwargs)
             return pipe
-        except OSError as error:
-            if "safetensors" not in str(error):
+        except Exception as error:  # safetensors' own is no OSError
+            refused = cls._what_lacks(path, error)
+            if refused is None:
                 raise
-            raise ValueError(
-                f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
-                f"{' '.join(str(error).split())}"
-            ) from error
+            raise ValueError(refused) from error
+
+    @classmethod
+    def _what_lacks(cls, path: str | os.PathLike[str], error: Exception) -> str | None:
+        """What to say of weights that cannot be read; None where it is something else."""
+        damaged = cls._installed("folders").damaged_weights(path) if _INSTALLED and Path(path).is_dir() else None
+        if damaged is not None or not isinstance(error, OSError) or "safetensors" not in str(error):
+            return damaged
+        return (
+            f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
+            f"{' '.join(str(error).split())}"
+        )
 
     @classmethod
     def _from_single_file(cls, path: Path, **kwargs: Any) -> "PortablePipeline":
