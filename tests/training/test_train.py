@@ -357,9 +357,15 @@ def test_small_evaluations(tmp_path):
 
 
 def test_gray_images_give_a_gray_model(tmp_path):
+    (tmp_path / "images").mkdir()
     for i in range(4):
-        Image.fromarray(np.full((12, 12), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    arguments = {"dataset_name": None, "train_data_dir": str(tmp_path), "resolution": None, "train_batch_size": None}
+        Image.fromarray(np.full((12, 12), 50 * i, np.uint8)).save(tmp_path / f"images/{i}.png")
+    arguments = {
+        "dataset_name": None,
+        "train_data_dir": str(tmp_path / "images"),
+        "resolution": None,
+        "train_batch_size": None,
+    }
     pipe = load(run(tmp_path / "out", cache_dir=str(tmp_path / "cache"), max_train_steps=1, **arguments))
     assert (pipe.unet.config.in_channels, pipe.unet.config.sample_size) == (1, 8)
     assert pipe(batch_size=1).images[0].mode == "L"
@@ -368,12 +374,14 @@ def test_gray_images_give_a_gray_model(tmp_path):
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
 def test_a_bad_image_in_the_middle_of_training(tmp_path, on_bad_image, capsys):
     """Images that are not kept decoded are read by workers, whose errors must be as clear."""
+    images = tmp_path / "images"
+    images.mkdir()
     for i in range(48):
-        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i:02}.png")
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(images / f"{i:02}.png")
     probed = np.random.default_rng(0).permutation(48)[:32]  # looked at before the first step
     bad = min(set(range(48)) - set(probed.tolist()))
-    (tmp_path / f"{bad:02}.png").write_bytes(b"broken")
-    args = {"dataset_name": None, "train_data_dir": tmp_path, "cache_dir": tmp_path / "cache", "max_train_steps": 6}
+    (images / f"{bad:02}.png").write_bytes(b"broken")
+    args = {"dataset_name": None, "train_data_dir": images, "cache_dir": tmp_path / "cache", "max_train_steps": 6}
     args |= {"cache_images": "False"}
     args = flags(**args, on_bad_image=on_bad_image, dataloader_num_workers=1, output_dir=tmp_path / "out")
     if on_bad_image == "skip":
@@ -384,5 +392,5 @@ def test_a_bad_image_in_the_middle_of_training(tmp_path, on_bad_image, capsys):
         main(args)
     assert stop.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert re.match(rf"error: step \d+: row {bad} \({tmp_path / f'{bad:02}.png'}\): unreadable image: ", line)
+    assert re.match(rf"error: step \d+: row {bad} \({images / f'{bad:02}.png'}\): unreadable image: ", line)
     assert "mend it, or --on_bad_image skip; nothing was saved yet" in line
