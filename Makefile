@@ -21,7 +21,8 @@ demo: .venv/.done  ## train the three settings on drawn shapes; pictures and rep
 test: .venv/.done  ## lint, check types and test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist worksteal  # a quarter of the time a test waits for what it started
+	# Three workers on two cores: a quarter of its time a test waits for processes that it has started.
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist worksteal
 
 test-oldest: .venv/.done  ## the lowest versions that setup.cfg allows; diffusers 0.35 to 0.42 without this package
 	.venv/bin/python tests/oldest.py floors

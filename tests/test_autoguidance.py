@@ -12,6 +12,7 @@ from training_common import TINY, log_of, run
 from cond_pipelines import ClassConditionalPipeline, ConditionalPipeline, TextToImagePipeline, UnconditionalPipeline
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.sweep import sweep
+from cond_pipelines.grids import interpolation
 from cond_pipelines.pipelines.autoguidance import AutoGuidance
 from cond_pipelines.pipelines.guidance import ClassifierFree, Step
 from cond_pipelines.sample import main as sample_main
@@ -92,6 +93,14 @@ def test_both_kinds_by_name():
         sample(pipe, rows, guide="weak")
     with pytest.raises(ValueError, match="pass guide or guidance, not both"):
         sample(pipe, rows, guide=guide, guidance=ClassifierFree(2.0))
+
+
+def test_between_two_conditions_guidance_is_classifier_free():
+    """The model's own scale is that of its guide, so one must be given."""
+    pipe = make("class", guide=weak_unet(), default_guidance_scale=1.5)
+    with pytest.raises(ValueError, match="this model's own scale is that of its guide: give a guidance_scale"):
+        interpolation(pipe, "circle", "square", num_steps=2)
+    assert interpolation(pipe, "circle", "square", num_steps=2, guidance_scale=1.0, num_inference_steps=1).width > 16
 
 
 # --------------------------------------------------------------------------------------------- an optional component

@@ -95,7 +95,10 @@ def interpolation(
     Args:
         first, second: conditions, as the model's adapter takes them.
         num_steps: images, the first and the last under the two conditions themselves; at least 2.
-        sampling: arguments of the call.
+        sampling: arguments of the call. guidance_scale is that of classifier-free guidance.
+
+    Raises:
+        ValueError: fewer than two steps, or no guidance_scale for a model whose own is that of its guide.
 
     Example:
         >>> interpolation(pipe, "circle", "ring").save("between.png")
@@ -106,6 +109,11 @@ def interpolation(
         raise ValueError(f"{num_steps} steps between two conditions: there are 2 at least, the conditions themselves")
     weights = torch.linspace(0, 1, num_steps)
     scale = sampling.pop("guidance_scale", None)
+    if scale is None and pipe.components.get("guide") is not None:
+        raise ValueError(
+            "between two conditions guidance is classifier-free, and this model's own scale is that of its guide: give "
+            "a guidance_scale (1: no guidance)"
+        )
     scale = pipe.config.default_guidance_scale if scale is None else scale
     with torch.no_grad():
         cond, other = pipe.encode_condition([second] * num_steps, [first] * num_steps)

@@ -518,3 +518,16 @@ def test_a_sample_without_its_caption_is_as_in_a_folder(tmp_path, lacking, strea
     for data, count in ((without, 6), (with_captions, 5)):
         rows = [data.dataset.read(row, i, str(i)) for i, row in enumerate(data.dataset.rows)]
         assert sum(row is not None for row in rows) == count
+
+
+def test_images_of_8_bits_in_a_range_of_more(tmp_path):
+    """They are nearly black there; every header is looked at, since one image in a thousand may be the one."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i in range(70):
+        Image.fromarray(np.full((8, 8), 900 * i, np.uint16)).save(folder / f"{i:02}.png")
+    options = {"value_range": [0, 65535], "channels": 1, "resolution": 8}
+    assert "8 bits" not in loaded(folder, tmp_path, "none", **options).summary()
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / "33.png")
+    line = "images of 8 bits: 1, whose values end at 255 of --value_range 0 65535: they are nearly black"
+    assert line in loaded(folder, tmp_path, "none", **options).summary()

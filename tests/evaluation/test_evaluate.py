@@ -70,13 +70,12 @@ def test_the_report(model):
     assert "Frechet distance" in card and "Not evaluated" not in card
 
 
+@pytest.mark.parametrize("model", ["class"], indirect=True)
 def test_a_classifier_of_the_users(model, tmp_path):
     """A function that says "the first" to all; a transformers model, which must know the classes by the same names."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    setting, folder = model
-    if setting != "class":
-        return
+    folder = model[1]
     report = evaluate(config(folder, classifier="training_common:always_the_first"))
     found = {row["name"]: row for row in report["measures"]}["class read right by training_common:always_the_first"]
     asked = np.array(report["classes"]["confusion"]).sum(axis=1)
@@ -139,11 +138,10 @@ def test_clip_score_is_the_cosine(clip):
         CLIPScore("nowhere")
 
 
+@pytest.mark.parametrize("model", ["text"], indirect=True)
 def test_captions_seen_and_unseen(model, tmp_path, clip):
     """Rows of their own: held-out captions that training never saw, combinations from a file; and the CLIP score."""
-    setting, folder = model
-    if setting != "text":
-        return
+    folder = model[1]
     (tmp_path / "new.txt").write_text("a purple circle on orange\n\na striped square, tilted\n")
     more = {"unseen_captions": str(tmp_path / "new.txt"), "clip_model": str(clip), "num_samples": 40}
     report = evaluate(config(folder, output_dir=str(tmp_path / "out"), **more))
@@ -409,11 +407,10 @@ def test_one_evaluation_at_a_time(model, tmp_path):
         evaluate(config(model[1], output_dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize("model", ["class"], indirect=True)
 def test_a_model_with_a_guider_and_few_steps(model, tmp_path):
     """What it saves with itself is how it is evaluated; a scale that is given replaces the guider."""
-    setting, folder = model
-    if setting != "class":
-        return
+    folder = model[1]
     copy = shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("evaluation", "checkpoint*"))
     pipe = ConditionalPipeline.from_pretrained(copy).use_scheduler("unipc")
     pipe.register_modules(guider=ClassifierFreeGuidance(3.0))
@@ -421,6 +418,7 @@ def test_a_model_with_a_guider_and_few_steps(model, tmp_path):
     pipe.save_pretrained(copy)
     report = evaluate(config(copy, output_dir=str(tmp_path / "guided"), num_samples=8))
     assert (report["num_inference_steps"], report["guider"]) == (4, "ClassifierFreeGuidance")
+    assert report["network_evaluations_per_image"] == 8
     same = evaluate(config(copy, output_dir=str(tmp_path / "scale"), num_samples=8, guidance_scale=3.0))
     assert "guider" not in same and [r["value"] for r in same["measures"]] == [r["value"] for r in report["measures"]]
     labels = list(pipe.id2label.values())[:2]

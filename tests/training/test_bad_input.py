@@ -154,7 +154,7 @@ def test_pictures_of_the_run_become_no_images(refused, tmp_path):
     for place in ("photos", "photos/model", "photos/images/../model"):
         line = refused(train_data_dir=tmp_path / "photos", output_dir=tmp_path / place)
         assert f"is in --train_data_dir {tmp_path / 'photos'}: the run's pictures would be images of the data" in line
-    assert (tmp_path / "photos/samples.png").read_bytes() == before
+    assert (tmp_path / "photos/samples.png").read_bytes() == before and not (tmp_path / "photos/model").exists()
 
 
 def test_resolution_too_small_for_the_unet(refused, folder):

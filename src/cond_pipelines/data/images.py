@@ -279,13 +279,14 @@ def size_px(value: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of an image file say: its size as it is shown, Pillow's mode, and its frames."""
+    """What the first bytes of an image file say: its size as it is shown, Pillow's mode, frames, and bits a channel."""
 
     height: int
     width: int
     mode: str
     num_frames: int = 1
     has_profile: bool = False
+    is_8_bit: bool = True
 
 
 def read_header(value: Any) -> Header | None:
@@ -296,10 +297,10 @@ def read_header(value: Any) -> Header | None:
         return None
     try:
         with _opened(value) as file, _identified(file) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
-            height, width = image.size if turned else image.size[::-1]
+            height, width = image.size[:: 1 if image.getexif().get(0x0112, 1) >= 5 else -1]  # EXIF's orientation
             frames = image.n_frames if getattr(image, "is_animated", False) else 1
-            return Header(height, width, image.mode, frames, "icc_profile" in image.info)
+            is_deep = image.mode in _DEEP_MODES or ";16" in str(image.tile)  # colour of 16 bits has the mode of 8
+            return Header(height, width, image.mode, frames, "icc_profile" in image.info, not is_deep)
     except UnidentifiedImageError:
         return None
     except OSError:

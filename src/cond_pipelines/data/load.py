@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -114,6 +114,8 @@ def load_data(config: DataArguments, channels: int | None = None) -> TrainingDat
         elif id2label is not None and not streamed and not hasattr(feature, "names"):
             say_minus_one(_values(source, columns.condition, streamed), account)
     config = replace(config, channels=channels or config.channels)
+    if config.value_range and not streamed:
+        _say_8_bits(config, as_files(source.select_columns([columns.image]), columns.image), account)
     resolution, channels = _look(config, source, columns.image, streamed)
     dataset = ImageDataset(
         rows=source,
@@ -302,12 +304,28 @@ def _look(config: DataArguments, source: Any, image_column: str, streamed: bool)
     return resolution, channels
 
 
+def _say_8_bits(config: DataArguments, rows: datasets.Dataset, account: Account) -> None:
+    """Note images of 8 bits where --value_range says that there is more: they would be nearly black."""
+    low, high = config.value_range
+    if high <= 255:
+        return
+    count = sum(header.is_8_bit for header in _headers(rows))
+    if count:
+        account.notes.append(
+            f"images of 8 bits: {count:,}, whose values end at 255 of --value_range {low:g} {high:g}: they are nearly "
+            "black; save them in the range of the others, or train on them apart"
+        )
+
+
 def _any_colour(rows: datasets.Dataset) -> bool:
     """Whether an image is of colour, by the files' headers."""
+    return any(not im.is_gray(header.mode) for header in _headers(rows))
+
+
+def _headers(rows: datasets.Dataset) -> Iterator[im.Header]:
+    """Of each image; those without one, or with a damaged one, are passed over."""
     for start in range(0, len(rows), 256):
         for value in rows[start : start + 256][rows.column_names[0]]:
             with suppress(OSError):
-                header = im.read_header(value)
-                if header is not None and not im.is_gray(header.mode):
-                    return True
-    return False
+                if (header := im.read_header(value)) is not None:
+                    yield header

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers.guiders.guider_utils import BaseGuidance
 from PIL import Image
 
 from ..console import show_any_text
@@ -167,12 +168,22 @@ def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: boo
     report: Report = {"num_inference_steps": num_steps, "guidance_scale": scale}
     if pipe.guider is not None and config.guidance_scale is None and config.guide_scale is None:
         report["guider"] = type(pipe.guider).__name__  # in place of the scale
+        return report | {"network_evaluations_per_image": _evaluations_under(pipe.guider, num_steps)}
     if config.guide_scale is not None:
         report["guide_scale"] = config.guide_scale
     elif pipe.components.get("guide") is not None:
         is_guided = True  # by the guide, whatever the condition
     of_step = 1 + (is_guided and scale != 1) + (config.guide_scale not in (None, 1))
     return report | {"network_evaluations_per_image": num_steps * of_step}
+
+
+def _evaluations_under(guider: BaseGuidance, num_steps: int) -> int:
+    """Of the network, for one image: a guider may be on in a part of the steps."""
+    guider, count = guider.new(), 0  # the state of the pipeline's own stays as it is
+    for index in range(num_steps):
+        guider.set_state(step=index, num_inference_steps=num_steps, timestep=torch.tensor(0))
+        count += guider.num_conditions
+    return count
 
 
 def _fingerprint(captions: list[str] | None) -> str | None:

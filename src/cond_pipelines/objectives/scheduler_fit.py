@@ -98,7 +98,7 @@ def _assumes_another(objective: "Objective", scheduler: SchedulerMixin) -> str |
 
 
 def _leaves_noise(objective: "Objective", scheduler: SchedulerMixin) -> str | None:
-    """Whether samples end beside the images, in the steps that the scheduler is set to."""
+    """Whether samples end away from the images, in the steps that the scheduler is set to."""
     num_steps = len(scheduler.timesteps)
     if num_steps < _FEWEST_STEPS:
         return None

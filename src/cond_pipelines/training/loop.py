@@ -23,7 +23,7 @@ from .log import TrainingLog
 from .optimizers import check_packages
 from .pushing import HubPush
 from .run import Run, prepare_run
-from .run_folder import RunFolder
+from .run_folder import RunFolder, check_place
 from .small_evaluation import Evaluator
 from .state import TrainState
 from .validation import Validation
@@ -46,6 +46,7 @@ def train(config: TrainingConfig) -> Path:
         >>> ConditionalPipeline.from_pretrained(folder)("rose").images[0]
     """
     show_any_text()
+    check_place(config)
     with StopSignal() as stop:
         output_dir = writable_folder(config.output_dir)
         use_all_cores()

@@ -42,6 +42,18 @@ _INPUTS = (
 _OVERWRITE = "--overwrite_output_dir to delete what that run made"
 
 
+def check_place(config: TrainingConfig) -> None:
+    """Refuse to write among images: pictures of the run would replace some, and be trained on by the next run.
+
+    To be called before the folder is made.
+    """
+    if around := config.data.data_around(config.output_dir):
+        raise ValueError(
+            f"--output_dir {config.output_dir} is in {around}: the run's pictures would be images of the data; name a "
+            "folder that is not in it"
+        )
+
+
 class RunFolder:
     """The locked output folder of a run, as a context manager.
 
@@ -63,7 +75,6 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         is_main = self.accelerator.is_main_process
-        by_main_process(self._check_data, is_main)
         by_main_process(self._check_links, is_main)
         with self.stack as stack:
             stack.enter_context(locked_folder(self.path, is_main))
@@ -74,14 +85,6 @@ class RunFolder:
 
     def __exit__(self, *error: object) -> None:
         self.stack.close()
-
-    def _check_data(self) -> None:
-        """Refuse to write among images: pictures of the run would replace some, and be trained on by the next run."""
-        if around := self.config.data.data_around(self.path):
-            raise ValueError(
-                f"--output_dir {self.path} is in {around}: the run's pictures would be images of the data; name a "
-                "folder that is not in it"
-            )
 
     def _check_links(self) -> None:
         """Refuse a link through which the run would write, or delete, in another folder; checkpoints are only read.
