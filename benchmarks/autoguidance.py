@@ -80,6 +80,7 @@ def main() -> None:
     folder = options.model or trained(
         options.output_dir / options.data / f"autoguided-{options.seed}",
         training_set(options, data),
+        conditioning=data.conditioning,
         seed=options.seed,
         max_train_minutes=options.minutes,
         ema_lengths=[0.05],

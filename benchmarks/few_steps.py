@@ -2,9 +2,10 @@
 
     python benchmarks/few_steps.py --data shapes --minutes 4 --distill_minutes 1 --output_dir output/few_steps
 
-For each seed it trains a class-conditional parent, distills it, and measures both: share of samples that show their
-class, by a reader that no model was trained with; Frechet distance to images that no model saw, in pixels; how often
-p(y|x) is right on such images. Trainings that are finished are kept, so the command can be given again.
+For each seed it trains a parent, distills it, and measures both: share of samples that show their class (`captions`:
+all that the caption says), by a reader that no model was trained with; Frechet distance to images that no model saw,
+in pixels; how often p(y|x) is right on such images. Trainings that are finished are kept, so the command can be given
+again.
 `mnist` needs what benchmarks/mnist_digits.py prepares: --mnist_dir and --mnist_reader.
 """
 
@@ -22,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cond_pipelines import ConditionalPipeline
-from cond_pipelines.data.shapes import SHAPES, load_shapes, read_attributes
+from cond_pipelines.data.shapes import SHAPES, caption, load_shapes, read_attributes, split_combinations
 from cond_pipelines.errors import read_json
 from cond_pipelines.evaluation import measures as m
 from cond_pipelines.evaluation.features import pixels
@@ -37,7 +38,6 @@ STEPS = (1, 2, 4, 8)
 FLOW_STEPS = 24
 # Of the parents; what an image shows is decided at high noise.
 TRAINING = {
-    "conditioning": "class",
     "validation_fraction": 0.0,
     "validation_steps": 0,
     "report_to": "none",
@@ -52,6 +52,7 @@ TRAINING = {
 class Shapes:
     """Drawn shapes of 16 px; the reader is exact."""
 
+    conditioning = "class"
     names = SHAPES
 
     def train(self) -> datasets.Dataset:
@@ -64,8 +65,27 @@ class Shapes:
         return [read_attributes(image)["shape"] for image in images]
 
 
+class Captions(Shapes):
+    """The same with captions: shape, colour and background must be right."""
+
+    conditioning = "text"
+    names = tuple(caption(*attributes) for attributes in split_combinations()[0])
+
+    def real(self) -> datasets.Dataset:
+        rows = super().real()
+        found = [self.names.index(name) for name in self.read(rows["image"])]
+        return rows.remove_columns("label").add_column("label", found)
+
+    def read(self, images: list[Image.Image]) -> list[str | None]:
+        found = [read_attributes(image) for image in images]
+        known = [all(x.values()) for x in found]
+        return [caption(**x) if ok else None for x, ok in zip(found, known, strict=True)]
+
+
 class Digits:
     """scikit-learn's digits of 8 px, white on black: a half to train, a half for the reader and the comparison."""
+
+    conditioning = "class"
 
     def __init__(self) -> None:
         from common import Digits as Painted  # of studies/
@@ -86,6 +106,7 @@ class Digits:
 class MNIST:
     """28 px reduced to 16; the reader saw the training digits, the comparison is with digits that nobody saw."""
 
+    conditioning = "class"
     names = DIGIT_NAMES
 
     def __init__(self, folder: Path, reader: Path):
@@ -119,7 +140,7 @@ class MNIST:
 def data_set(options: argparse.Namespace) -> Shapes | Digits | MNIST:
     if options.data == "mnist":
         return MNIST(options.mnist_dir, options.mnist_reader)
-    return Shapes() if options.data == "shapes" else Digits()
+    return {"shapes": Shapes, "captions": Captions, "digits": Digits}[options.data]()
 
 
 # -------------------------------------------------------------------------------------------------- the trainings
@@ -217,7 +238,7 @@ def table(found: dict[int, dict[str, dict[str, Any]]]) -> str:
 
 def parse_data(parser: argparse.ArgumentParser) -> None:
     """The arguments that name the data, and the folder for results."""
-    parser.add_argument("--data", choices=("shapes", "digits", "mnist"), default="shapes")
+    parser.add_argument("--data", choices=("shapes", "captions", "digits", "mnist"), default="shapes")
     parser.add_argument("--mnist_dir", type=Path, default=Path("mnist"))
     parser.add_argument("--mnist_reader", type=Path, default=Path("mnist_reader.safetensors"))
     parser.add_argument("--output_dir", type=Path, default=Path("output/few_steps"))
@@ -250,11 +271,17 @@ def main() -> None:
     judge, found = Judge(data, options.num_samples), {}
     for seed in options.seeds:
         parent = options.parent or trained(
-            folder / f"parent-{seed}", images, seed=seed, max_train_minutes=options.minutes, ema_lengths=[0.05]
+            folder / f"parent-{seed}",
+            images,
+            conditioning=data.conditioning,
+            seed=seed,
+            max_train_minutes=options.minutes,
+            ema_lengths=[0.05],
         )
         student = trained(
             folder / f"{options.name}-{seed}",
             images,
+            conditioning=data.conditioning,
             seed=seed,
             objective="distillation",
             pretrained_model_name_or_path=str(parent),
