@@ -479,7 +479,10 @@ class PipelineTester:
 
     @pytest.mark.parametrize("device", DEVICES)
     def test_to_device(self, pipe, expected, device):
+        more_steps = self.inputs(2) | {"num_inference_steps": 6}  # enough for the check of the scheduler's own steps
+        more_expected = pipe(**more_steps | {"generator": generators(2)}).images
         pipe.to(device)
+        assert_close(pipe(**more_steps | {"generator": generators(2)}).images, more_expected, atol=1e-3)
         assert pipe.device.type == device
         assert {model.device.type for model in self.models(pipe).values()} == {device}
         assert_close(pipe(**self.inputs(2)).images, expected, atol=1e-3)

@@ -34,7 +34,7 @@ LAYERS = [
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "grids"),
     *("data", "settings", "sharing", "evaluation", "training"),
-    *("sample", "evaluate", "demo", "inspection", "cli"),
+    *("sample", "evaluate", "demo", "inspection", "display", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

@@ -278,6 +278,9 @@ def _without_effect(config: object, name: str, condition: str) -> str:
         else:
             names = [value for value in values.split(",") if value not in ("", "None")]
             wanted.append(f"--{other}" + (f" {' or '.join(names)}" if names else ""))
+    if wanted and unwanted:
+        at_odds, missing = " and ".join(unwanted), " or ".join(wanted)
+        return f"{flag_} has no effect with {at_odds} and without {missing}: change that, or leave --{name} out"
     if wanted:
         return f"{flag_} has no effect without {' or '.join(wanted)}: add that, or leave --{name} out"
     return f"{flag_} has no effect with {' and '.join(unwanted)}: leave one of them out"

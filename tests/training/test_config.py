@@ -347,6 +347,10 @@ def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, t
             ["--class_data_dir", "x"],
             "error: --class_data_dir x has no effect without --with_",
         ),
+        (
+            ["--adapter_lr", "1e-3"],
+            "error: --adapter_lr 0.001 has no effect with --conditioning none and without --adapter: change that, or",
+        ),
         (["--use_lora"], "error: --train lora needs --pretrained_model_name_or_path"),
         (["--use_lora", "--train", "adapter"], "error: --use_lora means --train lora, and --train adapter was given"),
         (["--conditioning", "custom"], "error: --conditioning custom needs --adapter module:Class and "),

@@ -77,10 +77,19 @@ def _once(
         with torch.random.fork_rng(devices=[]):  # some schedulers draw from the global generator
             torch.manual_seed(0)
             try:
-                _known[key] = question(objective, copy.deepcopy(scheduler))
+                _known[key] = question(objective, _on_cpu(scheduler))
             except Exception as error:  # of any kind: it is another's code, given another's numbers
                 _known[key] = f"its steps fail: {' '.join(str(error).split())[:100] or type(error).__name__}"
     return _known[key]
+
+
+def _on_cpu(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """A copy whose tensors are on the CPU: one that is set to steps has them on the pipeline's device."""
+    scheduler = copy.deepcopy(scheduler)
+    for name, value in vars(scheduler).items():
+        if isinstance(value, Tensor):
+            setattr(scheduler, name, value.cpu())
+    return scheduler
 
 
 def _assumes_another(objective: "Objective", scheduler: SchedulerMixin) -> str | None:
