@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..files import whole_file
-from ..grids import with_titles
 from ..pictures import image_grid
 
 _MOST_NUMBERS = 20  # classes, of which a confusion matrix shows every count
@@ -37,14 +36,14 @@ def per_class_sheet(
 ) -> Image.Image:
     """A row for each class, which is its title, of the samples that there are of it."""
     images = of_one_size(images)
-    blank = Image.new(images[0].mode, images[0].size, "white")
-    shown, names = [], []
+    shown: list[Image.Image | None] = []
+    names = []
     for i, name in list(id2label.items())[:40]:
         mine = [label == i or (isinstance(label, tuple) and i in label) for label in labels[: len(images)]]
         row = [image for image, is_mine in zip(images, mine, strict=True) if is_mine][:each]
-        shown += row + [blank] * (each - len(row))
+        shown += [*row, *[None] * (each - len(row))]
         names.append(name)
-    return with_titles(shown, names, [])
+    return image_grid(shown, columns=each, row_titles=names)
 
 
 def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
