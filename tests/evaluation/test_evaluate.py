@@ -19,6 +19,7 @@ from cond_pipelines.evaluation.compare import read_report
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
+from cond_pipelines.evaluation.questions import is_measure
 from cond_pipelines.evaluation.sampling import (
     Plan,
     _batches,
@@ -57,6 +58,7 @@ def test_the_report(model):
     by_question = {}
     for row in report["measures"]:
         by_question.setdefault(row["question"], []).append(row["name"])
+        assert is_measure(row["name"])
         assert np.isfinite(row["value"]) and row["better"] in ("higher", "lower")
         assert row["interval"][0] <= row["value"] <= row["interval"][1]
     obeys = {"none": set(), "class": {"obeys y?"}, "text": {"obeys the text?"}}[setting]
@@ -230,6 +232,15 @@ def test_a_sweep(model, tmp_path, capsys):
     pipe = ConditionalPipeline.from_pretrained(copy)
     assert pipe.config.default_guidance_scale == best["guidance_scale"]
     assert pipe.config.default_num_inference_steps == best["num_inference_steps"]
+    # With the defaults of before and of now: each has samples of its own.
+    reports, folders = [], set()
+    for steps in (3 - best["num_inference_steps"], best["num_inference_steps"]):
+        pipe.register_to_config(default_num_inference_steps=steps)
+        pipe.save_config(copy)
+        reports.append(evaluate(config(copy, num_samples=40)))
+        assert reports[-1]["num_inference_steps"] == steps
+        folders |= set(copy.glob("evaluation/samples/*"))
+    assert len(folders) == 2 and reports[0]["measures"] != reports[1]["measures"]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +249,10 @@ def test_a_sweep(model, tmp_path, capsys):
         (["--sweep", "guidance=1,2"], "--sweep guidance=1,2: not one of guidance_scale=A,B,..., "),
         (["--sweep", "guidance_scale=1,high"], "--sweep guidance_scale=1,high: could not convert"),
         (["--write_best", "recall"], "--write_best recall has no effect without --sweep"),
+        (
+            ["--sweep", "num_inference_steps=1", "--write_best", "Fréchet"],
+            "--write_best 'Fréchet' is no measure: Frechet",
+        ),
     ],
 )
 def test_bad_sweeps(model, capsys, flags, words):
@@ -355,6 +370,36 @@ def test_one_line_for_what_cannot_be(model, args, words, capsys):
     assert stop.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last
+
+
+def fails_on_images(images):
+    raise ValueError("no such thing")
+
+
+def of_three_numbers(images):
+    return np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "words"),
+    [
+        ("class", {"classifier": "no_module:f"}, "no_module"),
+        ("class", {"classifier": "test_evaluate:fails_on_images"}, "no such thing"),
+        ("class", {"feature_extractor": "test_evaluate:of_three_numbers"}, r"gave \(3,\) for 2 images"),
+        ("text", {"clip_model": "nowhere/clip"}, "--clip_model nowhere/clip"),
+        ("text", {"unseen_captions": "nowhere.txt"}, "nowhere.txt"),
+        ("none", {"num_samples": 5}, "--num_samples 5: precision and recall need at least 6"),
+        ("none", {"features_dir": "{tmp}/file/features"}, "cannot be written"),
+    ],
+)
+def test_nothing_is_sampled_where_something_fails_later(model, tmp_path, setting, given, words):
+    if model[0] != setting:
+        return
+    (tmp_path / "file").write_text("a file, so no folder")
+    given = {name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in given.items()}
+    with pytest.raises(ValueError, match=words):
+        evaluate(config(model[1], output_dir=str(tmp_path / "out"), **given))
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_aspect_buckets_and_several_labels(tmp_path):
     files = sorted(path.name for path in (tmp_path / "model").glob("evaluation/samples/*/*.npy"))
     assert {name.split("-")[0] for name in files} == {"12x20", "16x16", "20x12"}
     assert report["classes"]["names"] == ["a", "b"] and sum(report["classes"]["samples"]) > 30
-    name = "labels told apart by linear probes, mean AUC of 2"
+    name = "labels separated by linear probes, mean AUC of 2"
     assert 0 <= rows[name]["interval"][0] <= rows[name]["value"] <= rows[name]["interval"][1] <= 1
     text = (tmp_path / "model/evaluation/report.md").read_text()
     assert "| label | samples with it | AUC |" in text

@@ -181,7 +181,7 @@ def several_label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row],
         interval = m.interval_of(probes.mean_auc, has, scores, resamples=100, high=1.0)
         known = [x for label in counted if (x := real[label]) is not None]
         ceiling = float(np.mean(known)) if known else None
-        name = f"labels told apart by linear probes, mean AUC of {len(counted)}{end}"
+        name = f"labels separated by linear probes, mean AUC of {len(counted)}{end}"
         rows.append(row("obeys y?", name, probes.mean_auc(has, scores), interval, ceiling))
     fake = sets.fake.known
     classes = {

@@ -8,6 +8,20 @@ import numpy as np
 from ..evaluation import measures as m
 from .config import Row
 
+# How the names of all rows begin, those of a condition in a composite after "NAME: ".
+MEASURES = (
+    *("Frechet distance", "kernel distance", "CMMD", "precision", "density", "recall", "coverage", "Vendi score"),
+    *("closer to a training image than 99 % of held-out ones", "bits per dimension", "class read right by"),
+    *("class imbalance", "labels separated by linear probes", "held-out images classified right"),
+    *("calibration error of that", "R@1 of", "R@5 of", "matched against shuffled, AUC", "CLIP score"),
+    *("correlation of the vector with what is read",),
+)
+
+
+def is_measure(name: str) -> bool:
+    """Whether a report can have a row of this name."""
+    return name.startswith(MEASURES) or name.partition(": ")[2].startswith(MEASURES)
+
 
 @dataclass
 class Part:

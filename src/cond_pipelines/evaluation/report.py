@@ -74,7 +74,7 @@ def write_pictures(
     save_picture(samples_sheet(images, names if has_conditions else None), folder / "samples.png")
     nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])
     save_picture(nearest, folder / "nearest.png")
-    if id2label:
+    if id2label and any(condition is not None for condition in conditions[: len(images)]):
         save_picture(per_class_sheet(images, conditions, id2label), folder / "per_class.png")
     if "confusion" in classes:
         confusion_plot(np.array(classes["confusion"]), classes["names"], folder / "confusion.png")
