@@ -3,7 +3,6 @@
     alike?      frechet_distance, kernel_distance, precision, density
     all of it?  recall, coverage
     new?        nearest
-    obeys?      Probe (labels), retrieval (captions)
 
 No matrix of all pairs is ever in memory: distances are made in blocks.
 """
@@ -175,93 +174,6 @@ def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[n
     return distances[:, 0] < threshold, indices[:, 0], threshold
 
 
-class Probe:
-    """A linear classifier on features: logistic regression by scikit-learn.
-
-    Example:
-        >>> probe = Probe(train_features, train_labels)
-        >>> probe(fake_features) == labels
-    """
-
-    def __init__(self, features: np.ndarray, labels: np.ndarray, most: int = 20_000, seed: int = 0):
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        rows = np.random.default_rng(seed).permutation(len(features))[:most]
-        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        self.model.fit(features[rows], labels[rows])
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Labels (N,)."""
-        return self.model.predict(features)
-
-
-def confusion(conditions: np.ndarray, read: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often each class was the condition (rows) and was read in the sample (columns): (K, K) int."""
-    from sklearn.metrics import confusion_matrix
-
-    counts: np.ndarray = confusion_matrix(conditions, read, labels=range(num_classes))
-    return counts
-
-
-def imbalance(read: np.ndarray, frequency: np.ndarray) -> float:
-    """Total variation distance between the classes read in samples (N,) and their `frequency` (K,) in the data.
-
-    0: as often as in the data; 0.1: one sample in ten would have to be of another class.
-    """
-    shares = np.bincount(read, minlength=len(frequency)) / len(read)
-    return float(np.abs(shares - frequency).sum() / 2)
-
-
-class Retrieval:
-    """How well images go with their captions, through a ridge map from image features to text embeddings.
-
-    Args:
-        images, texts: (N, D) and (N, E) features of real pairs.
-
-    Example:
-        >>> retrieval = Retrieval(train_images, train_texts)
-        >>> retrieval(fake_images, their_texts)["r_at_1"]
-    """
-
-    def __init__(self, images: np.ndarray, texts: np.ndarray):
-        from sklearn.linear_model import RidgeCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        self.centre = texts.mean(axis=0)
-        self.model = make_pipeline(StandardScaler(), RidgeCV(alphas=(1e-1, 1e1, 1e3)))
-        self.model.fit(images, texts - self.centre)
-
-    def __call__(
-        self, images: np.ndarray, texts: np.ndarray, pool: np.ndarray | None = None, choices: int = 100, seed: int = 0
-    ) -> dict[str, np.ndarray]:
-        """One value an image: r_at_1, r_at_5 among `choices` different captions; auc, matched against shuffled.
-
-        Args:
-            pool: (P, E) captions from which the other choices are drawn; default: `texts`.
-        """
-        mapped = _unit(self.model.predict(images))  # (N, E)
-        own_texts = _unit(texts - self.centre)  # (N, E)
-        others = own_texts if pool is None else _unit(pool - self.centre)  # (P, E)
-        known, which = np.unique(np.concatenate([own_texts, others]).round(5), axis=0, return_inverse=True)  # (K, E)
-        which, rng = which.reshape(-1)[: len(own_texts)], np.random.default_rng(seed)
-        own = (mapped * own_texts).sum(axis=1)  # (N,)
-        ranks, wins = np.zeros(len(images)), np.zeros(len(images))
-        for i in range(len(images)):
-            wrong = np.flatnonzero(np.arange(len(known)) != which[i])
-            wrong = rng.permutation(wrong)[: choices - 1]
-            similar = known[wrong] @ mapped[i]  # (choices - 1,)
-            ranks[i] = (similar > own[i] + 1e-6).sum()
-            wins[i] = (similar < own[i] - 1e-6).mean() if len(wrong) else 0.5
-        return {"r_at_1": (ranks < 1).astype(float), "r_at_5": (ranks < 5).astype(float), "auc": wins}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8)
-
-
 # ----------------------------------------------------------------------------------------------------- how sure
 def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of one value an image (Efron 1979)."""
@@ -275,9 +187,14 @@ def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -
 
 
 def interval_of(
-    statistic: Callable[..., float], *values: np.ndarray, resamples: int = 300, seed: int = 0
+    statistic: Callable[..., float],
+    *values: np.ndarray,
+    resamples: int = 300,
+    seed: int = 0,
+    low: float = 0.0,
+    high: float = np.inf,
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of any statistic of values an image, none below 0.
+    """95 % bootstrap interval of any statistic of values an image, within its range from `low` to `high`.
 
     Its spread is the bootstrap's, its centre the statistic itself, since distances grow when values are drawn twice:
     scipy.stats.bootstrap has no such interval.
@@ -285,8 +202,9 @@ def interval_of(
     rng, count = np.random.default_rng(seed), len(values[0])
     drawn = (rng.integers(count, size=count) for _ in range(resamples))
     resampled = np.array([statistic(*(v[rows] for v in values)) for rows in drawn])
-    low, high = np.quantile(resampled - resampled.mean() + statistic(*values), [0.025, 0.975])
-    return max(0.0, float(low)), float(high)
+    ends = np.nanquantile(resampled - np.nanmean(resampled) + statistic(*values), [0.025, 0.975])
+    first, last = np.clip(ends, low, high).tolist()
+    return first, last
 
 
 def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]:
@@ -308,18 +226,3 @@ def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]
     low, high = interval_of_mean((influence - influence.mean()).numpy())
     distance = frechet_distance(a, real)
     return max(0.0, distance + low), distance + high
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3).
-
-    0 where answers of confidence 0.8 are right in 80 % of the cases.
-
-    torchmetrics' BinaryCalibrationError gives the same number (a test compares); three lines are no reason to need it.
-
-    Args:
-        confidence: (N,) probabilities of the chosen class. correct: (N,) 1 where it was right, otherwise 0.
-    """
-    part = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = [abs(correct[part == b].sum() - confidence[part == b].sum()) for b in range(num_bins)]
-    return float(sum(gaps) / len(confidence))
