@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from .files import whole_file
 
+_MAX_TITLE = 40  # characters in a plot
 _LINE_PX = 14  # of a caption, in Pillow's own font
 
 
@@ -87,6 +88,20 @@ def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
         lines.append(line.rstrip())
         rest = rest[len(line) :].lstrip()
     return lines
+
+
+def short_title(text: object) -> str:
+    """Text of others as a title in a plot: one line of at most 40 characters, all of which can be drawn.
+
+    Give `parse_math=False` to what draws it: matplotlib takes "$...$" for a formula, and fails or never ends.
+
+    Example:
+        >>> short_title("a very" + " very" * 20 + " red rose")
+        'a very very very very very very very ...'
+    """
+    cut = str(text)[: 4 * _MAX_TITLE]
+    line = " ".join("".join(c if c.isprintable() else " " for c in cut).split())
+    return line if len(line) <= _MAX_TITLE else line[: _MAX_TITLE - 3] + "..."
 
 
 def _at_a_word(text: str, count: int) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import whole_file
-from ..pictures import image_grid
+from ..pictures import image_grid, short_title
 
 
 def samples_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
@@ -45,7 +45,8 @@ def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
     axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="read", ylabel="asked for")
     if len(names) <= 40:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        shown = [short_title(name) for name in names]
+        axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), shown, parse_math=False)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")

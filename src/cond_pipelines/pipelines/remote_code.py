@@ -223,7 +223,11 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if _INSTALLED and isinstance(given, (str, os.PathLike)) and Path(given).is_dir():
             cls._installed("folders").check_model_folder(given)
         kwargs["use_safetensors"] = True
-        return super().lora_state_dict(given, **kwargs)
+        weights, *others = _as_tuple(super().lora_state_dict(given, **kwargs))
+        if _INSTALLED and kwargs.get("return_lora_metadata") and others[-1] is not None:
+            where = str(given) if isinstance(given, (str, os.PathLike)) else "the LoRA"
+            others[-1] = cls._installed("networks.lora_files").plain_lora_metadata(others[-1], weights, where)
+        return (weights, *others) if others else weights
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -239,6 +243,10 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if _INSTALLED:
             _use_installed(config[0] if isinstance(config, tuple) else config, pretrained_model_name_or_path)
         return config
+
+
+def _as_tuple(found: Any) -> tuple[Any, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike[str]) -> None:
