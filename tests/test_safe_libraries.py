@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,22 @@ from cond_pipelines.training.checkpoints import broken
 from cond_pipelines.training.state_files import read_averages, read_tensors
 
 ENDLESS = "(([a-z_0-9.])*)*X!"  # a regular expression that takes for ever on the name of a layer
+
+
+def many_tensors(path: Path) -> None:
+    """300,000 tensors without a number: diffusers and PEFT go through their names many times."""
+    one = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"unet.model.diffusion_model.{i}.lora_A.weight": one for i in range(300_000)}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_weights_of_more_tensors_than_any_network_has(tmp_path):
+    many_tensors(tmp_path / LORA_FILE)
+    pipe = quiet(TextToImagePipeline(**make_components("text")))
+    calls = (check_model_folder, TextToImagePipeline.from_pretrained, pipe.load_lora_weights)
+    for call, path in zip(calls, (tmp_path, tmp_path / LORA_FILE, tmp_path), strict=True):
+        with pytest.raises(UserError, match=f"{LORA_FILE}: its header has .* more than any network needs"):
+            call(path)
 
 
 # ------------------------------------------------------------------------------------------------- LoRA headers

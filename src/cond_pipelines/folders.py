@@ -26,6 +26,7 @@ _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000
 _MAX_GROWTH = 1_000  # of a text, by the normalizer of a tokenizer
 _MAX_TEMPLATE = 1_000  # values in the post_processor of a tokenizer, which adds tokens to a text
 _MAX_ADDED = 20_000  # tokens: reading them takes the square of their number
+_MAX_HEADER_BYTES = 2**23  # of safetensors: 80,000 tensors
 _MAX_TEXT_BYTES = 64 * 2**20
 _TEXTS = {".json", ".txt", ".jinja", ".model", ".md", ".yaml", ".jsonl", ".py"}
 # Fields that say how many of something are made one after the other; those of normalization are none.
@@ -148,10 +149,17 @@ def _touched(folder: Path, components: list[str]) -> Iterator[Path]:
 
 
 def check_length(path: Path) -> None:
-    """Refuse a file that no disk holds, and a text that no library reads in a while."""
+    """Refuse a file that no disk holds, and a text, or a header of weights, that no library reads in a while."""
+    if not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder")  # a pipe, which would be waited for
     if path.suffix.lower() in _TEXTS and (size := path.stat().st_size) > _MAX_TEXT_BYTES:
         limit = _MAX_TEXT_BYTES / 2**20
         raise UserError(f"{path} is too large to be read: {size / 2**20:,.0f} MiB, and the limit is {limit:.0f}")
+    if path.suffix == ".safetensors" and path.stat().st_size > _MAX_HEADER_BYTES:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if _MAX_HEADER_BYTES < length <= path.stat().st_size:  # of one that is cut off others say so
+            raise UserError(f"{path}: its header has {length:,} bytes, which is more than any network needs")
     if is_mostly_hole(path):
         raise UserError(f"{path} says that it has {path.stat().st_size:,} bytes, and most of them are nowhere")
 

@@ -220,8 +220,10 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name in (kwargs.get("weight_name"), given if os.path.isfile(str(given)) else None):
             if name is not None and not str(name).endswith(".safetensors"):
                 raise ValueError(f"{name} is no safetensors file: pickled weights can run code when they are read")
-        if _INSTALLED and isinstance(given, (str, os.PathLike)) and Path(given).is_dir():
-            cls._installed("folders").check_model_folder(given)
+        if _INSTALLED and isinstance(given, (str, os.PathLike)):
+            folders = cls._installed("folders")
+            if Path(given).exists():
+                (folders.check_model_folder if Path(given).is_dir() else folders.check_length)(Path(given))
         kwargs["use_safetensors"] = True
         weights, *others = _as_tuple(super().lora_state_dict(given, **kwargs))
         if _INSTALLED and kwargs.get("return_lora_metadata") and others[-1] is not None:
