@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 from ..console import say
+from ..export.diffusers_folder import export_lines
 from ..locks import by_main_process
 from ..pipelines.conditional import ConditionalPipeline
 from .conditions import ConditionEncoder
 from .failures import Interrupted, StoppedAtOnce, StopSignal, TrainingFailure, how_to_go_on
 from .final_save import model_is_saved, save_finished
 from .log import TrainingLog
-from .lora import how_to_load
+from .lora import has_lora, how_to_load
 from .pushing import HubPush
 from .run import Run
 from .state import TrainState
@@ -39,6 +40,8 @@ def finish(run: Run, state: TrainState, log: TrainingLog, hub: HubPush, stop: St
         for line in hub.finish(lambda: stop.now):
             say(line)
         say(f"saved to {run.output_dir}: load with {how_to_load(pipe, run.output_dir)}", sys.stdout)
+        for line in [] if has_lora(pipe.unet) else export_lines(pipe, run.output_dir):
+            say(line, sys.stdout)
     if stop.now:
         without = "" if has_samples else " without new samples"
         raise Interrupted(f"{stop.name}: the model in {run.output_dir} is whole, its card is written{without}")
