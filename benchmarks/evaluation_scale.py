@@ -13,7 +13,8 @@ import time
 import numpy as np
 import torch
 
-from cond_pipelines.evaluation.questions import Part, Sets, distribution_rows, label_rows
+from cond_pipelines.evaluation.obedience import label_rows
+from cond_pipelines.evaluation.questions import Part, Sets, distribution_rows
 
 
 def features(count: int, dim: int, seed: int) -> Part:

@@ -32,9 +32,9 @@ LAYERS = [
         "demo_arguments",
     ),
     "pictures",
-    *("adapters", "objectives", "pipelines", "networks", "grids"),
+    *("adapters", "objectives", "pipelines", "networks", "export", "grids"),
     *("data", "settings", "sharing", "evaluation", "training"),
-    *("sample", "evaluate", "demo", "inspection", "cli"),
+    *("sample", "evaluate", "demo", "inspection", "display", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

@@ -155,3 +155,50 @@ def test_more_losses_more_ink(tmp_path):
     loss_plot(tmp_path / "full.png", [(i, 1 / (i + 1)) for i in range(50)], [(25, 0.5)])
     empty, full = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("empty", "full"))
     assert (full < 200).sum() > (empty < 200).sum()
+
+
+def test_titles_stand_at_their_rows_and_columns():
+    images = [solid(c) for c in COLOURS[:4]]
+    plain = image_grid(images, columns=2)
+    titled = image_grid(images, row_titles=["circle", "ring"], column_titles=["scale 1", "scale 4"])
+    left, top = titled.width - plain.width, titled.height - plain.height
+    assert left > 0 and top > 0
+    array = np.asarray(titled)
+    assert (array[top:, left:] == np.asarray(plain)).all()
+    for half in (slice(left, left + plain.width // 2), slice(left + plain.width // 2, None)):
+        assert (array[:top, half] < 128).any()
+    for half in (slice(top, top + plain.height // 2), slice(top + plain.height // 2, None)):
+        assert (array[half, :left] < 128).any()
+
+
+@pytest.mark.parametrize("titles", [{"row_titles": ["a"] * 3}, {"column_titles": ["a"] * 3}])
+def test_titles_that_fit_no_row_or_column_are_refused(titles):
+    with pytest.raises(ValueError, match=r"3 (row|column)_titles for 2"):
+        image_grid([solid(c) for c in COLOURS[:4]], columns=2, **titles)
+
+
+@pytest.mark.parametrize("where", ["captions", "column_titles"])
+def test_small_images_are_enlarged_until_no_word_is_cut(where, monkeypatch):
+    """ "guidance_scale" is wider than an image of 64 px."""
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: drawn.append(a[2]) or text(*a, **k))
+    titles = ["guidance_scale 2.5", "num_inference_steps 24"]
+    image_grid([solid(c) for c in COLOURS[:2]], columns=2, **{where: titles})
+    assert [word for line in drawn for word in line.split()] == " ".join(titles).split()
+
+
+def test_large_images_have_large_text():
+    def ink(side):
+        image = solid((255, 255, 255), size=(side, side))
+        return (np.asarray(image_grid([image], captions=["circle"]).convert("L")) < 128).any(axis=1).sum()
+
+    assert ink(1024) > 2.5 * ink(64)
+
+
+def test_a_usual_caption_is_shown_whole(monkeypatch):
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: drawn.append(a[2]) or text(*a, **k))
+    image_grid([solid(COLOURS[0])], captions=["a red circle on a black background"])
+    assert " ".join(drawn) == "a red circle on a black background"

@@ -291,4 +291,4 @@ def test_class_names_in_a_plot_are_no_formulas(tmp_path):
     confusion_plot(np.eye(len(names)), names, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert max(image.size) < 1300
-    assert [len(short_title(name)) for name in names] == [11, 7, 40, 40, 40, 3]
+    assert [len(short_title(name)) for name in names] == [11, 7, 24, 24, 24, 3]

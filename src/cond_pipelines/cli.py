@@ -24,6 +24,7 @@ _GROUPS = {
     "Share it": {
         "card": "write its model card again, from what is in its folder",
         "push": "upload its folder to the Hub",
+        "export": "make it work without this package: --to stable-diffusion, ddpm or onnx",
     },
     "Change what a run left": {
         "ema": "write the model with another length of its weights' moving average",
@@ -61,6 +62,8 @@ def main(args: list[str] | None = None) -> None:
             from .evaluate import main as run
         elif command == "sample":
             from .sample import main as run
+        elif command == "export":
+            from .export.command import main as run
         else:
             run = {
                 "distill": distill,

@@ -48,6 +48,36 @@ def demo_shapes() -> datasets.Dataset:
     return load_shapes(20_000, combinations="seen")
 
 
+def demo_config(name: str, output_dir: Path, parent: Path | None, minutes: float, **changes: object) -> TrainingConfig:
+    """How one of the three models is trained.
+
+    Args:
+        name: "unconditional", "class_conditional" or "text_to_image".
+        parent: the model to start from; None: a new one.
+        changes: other arguments of TrainingConfig than the demo's own.
+    """
+    conditioning = _SETTINGS[name]
+    settings: dict[str, Any] = {
+        "conditioning": conditioning,
+        "dataset_name": "cond_pipelines.demo:demo_shapes",
+        "caption_column": "caption" if find_setting(conditioning).has_captions else None,
+        "resolution": 16,
+        "pretrained_model_name_or_path": str(parent) if parent else None,
+        "max_train_minutes": minutes,
+        "learning_rate": 2e-3,
+        "lr_warmup_steps": 20 if parent else 100,
+        "lr_decay_fraction": 0.5 if parent else 0.7,
+        "logit_mean": 0.5,  # shape, colour and background are decided at high noise
+        "logit_std": 1.2,
+        "validation_fraction": 0.005,
+        "output_dir": str(output_dir / name),
+        "overwrite_output_dir": True,  # `make demo` again makes it again
+        "default_num_inference_steps": 24,
+        "default_guidance_scale": 2.0,
+    }
+    return TrainingConfig(**settings | changes)
+
+
 def train_demo(output_dir: Path, speed: float = 1.0, **changes: object) -> dict[str, Path]:
     """Train the three models under `output_dir`.
 
@@ -56,28 +86,10 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: object) -> dict[
         changes: other arguments of TrainingConfig than the demo's own.
     """
     folders: dict[str, Path] = {}
-    for name, conditioning in _SETTINGS.items():
+    for name in _SETTINGS:
         print(f"\n=== {name}", flush=True)
-        parent = folders.get("unconditional")
-        settings: dict[str, Any] = {
-            "conditioning": conditioning,
-            "dataset_name": "cond_pipelines.demo:demo_shapes",
-            "caption_column": "caption" if find_setting(conditioning).has_captions else None,
-            "resolution": 16,
-            "pretrained_model_name_or_path": str(parent) if parent else None,
-            "max_train_minutes": _MINUTES[name] / speed,
-            "learning_rate": 2e-3,
-            "lr_warmup_steps": 20 if parent else 100,
-            "lr_decay_fraction": 0.5 if parent else 0.7,
-            "logit_mean": 0.5,  # shape, colour and background are decided at high noise
-            "logit_std": 1.2,
-            "validation_fraction": 0.005,
-            "output_dir": str(output_dir / name),
-            "overwrite_output_dir": True,  # `make demo` again makes it again
-            "default_num_inference_steps": 24,
-            "default_guidance_scale": 2.0,
-        }
-        folders[name] = train(TrainingConfig(**settings | changes))
+        config = demo_config(name, output_dir, folders.get("unconditional"), _MINUTES[name] / speed, **changes)
+        folders[name] = train(config)
     return folders
 
 

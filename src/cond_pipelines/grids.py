@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from .pictures import image_grid, wrapped
+from .pictures import image_grid
 
 if TYPE_CHECKING:
     from .pipelines.conditional import ConditionalPipeline
-
-_TITLE_WIDTH_PX, _LINE_PX, _MIN_SIDE_PX = 140, 14, 64
 
 
 def sample_grid(
@@ -58,7 +56,12 @@ def sample_grid(
     in_order = [image for row in range(len(rows)) for column in range(len(settings)) for image in images[row, column]]
     row_titles = [title_of(condition) for condition in rows] if len(rows) > 1 or rows[0] is not None else []
     column_titles = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
-    return with_titles(in_order, row_titles, column_titles if columns else [])
+    return image_grid(
+        in_order,
+        columns=len(settings) * num_images,
+        row_titles=row_titles,
+        column_titles=column_titles if columns else [],
+    )
 
 
 def _sample(
@@ -121,29 +124,9 @@ def interpolation(
         generator = [torch.Generator().manual_seed(seed) for _ in range(num_steps)]
         images = pipe.generate(cond, other, guidance=guidance, generator=generator, **sampling).images
     titles = [title_of(first), *(f"{w:.2f}" for w in weights[1:-1].tolist()), title_of(second)]
-    return with_titles(images, [], titles)
+    return image_grid(images, columns=num_steps, column_titles=titles)
 
 
 def title_of(condition: object) -> str:
     """A condition in a few words."""
     return "no condition" if condition is None else str(condition)
-
-
-def with_titles(images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """A grid of `images`, row by row, with a title left of each row and above each column."""
-    num_rows = max(1, len(rows))
-    per_row = len(images) // num_rows
-    grid = image_grid(images, columns=per_row, min_side_px=_MIN_SIDE_PX)
-    column_px, row_px = grid.width // max(1, len(columns)), grid.height // num_rows
-    above = [wrapped(title, column_px - 4, 4) for title in columns]
-    top = max(map(len, above), default=0) * _LINE_PX
-    left = _TITLE_WIDTH_PX if any(rows) else 0
-    picture = Image.new("RGB", (left + grid.width, top + grid.height), "white")
-    picture.paste(grid, (left, top))
-    draw = ImageDraw.Draw(picture)
-    for column, lines in enumerate(above):
-        draw.multiline_text((left + column * column_px + 4, 0), "\n".join(lines), fill="black")
-    for row, title in enumerate(rows):
-        lines = wrapped(title, left - 8, max(1, row_px // _LINE_PX))
-        draw.multiline_text((4, top + row * row_px + 4), "\n".join(lines), fill="black")
-    return picture

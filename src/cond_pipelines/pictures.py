@@ -1,4 +1,4 @@
-"""Pictures of a training run: a grid of samples, the loss curve."""
+"""Pictures: a grid of images with titles and captions, an animation, the loss curve."""
 
 import bisect
 import math
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .files import whole_file
 
-_MAX_TITLE = 40  # characters in a plot
-_LINE_PX = 14  # of a caption, in Pillow's own font
+_MAX_TITLE = 24  # characters in a plot
+_FONT_PX = 10  # of Pillow's own font, for images of up to 280 px; larger ones have larger text
+_MAX_WORD_PX = 160  # small images are enlarged until the longest word fits; a longer one is broken
+_PAD_PX = 4  # left of a title
+_MIN_LINES = 5  # of a caption that are shown below an image, however small
 
 
 def image_grid(
@@ -19,38 +22,107 @@ def image_grid(
     columns: int | None = None,
     captions: Sequence[str] | None = None,
     min_side_px: int = 64,
+    *,
+    row_titles: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Images of one size as a grid, enlarged by whole pixels to at least `min_side_px` a side.
+    """Images of one size as a grid, row by row, enlarged by whole pixels to at least `min_side_px` a side.
+
+    Text is wrapped between words. Small images are enlarged until the longest word of a caption or a column title fits.
 
     Args:
         images: None leaves its place empty; one at least is an image.
+        columns: images in a row; default: about as many as rows, or what the titles of rows leave.
         captions: text under each image, on as many lines as it needs; what is higher than half an image ends in "...".
+        row_titles: text left of each row.
+        column_titles: text above each column, or above equal groups of columns.
+
+    Raises:
+        ValueError: there is no image, or the titles do not fit the number of rows and columns.
 
     Example:
         >>> image_grid(pipe(batch_size=16).images).save("samples.png")
+        >>> image_grid(images, row_titles=["circle", "ring"], column_titles=["scale 1", "scale 4"]).save("grid.png")
     """
     first = next((image for image in images if image is not None), None)
     if first is None:
         raise ValueError("no images to lay out")
-    columns = columns or default_columns(len(images))
-    scale = max(1, -(-min_side_px // max(first.size)))
-    width, height = (side * scale for side in first.size)
-    texts = [wrapped(text, width, max(2, height // (2 * _LINE_PX))) for text in captions or ()]
-    num_lines = max(1, *map(len, texts)) if captions else 0
-    gap, below = max(2, width // 32), num_lines * _LINE_PX
+    columns = columns or (-(-len(images) // len(row_titles)) if row_titles else default_columns(len(images)))
     rows = -(-len(images) // columns)
+    _check_titles(rows, columns, row_titles, column_titles)
+    font_px = _font_px(min_side_px, first.size)
+    group = columns // len(column_titles) if column_titles else 1
+    word_px = max(
+        _longest_word_px(captions or (), font_px), -(-_longest_word_px(column_titles, font_px, _PAD_PX) // group)
+    )
+    scale = max(1, -(-min_side_px // max(first.size)), -(-word_px // first.width))
+    width, height = (side * scale for side in first.size)
+    line_px = _line_px(font_px)
+    texts = [wrapped(text, width, max(_MIN_LINES, height // (2 * line_px)), font_px) for text in captions or ()]
+    num_lines = max(1, *map(len, texts)) if captions else 0
+    gap, below = max(2, width // 32), num_lines * line_px
     grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + below + gap) + gap), "white")
-    draw = ImageDraw.Draw(grid)
+    draw = _draw(grid, font_px)
     for number, image in enumerate(images):
         left = gap + number % columns * (width + gap)
         top = gap + number // columns * (height + below + gap)
         if image is None:
             continue
         for line, text in enumerate(texts[number] if captions else ()):
-            draw.text((left, top + height + 1 + line * _LINE_PX), text, fill="black")
+            draw.text((left, top + height + 1 + line * line_px), text, fill="black")
         large = image.resize((width, height), Image.Resampling.NEAREST).convert("RGBA")
         grid.paste(large, (left, top), large)
-    return grid
+    return _with_titles(grid, row_titles, column_titles, font_px) if row_titles or column_titles else grid
+
+
+def _check_titles(rows: int, columns: int, row_titles: Sequence[str], column_titles: Sequence[str]) -> None:
+    if row_titles and len(row_titles) != rows:
+        raise ValueError(f"{len(row_titles)} row_titles for {rows} rows: give one for each row")
+    if column_titles and columns % len(column_titles):
+        raise ValueError(f"{len(column_titles)} column_titles for {columns} columns: give one for each, or for groups")
+
+
+def _with_titles(grid: Image.Image, rows: Sequence[str], columns: Sequence[str], font_px: int) -> Image.Image:
+    """The grid with a title left of each row and above each column, or group of columns."""
+    line_px = _line_px(font_px)
+    column_px, row_px = grid.width // max(1, len(columns)), grid.height // max(1, len(rows))
+    above = [wrapped(title, column_px - _PAD_PX, 4, font_px) for title in columns]
+    top = max(map(len, above), default=0) * line_px
+    left = max(14 * font_px, _longest_word_px(rows, font_px, 2 * _PAD_PX)) if any(rows) else 0
+    beside = [wrapped(title, left - 2 * _PAD_PX, max(1, row_px // line_px), font_px) for title in rows]
+    picture = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    picture.paste(grid, (left, top))
+    draw = _draw(picture, font_px)
+    for column, lines in enumerate(above):
+        for number, line in enumerate(lines):
+            draw.text((left + column * column_px + _PAD_PX, number * line_px), line, fill="black")
+    for row, lines in enumerate(beside):
+        for number, line in enumerate(lines):
+            draw.text((_PAD_PX, top + row * row_px + _PAD_PX + number * line_px), line, fill="black")
+    return picture
+
+
+def _draw(image: Image.Image, font_px: int) -> ImageDraw.ImageDraw:
+    draw = ImageDraw.Draw(image)
+    draw.font = ImageFont.load_default(font_px)
+    return draw
+
+
+def _font_px(min_side_px: int, size: tuple[int, int]) -> int:
+    return max(_FONT_PX, max(min_side_px, *size) // 28)
+
+
+def _line_px(font_px: int) -> int:
+    return round(1.4 * font_px)
+
+
+def _longest_word_px(texts: Sequence[str], font_px: int, pad_px: int = 0) -> int:
+    """Of the words that are not longer than what is enlarged for, with `pad_px`; 0 where there is none."""
+    draw = _draw(Image.new("L", (1, 1)), font_px)
+    words = {word for text in texts for word in text[:2000].split() if len(word) <= _MAX_WORD_PX}
+    most = _MAX_WORD_PX * font_px // _FONT_PX
+    widths = [math.ceil(draw.textlength("".join(c if c.isprintable() else " " for c in word))) for word in words]
+    return max((width + pad_px for width in widths if width <= most), default=0)
 
 
 def default_columns(count: int) -> int:
@@ -58,7 +130,7 @@ def default_columns(count: int) -> int:
     return max(1, round(math.sqrt(count)))
 
 
-def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
+def wrapped(text: str, width_px: int, max_lines: int, font_px: int = _FONT_PX) -> list[str]:
     """The text on lines of at most `width_px` in Pillow's own font, broken between words; cut with "...".
 
     The number of measurements grows with the lines and not with the text: the end of each is found by bisection.
@@ -67,7 +139,7 @@ def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
         >>> wrapped("a very small red circle", 64, 2)
         ['a very small', 'red circle']
     """
-    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    draw = _draw(Image.new("L", (1, 1)), font_px)
     # A visible character is at least a pixel wide, so more than this is never shown.
     text = text[: 4 * (width_px + 1) * max_lines]
     words = "".join(c if c.isprintable() else " " for c in text).split()  # no newlines, tabs, control characters
@@ -91,13 +163,13 @@ def wrapped(text: str, width_px: int, max_lines: int) -> list[str]:
 
 
 def short_title(text: object) -> str:
-    """Text of others as a title in a plot: one line of at most 40 characters, all of which can be drawn.
+    """Text of others as a title in a plot: one line of at most 24 characters, all of which can be drawn.
 
     Give `parse_math=False` to what draws it: matplotlib takes "$...$" for a formula, and fails or never ends.
 
     Example:
         >>> short_title("a very" + " very" * 20 + " red rose")
-        'a very very very very very very very ...'
+        'a very very very very...'
     """
     cut = str(text)[: 4 * _MAX_TITLE]
     line = " ".join("".join(c if c.isprintable() else " " for c in cut).split())
@@ -124,7 +196,7 @@ def animation(frames: Sequence[tuple[str, Image.Image]], path: Path, side_px: in
     width, height = (max(1, round(scale * px)) for px in frames[0][1].size)
     pictures = []
     for label, picture in frames:
-        frame = Image.new("RGB", (width, height + _LINE_PX), "white")
+        frame = Image.new("RGB", (width, height + _line_px(_FONT_PX)), "white")
         frame.paste(picture.convert("RGB").resize((width, height), Image.Resampling.BOX if scale < 1 else None))
         ImageDraw.Draw(frame).text((2, height), label, fill="black")
         pictures.append(frame.quantize(256))

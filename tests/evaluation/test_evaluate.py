@@ -19,7 +19,15 @@ from cond_pipelines.evaluation.compare import read_report
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
-from cond_pipelines.evaluation.sampling import _is_there, draw_samples, read_samples
+from cond_pipelines.evaluation.questions import is_measure
+from cond_pipelines.evaluation.sampling import (
+    Plan,
+    _batches,
+    _is_there,
+    draw_samples,
+    read_samples,
+    sample_key,
+)
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.networks.text_encoders import new_text_encoder
@@ -40,20 +48,22 @@ def model(request, tmp_path_factory):
 
 def config(folder, **more):
     settings = {"model": str(folder), "dataset_name": DATA, "num_samples": 70, "feature_extractor": EXTRACTOR}
+    settings["num_likelihood"] = 0  # but for the test of it
     return EvaluationConfig(**settings | more)
 
 
 def test_the_report(model):
     setting, folder = model
-    report = evaluate(config(folder))
+    report = evaluate(config(folder, num_likelihood=8))
     assert json.loads((folder / "evaluation/report.json").read_text()) == report
     by_question = {}
     for row in report["measures"]:
         by_question.setdefault(row["question"], []).append(row["name"])
+        assert is_measure(row["name"])
         assert np.isfinite(row["value"]) and row["better"] in ("higher", "lower")
         assert row["interval"][0] <= row["value"] <= row["interval"][1]
     obeys = {"none": set(), "class": {"obeys y?"}, "text": {"obeys the text?"}}[setting]
-    assert set(by_question) == {"alike?", "all of it?", "new?"} | obeys
+    assert set(by_question) == {"alike?", "all of it?", "new?", "likely?"} | obeys
     pictures = ["samples.png", "nearest.png"] + ["per_class.png"] * (setting == "class")
     assert all(Image.open(folder / "evaluation" / name).width > 100 for name in pictures)
     text = (folder / "evaluation/report.md").read_text()
@@ -151,11 +161,8 @@ def test_captions_seen_and_unseen(model, tmp_path, clip):
     pattern = re.compile(r"R@(\d) of \d+ captions")
     assert [pattern.sub(r"R@\1 of 100 captions", name) for name in rows] == [t + k for k in kinds for t in titles]
     assert all((row["real"] is None) == name.endswith("combinations") for name, row in rows.items())
-    drawn = {path.parent.name: 0 for path in (tmp_path / "out").glob("samples*/*.npy")}
-    for path in (tmp_path / "out").glob("samples*/*.npy"):
-        drawn[path.parent.name] += len(np.load(path))
-    assert drawn["samples"] == 40 and drawn["samples-unseen-combinations"] == 40
-    assert 0 < drawn["samples-captions-unseen-in-training"] <= 29
+    drawn = [path.name for path in (tmp_path / "out").glob("samples*") if any(path.glob("*/*.npy"))]
+    assert sorted(drawn) == ["samples", "samples-captions-unseen-in-training", "samples-unseen-combinations"]
     # A caption that training saw is refused: the row would not be what it says.
     seen = next(iter(load_shapes(96)))["caption"]
     for text, words in ((seen, "is the caption of a training image"), ("", "is empty")):
@@ -197,7 +204,8 @@ def test_a_sweep(model, tmp_path, capsys):
     setting, folder = model
     copy = folder.parent / "swept"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
-    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--write_best", "Frechet distance"]
+    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--num_likelihood", "0"]
+    flags += ["--write_best", "Frechet distance"]
     main(
         [
             "evaluate",
@@ -219,13 +227,22 @@ def test_a_sweep(model, tmp_path, capsys):
     assert len(table.splitlines()) == 6 and table in capsys.readouterr().out
     assert Image.open(copy / "evaluation/sweep.png").width > 500
     distances = [next(r["value"] for r in x["measures"] if r["name"] == "Frechet distance") for x in reports]
-    drawn = [np.load(path) for path in sorted(copy.glob("evaluation/sweep/*/samples/00000.npy"))]
+    drawn = [np.load(path) for path in sorted(copy.glob("evaluation/sweep/*/samples/*/00000.npy"))]
     differ = [not np.array_equal(drawn[a], drawn[b]) for a, b in ((0, 1), (0, 2), (1, 3))]
     assert differ == ([True, False, False] if setting == "none" else [True] * 3)  # nothing to be guided by
     best = reports[int(np.argmin(distances))]
     pipe = ConditionalPipeline.from_pretrained(copy)
     assert pipe.config.default_guidance_scale == best["guidance_scale"]
     assert pipe.config.default_num_inference_steps == best["num_inference_steps"]
+    # With the defaults of before and of now: each has samples of its own.
+    reports, folders = [], set()
+    for steps in (3 - best["num_inference_steps"], best["num_inference_steps"]):
+        pipe.register_to_config(default_num_inference_steps=steps)
+        pipe.save_config(copy)
+        reports.append(evaluate(config(copy, num_samples=40)))
+        assert reports[-1]["num_inference_steps"] == steps
+        folders |= set(copy.glob("evaluation/samples/*"))
+    assert len(folders) == 2 and reports[0]["measures"] != reports[1]["measures"]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +251,10 @@ def test_a_sweep(model, tmp_path, capsys):
         (["--sweep", "guidance=1,2"], "--sweep guidance=1,2: not one of guidance_scale=A,B,..., "),
         (["--sweep", "guidance_scale=1,high"], "--sweep guidance_scale=1,high: could not convert"),
         (["--write_best", "recall"], "--write_best recall has no effect without --sweep"),
+        (
+            ["--sweep", "num_inference_steps=1", "--write_best", "Fréchet"],
+            "--write_best 'Fréchet' is no measure: Frechet",
+        ),
     ],
 )
 def test_bad_sweeps(model, capsys, flags, words):
@@ -252,33 +273,74 @@ def test_again_it_samples_nothing_and_says_the_same(model):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("evaluation/**/*.npy")} == files
 
 
-def test_samples_do_not_depend_on_where_they_were_cut_off(model, tmp_path):
+def arrays(folder, plan):
+    return np.stack(list(read_samples(folder, plan)))
+
+
+def test_samples_do_not_depend_on_where_they_were_cut_off_nor_on_how_many_there_are(model, tmp_path):
     from accelerate import Accelerator
 
     _, folder = model
     pipe = ConditionalPipeline.from_pretrained(folder)
-    data = [None] * 130
-    draw_samples(pipe, data, tmp_path / "whole", Accelerator())
+    plan = Plan([None], 100)
+    key = sample_key(pipe, plan)
+    assert draw_samples(pipe, plan, tmp_path / "whole", Accelerator(), key) == 128
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut/00001.npy").unlink()
     (tmp_path / "cut/00002.unfinished").write_bytes(b"half")
-    draw_samples(pipe, data, tmp_path / "cut", Accelerator())
-    a, b = ([np.asarray(x) for x in read_samples(tmp_path / name)] for name in ("whole", "cut"))
-    assert len(a) == len(b) == 130
-    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert draw_samples(pipe, plan, tmp_path / "cut", Accelerator(), key) == 32
+    assert np.array_equal(arrays(tmp_path / "whole", plan), arrays(tmp_path / "cut", plan))
+    assert draw_samples(pipe, Plan([None], 40), tmp_path / "few", Accelerator(), key) == 64
+    assert np.array_equal(arrays(tmp_path / "few", Plan([None], 40)), arrays(tmp_path / "whole", plan)[:40])
+    assert draw_samples(pipe, plan, tmp_path / "few", Accelerator(), key) == 64  # the others
+    assert np.array_equal(arrays(tmp_path / "few", plan), arrays(tmp_path / "whole", plan))
 
 
-def test_samples_of_another_run_are_refused(model, tmp_path):
-    from accelerate import Accelerator
+def test_each_size_has_its_share_and_its_order():
+    """Of images of several sizes: a prefix is a prefix, and no sample is missed."""
+    rng = np.random.default_rng(0)
+    sizes = [[(8, 16), (16, 8), (12, 12)][i] for i in rng.integers(3, size=37)]
+    plan = Plan(list(range(37)), 200, sizes)
+    of_size = {}
+    for batch in _batches(plan):
+        assert len(batch.samples) == 32 and {plan.size(i) for i in batch.samples} == {batch.size}
+        of_size.setdefault(batch.size, []).extend(batch.samples)
+    for size, samples in of_size.items():
+        assert samples == [i for i in range(samples[-1] + 1) if plan.size(i) == size]
+    assert set(range(200)) <= {i for samples in of_size.values() for i in samples}
+    few = {batch.name: batch for batch in _batches(Plan(list(range(37)), 50, sizes))}
+    assert few.items() <= {batch.name: batch for batch in _batches(plan)}.items()
 
+
+def test_what_draws_decides_which_samples_are_measured(model):
+    """Signs and order of weights, scheduler, scale, steps, dtype, seed: each has samples of its own."""
     _, folder = model
-    pipe = ConditionalPipeline.from_pretrained(folder)
-    draw_samples(pipe, [None], tmp_path, Accelerator())
-    with pytest.raises(ValueError, match="samples of another seed"):
-        draw_samples(pipe, [None], tmp_path, Accelerator(), seed=1)
-    pipe.unet.conv_out.bias.data.add_(1)
-    with pytest.raises(ValueError, match="samples of another model"):
-        draw_samples(pipe, [None], tmp_path, Accelerator())
+    pipe, plan = ConditionalPipeline.from_pretrained(folder), Plan([None], 8)
+    keys = [
+        sample_key(pipe, plan),
+        sample_key(pipe, plan, seed=1),
+        sample_key(pipe, plan, settings={"guidance_scale": 9.0}),
+    ]
+    keys.append(sample_key(pipe, plan, settings={"num_inference_steps": 7}))
+    keys.append(sample_key(pipe, Plan(["other"], 8)))
+    weight = next(p for p in pipe.unet.parameters() if p.numel() > 1 and p.data.flatten()[0] != p.data.flatten()[1])
+    for change in (lambda x: -x, lambda x: x.flatten().flip(0).view_as(x)):
+        weight.data = change(weight.data)
+        keys.append(sample_key(pipe, plan))
+    for name in ("adapter", "text_encoder"):
+        for weight in list(getattr(pipe.components.get(name), "parameters", list)())[:1]:
+            weight.data.add_(1)
+            keys.append(sample_key(pipe, plan))
+    pipe.register_to_config(default_guidance_scale=3.0)
+    keys.append(sample_key(pipe, plan))
+    assert sample_key(pipe, plan, settings={"guidance_scale": 3.0}) == keys[-1]  # a default is a setting
+    pipe.unet.double()
+    keys.append(sample_key(pipe, plan))
+    pipe.use_scheduler("unipc")
+    keys.append(sample_key(pipe, plan))
+    pipe.register_to_config(objective={"name": "edm"})
+    keys.append(sample_key(pipe, plan))
+    assert len({json.dumps(key) for key in keys}) == len(keys)
 
 
 def test_the_command(model, capsys):
@@ -310,6 +372,36 @@ def test_one_line_for_what_cannot_be(model, args, words, capsys):
     assert stop.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last
+
+
+def fails_on_images(images):
+    raise ValueError("no such thing")
+
+
+def of_three_numbers(images):
+    return np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "words"),
+    [
+        ("class", {"classifier": "no_module:f"}, "no_module"),
+        ("class", {"classifier": "test_evaluate:fails_on_images"}, "no such thing"),
+        ("class", {"feature_extractor": "test_evaluate:of_three_numbers"}, r"gave \(3,\) for 2 images"),
+        ("text", {"clip_model": "nowhere/clip"}, "--clip_model nowhere/clip"),
+        ("text", {"unseen_captions": "nowhere.txt"}, "nowhere.txt"),
+        ("none", {"num_samples": 5}, "--num_samples 5: precision and recall need at least 6"),
+        ("none", {"features_dir": "{tmp}/file/features"}, "cannot be written"),
+    ],
+)
+def test_nothing_is_sampled_where_something_fails_later(model, tmp_path, setting, given, words):
+    if model[0] != setting:
+        return
+    (tmp_path / "file").write_text("a file, so no folder")
+    given = {name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in given.items()}
+    with pytest.raises(ValueError, match=words):
+        evaluate(config(model[1], output_dir=str(tmp_path / "out"), **given))
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 @pytest.mark.parametrize(

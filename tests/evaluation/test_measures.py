@@ -8,6 +8,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from cond_pipelines.evaluation import measures as m
+from cond_pipelines.evaluation import probes
 
 
 def normal(n, dim=8, mean=0.0, std=1.0, seed=0):
@@ -76,12 +77,12 @@ def test_calibration_error():
     """0 for chances that come true, the difference for one who is always too sure."""
     rng = np.random.default_rng(0)
     sure = rng.random(200_000)
-    assert m.calibration_error(sure, (rng.random(200_000) < sure).astype(float)) < 0.005
-    assert m.calibration_error(np.full(1000, 0.9), np.r_[np.ones(600), np.zeros(400)]) == pytest.approx(0.3)
-    assert m.calibration_error(np.ones(10), np.ones(10)) == 0
+    assert probes.calibration_error(sure, (rng.random(200_000) < sure).astype(float)) < 0.005
+    assert probes.calibration_error(np.full(1000, 0.9), np.r_[np.ones(600), np.zeros(400)]) == pytest.approx(0.3)
+    assert probes.calibration_error(np.ones(10), np.ones(10)) == 0
     confidence, correct = rng.random(500), rng.integers(0, 2, 500)
     theirs = BinaryCalibrationError(n_bins=10, norm="l1")(torch.from_numpy(confidence), torch.from_numpy(correct))
-    assert m.calibration_error(confidence, correct.astype(float)) == pytest.approx(theirs.item(), abs=1e-6)
+    assert probes.calibration_error(confidence, correct.astype(float)) == pytest.approx(theirs.item(), abs=1e-6)
 
 
 def test_kernel_distance_equals_torchmetrics():
@@ -163,7 +164,7 @@ def test_probe_on_separable_classes_and_on_shuffled_labels():
     labels = np.random.default_rng(0).integers(0, 4, 800)
     features = normal(800, 8, seed=1)
     features[np.arange(800), labels] += 6
-    probe = m.Probe(features[:600], labels[:600])
+    probe = probes.Probe(features[:600], labels[:600])
     assert (probe(features[600:]) == labels[600:]).mean() > 0.98
     shuffled = np.random.default_rng(1).permutation(labels)
     assert (probe(features) == shuffled).mean() == pytest.approx(0.25, abs=0.07)
@@ -171,11 +172,11 @@ def test_probe_on_separable_classes_and_on_shuffled_labels():
 
 def test_confusion_and_imbalance():
     conditions, read = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0])
-    assert m.confusion(conditions, read, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    assert probes.confusion(conditions, read, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
     third = np.full(3, 1 / 3)
-    assert m.imbalance(read, third) == 0
-    assert m.imbalance(np.zeros(9, dtype=int), third) == pytest.approx(2 / 3)
-    assert m.imbalance(np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]), np.array([0.4, 0.2, 0.4])) == pytest.approx(0.1)
+    assert probes.imbalance(read, third) == 0
+    assert probes.imbalance(np.zeros(9, dtype=int), third) == pytest.approx(2 / 3)
+    assert probes.imbalance(np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]), np.array([0.4, 0.2, 0.4])) == pytest.approx(0.1)
 
 
 def test_retrieval_of_matched_and_of_shuffled_captions():
@@ -183,7 +184,7 @@ def test_retrieval_of_matched_and_of_shuffled_captions():
     table = rng.standard_normal((200, 12))
     which = rng.integers(0, 200, 2000)
     texts, images = table[which], table[which] @ rng.standard_normal((12, 30)) + 0.05 * rng.standard_normal((2000, 30))
-    retrieval = m.Retrieval(images[:1500], texts[:1500])
+    retrieval = probes.Retrieval(images[:1500], texts[:1500])
     found = retrieval(images[1500:], texts[1500:])
     assert found["r_at_1"].mean() > 0.95 and found["auc"].mean() > 0.99
     # Two captions alone would be an easy choice; among those of the pool they are as hard as the others.

@@ -204,7 +204,7 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
         if cond.tokens is None or self.null_tokens is None:
             return Conditioning(None if cond.tokens is None else torch.zeros_like(cond.tokens), cond.mask, pooled)
-        return Conditioning(self.null_tokens.to(cond.tokens).expand(len(cond), -1, -1), None, pooled)
+        return Conditioning(self.null_tokens.to(cond.tokens).expand(cond.tokens.shape[0], -1, -1), None, pooled)
 
     def keep(self, draws: Tensor, probability: float) -> Tensor:
         """Condition dropout: which images of a batch keep their condition.
@@ -226,11 +226,11 @@ class ConditioningAdapter(ModelMixin, ConfigMixin):
         Where there are `null_tokens`, tokens are added to them, so that zeros still mean no condition: a single
         vector to each of them, a sequence (where `mask` is True) to the first of them; what is longer is cut.
         """
-        given = Conditioning(tokens, mask, pooled)
+        given = Conditioning(tokens, mask, pooled)  # `shape[0]` and not `len`, which is a constant in an ONNX export
         if tokens is None and self.config.token_dim is not None:
-            tokens = given._first.new_zeros(len(given), 1, self.config.token_dim)  # (B, 1, token_dim)
+            tokens = given._first.new_zeros(given._first.shape[0], 1, self.config.token_dim)  # (B, 1, token_dim)
         if pooled is None and self.config.pooled_dim is not None:
-            pooled = given._first.new_zeros(len(given), self.config.pooled_dim)  # (B, pooled_dim)
+            pooled = given._first.new_zeros(given._first.shape[0], self.config.pooled_dim)  # (B, pooled_dim)
         if tokens is None or self.null_tokens is None:
             return Conditioning(tokens, mask, pooled)
         if mask is not None:

@@ -106,7 +106,7 @@ class ClassLabelAdapter(ConditioningAdapter):
         return {"label": torch.tensor([row + [-1] * (length - len(row)) for row in ids])}  # (B, L)
 
     def forward(self, features: Features) -> Conditioning:
-        label = features["label"].reshape(len(features["label"]), -1)  # (B, L) int64, -1: no label
+        label = features["label"].reshape(features["label"].shape[0], -1)  # (B, L) int64, -1: no label
         known = (label >= 0)[..., None]  # (B, L, 1)
         vector = (self.embedding(label.clamp(min=0)) * known).sum(dim=1)  # (B, embedding_dim)
         known = known.any(dim=1)  # (B, 1)

@@ -68,7 +68,7 @@ class _Conditions(Conditioning):
     def where(self, keep: Tensor, other: Conditioning) -> "_Conditions":
         """`keep` is (B,) for all conditions of an image, or (B, K) for each of them, in their order."""
         other = cast(_Conditions, other)
-        keep = keep.reshape(len(keep), -1).expand(-1, len(self.parts))  # (B, K)
+        keep = keep.reshape(keep.shape[0], -1).expand(-1, len(self.parts))  # (B, K)
         pairs = zip(self.parts.items(), keep.unbind(dim=1), strict=True)
         parts = {name: part.where(k, other.parts[name]) for (name, part), k in pairs}
         return self.of(parts, torch.where(keep, self.present, other.present))

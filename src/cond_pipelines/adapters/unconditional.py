@@ -36,7 +36,7 @@ class UnconditionalAdapter(ConditioningAdapter):
         return {"batch": torch.zeros(len(raw))}
 
     def forward(self, features: Features) -> Conditioning:
-        n = len(features["batch"])
+        n = features["batch"].shape[0]
         pooled = None if self.config.pooled_dim is None else self.nothing.new_zeros(n, self.config.pooled_dim)
         tokens = None if self.config.token_dim is None else self.nothing.new_zeros(n, 1, self.config.token_dim)
         return self.to_conditioning(tokens=tokens, pooled=pooled)  # (B, 1, token_dim), (B, pooled_dim)

@@ -1,14 +1,14 @@
 """The real images that a model is compared with: those of its training run, or others."""
 
+import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
-from ..data.labels import all_of
 from ..data.load import TrainingData, load_data
 from ..errors import UserError, read_yaml
 from ..flags import flag, with_effect
@@ -105,9 +105,8 @@ def load_evaluated_data(
         known |= {"with_prior_preservation": False, "class_prompt": None, "prior_loss_weight": 1.0}
     known |= given
     known["held_out_by"] = recorded.get("held_out_by", "row") if same and recorded else "content"  # formerly rows
-    if known.get("aspect_buckets") or known.get("value_range"):
-        raise ValueError("models with --aspect_buckets or --value_range cannot be evaluated yet")
     size = pipe.unet.config.sample_size
+    size = size if isinstance(size, int) else round(math.prod(size) ** 0.5)
     about_data = {setting.name for setting in fields(EvaluatedData)} - {"cache_latents", "cache_text_embeddings"}
     known = {name: value for name, value in known.items() if name in about_data}
     known |= {"conditioning": conditioning, "resolution": pipe.vae_scale_factor * size}
@@ -115,14 +114,22 @@ def load_evaluated_data(
     vae = pipe.components.get("vae")
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
     if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
-        raise ValueError("models with several labels an image cannot be evaluated yet")
+        for name in ("classifier", "classify"):
+            if getattr(config, name):
+                raise ValueError(f"--{name} needs one label an image, and these images have several: leave it out")
     if data.id2label and (names := getattr(pipe.adapter, "id2label", None)):
-        used = set(all_of(data.dataset.conditions()))
+        used = set(_labels(data.dataset.conditions()))
         data.id2label = {i: name for i, name in data.id2label.items() if i in used}
         data.use_labels(pipe.adapter.label_id, f"the model ({', '.join(list(names.values())[:20])})")
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data
+
+
+def _labels(conditions: Iterable[object]) -> Iterator[object]:
+    """Every label, also of images that have several."""
+    for condition in conditions:
+        yield from condition if isinstance(condition, tuple) else (condition,)
 
 
 def _checked(known: Mapping[str, object], model: str) -> EvaluatedData:

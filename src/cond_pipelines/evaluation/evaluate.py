@@ -1,24 +1,22 @@
-"""evaluate(config) -> report: sample, extract features, measure, write."""
+"""evaluate(config) -> report: load and try everything, sample, extract features, measure, write."""
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.guiders.guider_utils import BaseGuidance
-from PIL import Image
 
 from ..console import show_any_text
 from ..data.labels import all_of
 from ..data.load import TrainingData
 from ..errors import read_text
-from ..evaluation import measures as m
-from ..files import without_path
+from ..files import without_path, write_json
 from ..folders import check_model_folder, inside
-from ..locks import locked_folder
+from ..locks import by_main_process, locked_folder
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
@@ -26,20 +24,16 @@ from ..settings import Setting, find_setting
 from ..sharing.card import write_card
 from .config import EvaluationConfig, Report, Row
 from .data import check_setting, load_evaluated_data, recorded_config, setting_name
-from .features import CLIPScore, cached, extract, load_classifier, load_extractor
-from .questions import (
-    COMBINATIONS,
-    UNSEEN,
-    Part,
-    Sets,
-    caption_rows,
-    distribution_rows,
-    label_rows,
-    mean_row,
-    row,
-)
-from .report import real_image, write_pictures, write_report
-from .sampling import draw_samples, read_samples
+from .features import protocol_of
+from .likelihood_rows import bits_rows, classification_rows
+from .obedience import COMBINATIONS, UNSEEN, Asked, asked_of, obedience_rows
+from .questions import Sets, distribution_rows, mean_row
+from .reader import Reader, Samples
+from .report import write_pictures, write_report
+from .sampling import Plan, draw_samples, sample_folder, sample_key, weights_of
+
+_LEAST = 6  # samples, and training images: precision and recall look at the fifth neighbour
+_ALONE = 1000  # at most so many samples of each condition of a composite by itself
 
 
 def evaluate(config: EvaluationConfig) -> Report:
@@ -88,29 +82,19 @@ def _evaluate(
 ) -> Report:
     rng = np.random.default_rng(config.seed)
     train = np.sort(rng.permutation(data.train)[: config.num_real])
-    train_conditions, held_out_conditions = (_conditions(data, rows) for rows in (train, data.held_out))
-    # Conditions as often as in the data: in the order of a permutation, over and over.
-    order = rng.permutation(len(train))
-    by_kind = {"": [train_conditions[order[i % len(order)]] for i in range(config.num_samples)]}
-    if setting.has_captions:
-        by_kind |= _unseen_captions(config, data, held_out_conditions)
-    start, sampler = time.perf_counter(), config.sampler(pipe.adapter.conditioning)
-    for kind, conditions in by_kind.items():
-        draw_samples(pipe, conditions, _place(folder, kind), accelerator, seed=config.seed, settings=sampler)
-    sampling_sec = time.perf_counter() - start
+    _check_counts(config, train)
+    asked = asked_of(pipe.adapter, setting, data.id2label)
+    plans = {"": _plan(data, rng.permutation(train), config.num_samples)}
+    plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(asked, plans[""])
+    # ---- everything that can fail is tried before anything is sampled
+    loaded: list[Reader] = []
+    by_main_process(lambda: loaded.append(_tried(config, data, folder, accelerator)), accelerator.is_main_process)
+    # ---- sample
+    samples = _draw(config, accelerator, folder, pipe, plans)
     if not accelerator.is_main_process:
         return {}
-
-    read = _Reader(config, data, folder, accelerator.device)
-    samples = {kind: read.samples(_place(folder, kind), conditions) for kind, conditions in by_kind.items()}
-    sets = Sets(
-        fake=samples.pop(""),
-        train=read.real(train, train_conditions, "training images"),
-        held_out=read.real(data.held_out, held_out_conditions, "held-out images", scored=True),
-        unseen=samples,
-    )
-    rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
-    more, classes = _condition_rows(config, folder, pipe, setting, data, sets)
+    rows, pairs, classes = _measure(config, pipe, data, train, asked, loaded[0], samples)
+    # ---- write
     report = {
         "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "weights": weights,
@@ -119,45 +103,123 @@ def _evaluate(
         "num_train": len(train),
         "num_held_out": len(data.held_out),
         "feature_extractor": without_path(config.feature_extractor),
+        "protocol": protocol_of(loaded[0].extractor),
         "clip_model": without_path(config.clip_model),
-        "unseen_captions": _fingerprint(by_kind.get(COMBINATIONS)),
+        "unseen_captions": _fingerprint(plans.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
-        **_sampler(config, pipe, is_guided=any(condition is not None for condition in by_kind[""])),
-        "seconds_per_image": round(sampling_sec / sum(map(len, by_kind.values())), 4),
+        **_sampler(config, pipe, is_guided=any(condition is not None for condition in plans[""].drawn)),
         "device": str(accelerator.device),
         "data": data.dataset.fingerprint(),
-        "measures": rows + more,
+        "measures": rows,
         "classes": classes,
     }
     write_report(report, folder)
-    write_pictures(folder, _place(folder, ""), data, by_kind[""], train, pairs, classes)
+    write_pictures(folder, samples[""], data, train, pairs, classes)
     if not config.keep_samples:
-        _delete_samples(folder, by_kind)
+        _delete(samples.values())
     if folder.resolve().parent == Path(config.model).resolve():
         write_card(config.model)
     return report
 
 
-def _condition_rows(
+def _measure(
     config: EvaluationConfig,
-    folder: Path,
     pipe: ConditionalPipeline,
-    setting: Setting,
     data: TrainingData,
-    sets: Sets,
-) -> tuple[list[Row], Report]:
-    """Do samples show their conditions: rows, and the classes one by one; see `questions.label_rows`."""
-    rows: list[Row] = []
-    classes: Report = {}
-    if data.id2label:
-        rows, classes = label_rows(sets, data.id2label)
-        if config.classifier:
-            rows.append(_read_by_classifier(config, data, folder, sets, pipe.device))
-    elif setting.has_captions:
-        rows += caption_rows(sets, pipe)
+    train: np.ndarray,
+    asked: list[Asked],
+    read: Reader,
+    samples: dict[str, Samples],
+) -> tuple[list[Row], np.ndarray, Report]:
+    """All rows; for each sample the index into `train` of its nearest image; the classes one by one."""
+    parts = {kind: read.samples(one, f"samples {kind}".strip()) for kind, one in samples.items()}
+    sets = Sets(
+        fake=parts.pop(""),
+        train=read.real(train, _conditions(data, train), "training images"),
+        held_out=read.real(data.held_out, _conditions(data, data.held_out), "held-out images", scored=True),
+        more=parts,
+    )
+    rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
+    rows += bits_rows(config, pipe, data, train)
+    more, classes = obedience_rows(asked, sets, pipe)
+    rows += more
+    if config.classifier:
+        rows.append(_classifier_row(config, read, sets, samples[""]))
     if config.classify:
-        rows += _classified(config, pipe, data, sets.held_out.conditions)
-    return rows, classes
+        rows += classification_rows(config, pipe, data, sets.held_out.conditions)
+    return rows, pairs, classes
+
+
+def _check_counts(config: EvaluationConfig, train: np.ndarray) -> None:
+    """Raise ValueError where there are too few images for the measures."""
+    if config.num_samples < _LEAST:
+        raise ValueError(f"--num_samples {config.num_samples}: precision and recall need at least {_LEAST}")
+    if len(train) < _LEAST:
+        raise ValueError(f"{len(train)} training images: precision and recall need at least {_LEAST}")
+
+
+def _plan(data: TrainingData, rows: np.ndarray, count: int) -> Plan:
+    """Conditions and sizes as often as in the data: those of `rows`, over and over."""
+    sizes = None
+    if data.dataset.buckets is not None:
+        sizes = [data.dataset.size_of(int(data.dataset.usable[row])) for row in rows]
+    return Plan(_conditions(data, rows), count, sizes)
+
+
+def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, Plan]:
+    """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
+    seen, found = set(), {}
+    for i in data.train:
+        seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
+    new = [row for row, c in zip(data.held_out, _conditions(data, data.held_out), strict=True) if c and c not in seen]
+    first = {caption: row for row, caption in reversed(list(zip(new, _conditions(data, np.array(new)), strict=True)))}
+    if first:
+        found[UNSEEN] = _plan(data, np.sort(list(first.values())), min(len(first), config.num_samples))
+    if config.unseen_captions:
+        lines = [line.strip() for line in read_text(config.unseen_captions).splitlines() if line.strip()]
+        known = [line for line in lines if line in seen]
+        if known or not lines:
+            raise ValueError(
+                f"--unseen_captions {config.unseen_captions}: "
+                + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
+            )
+        found[COMBINATIONS] = Plan(lines, min(config.num_samples, max(256, len(lines))))
+    return found
+
+
+def _alone(asked: list[Asked], plan: Plan) -> dict[str, Plan]:
+    """Of a composite: samples that have one of the conditions and no other."""
+    found = {}
+    for each in asked if len(asked) > 1 else []:
+        rows = [i for i, raw in enumerate(plan.conditions) if each.read(raw) is not None]
+        if rows:
+            conditions: list[object] = [{each.name: plan.conditions[i][each.name]} for i in rows]
+            sizes = None if plan.sizes is None else [plan.sizes[i] for i in rows]
+            found[each.alone] = Plan(conditions, min(plan.count, _ALONE), sizes)
+    return found
+
+
+def _tried(config: EvaluationConfig, data: TrainingData, folder: Path, accelerator: Accelerator) -> Reader:
+    reader = Reader(config, data, folder, accelerator.device)
+    reader.try_out(folder)
+    return reader
+
+
+def _draw(
+    config: EvaluationConfig, accelerator: Accelerator, folder: Path, pipe: ConditionalPipeline, plans: dict[str, Plan]
+) -> dict[str, Samples]:
+    """Draw what is not there yet; `timing.json` says how long an image took, where one was drawn."""
+    settings, weights, start = config.sampler(pipe.adapter.conditioning), weights_of(pipe), time.perf_counter()
+    samples, num_drawn = {}, 0
+    for kind, plan in plans.items():
+        key = sample_key(pipe, plan, config.seed, settings, weights)
+        samples[kind] = Samples(sample_folder(folder, kind, key), plan)
+        num_drawn += draw_samples(pipe, plan, samples[kind].folder, accelerator, key, settings)
+    if accelerator.is_main_process and num_drawn:
+        seconds = (time.perf_counter() - start) / num_drawn
+        timing = {"seconds_per_image": round(seconds, 4), "num_processes": accelerator.num_processes}
+        write_json(folder / "timing.json", timing | {"device": str(accelerator.device)})
+    return samples
 
 
 def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: bool) -> Report:
@@ -186,115 +248,29 @@ def _evaluations_under(guider: BaseGuidance, num_steps: int) -> int:
     return count
 
 
-def _fingerprint(captions: list[str] | None) -> str | None:
-    return None if captions is None else hashlib.sha256("\n".join(captions).encode()).hexdigest()[:12]
+def _fingerprint(plan: Plan | None) -> str | None:
+    """Of captions from a file."""
+    return None if plan is None else hashlib.sha256("\n".join(map(str, plan.drawn)).encode()).hexdigest()[:12]
 
 
-def _place(folder: Path, kind: str) -> Path:
-    """Where samples are kept."""
-    return folder / "-".join(["samples", *kind.split()])
-
-
-def _delete_samples(folder: Path, kinds: Iterable[str]) -> None:
-    for kind in kinds:
-        for path in _place(folder, kind).iterdir():
+def _delete(samples: Iterable[Samples]) -> None:
+    for each in samples:
+        for path in each.folder.iterdir():
             path.unlink()
+        each.folder.rmdir()
 
 
-class _Reader:
-    """Images to what is measured of them."""
-
-    def __init__(self, config: EvaluationConfig, data: TrainingData, folder: Path, device: torch.device):
-        self.config, self.data, self.kept = config, data, Path(config.features_dir or folder)
-        self.extractor = load_extractor(config.feature_extractor, device)
-        self.clip = CLIPScore(config.clip_model, device) if config.clip_model else None
-
-    def samples(self, folder: Path, conditions: list[object]) -> Part:
-        what = folder.name.replace("-", " ")
-        features = extract(self.extractor, read_samples(folder), len(conditions), self.config.batch_size, what)
-        return Part(features, conditions, self._scores(read_samples(folder), conditions))
-
-    def real(self, rows: np.ndarray, conditions: list[object], what: str, scored: bool = False) -> Part:
-        """Kept, under what decides it: data, preprocessing, extractor."""
-        key = {
-            "data": self.data.dataset.fingerprint(),
-            "rows": rows.tolist(),
-            "resolution": self.data.dataset.resolution,
-            "extractor": self.config.feature_extractor,
-        }
-        features = cached(
-            self.kept,
-            key,
-            lambda: extract(self.extractor, self._images(rows), len(rows), self.config.batch_size, what),
-        )
-        if self.clip is None or not scored:
-            return Part(features, conditions)
-        key |= {"extractor": "CLIP score", "clip_model": self.config.clip_model, "captions": conditions}
-        return Part(features, conditions, cached(self.kept, key, lambda: self._scores(self._images(rows), conditions)))
-
-    def _images(self, rows: np.ndarray) -> Iterator[Image.Image]:
-        return (real_image(self.data, row) for row in rows)
-
-    def _scores(self, images: Iterable[Image.Image], conditions: list[object]) -> np.ndarray | None:
-        return None if self.clip is None else self.clip(images, conditions, self.config.batch_size)
-
-
-def _unseen_captions(
-    config: EvaluationConfig, data: TrainingData, held_out_conditions: list[str | None]
-) -> dict[str, list[str]]:
-    """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
-    seen = set()
-    for i in data.train:
-        seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
-    unseen = {UNSEEN: [c for c in dict.fromkeys(held_out_conditions) if c and c not in seen][: config.num_samples]}
-    if config.unseen_captions:
-        lines = read_text(config.unseen_captions).splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
-        known = [line for line in lines if line in seen]
-        if known or not lines:
-            raise ValueError(
-                f"--unseen_captions {config.unseen_captions}: "
-                + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
-            )
-        count = min(config.num_samples, max(256, len(lines)))
-        unseen[COMBINATIONS] = [lines[i % len(lines)] for i in range(count)]
-    return {kind: captions for kind, captions in unseen.items() if captions}
-
-
-def _read_by_classifier(
-    config: EvaluationConfig, data: TrainingData, folder: Path, sets: Sets, device: torch.device
-) -> Row:
+def _classifier_row(config: EvaluationConfig, read: Reader, sets: Sets, samples: Samples) -> Row:
     """Does it obey y, by a classifier of the user's; its ceiling is what it makes of held-out images."""
-    classifier = load_classifier(config.classifier, data.id2label, device)
 
-    def right(images: Iterable[Image.Image], part: Part) -> np.ndarray:
-        read = extract(classifier, images, len(part.conditions), config.batch_size, f"{config.classifier}'s view")[:, 0]
-        known = np.array([c is not None for c in part.conditions], dtype=bool)
-        return (read[known] == np.array(part.known.conditions)).astype(float)
+    def right(read_classes: np.ndarray, conditions: list[object]) -> np.ndarray:
+        known = np.array([c is not None for c in conditions], dtype=bool)
+        return (read_classes[known] == np.array([c for c in conditions if c is not None])).astype(float)
 
-    fake = right(read_samples(_place(folder, "")), sets.fake)
-    real = right((real_image(data, i) for i in data.held_out), sets.held_out)
-    return mean_row("obeys y?", f"class read right by {config.classifier}", fake, real.mean())
-
-
-def _classified(
-    config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[object]
-) -> list[Row]:
-    """What the model makes of held-out images as a classifier: how often it is right, and as sure as it should be."""
-    known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
-    images = [real_image(data, data.held_out[i]) for i in known]
-    classes = list(data.id2label)
-    result = pipe.classify(images, classes, seed=config.seed)
-    right = np.array([classes[best] == conditions[i] for best, i in zip(result.best, known, strict=True)], dtype=float)
-    sure = result.probabilities.max(dim=1).values.numpy()
-    return [
-        mean_row("obeys y?", "held-out images classified right", right),
-        row(
-            *("obeys y?", "calibration error of that", m.calibration_error(sure, right)),
-            m.interval_of(m.calibration_error, sure, right),
-            better="lower",
-        ),
-    ]
+    fake = right(read.classes(samples.images(), samples.plan.count), sets.fake.conditions)
+    real = right(read.real_classes(), sets.held_out.conditions)
+    ceiling = float(real.mean()) if len(real) else None
+    return mean_row("obeys y?", f"class read right by {without_path(config.classifier)}", fake, ceiling)
 
 
 def _conditions(data: TrainingData, rows: np.ndarray) -> list[object]:

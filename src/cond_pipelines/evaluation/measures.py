@@ -3,7 +3,6 @@
     alike?      frechet_distance, kernel_distance, precision, density
     all of it?  recall, coverage
     new?        nearest
-    obeys?      Probe (labels), retrieval (captions)
 
 No matrix of all pairs is ever in memory: distances are made in blocks.
 """
@@ -132,6 +131,27 @@ def radius(features: np.ndarray, k: int = 5) -> Tensor:
     return distances[:, -1]
 
 
+@dataclass
+class _Covered:
+    """By how many samples each real image is covered, and the sum of their numbers: where it is one, its number."""
+
+    count: Tensor  # (R,) int64
+    numbers: Tensor  # (R,) int64
+
+    @classmethod
+    def none(cls, num_real: int) -> "_Covered":
+        return cls(torch.zeros(num_real, dtype=torch.int64), torch.zeros(num_real, dtype=torch.int64))
+
+    def add(self, rows: slice, covers: Tensor, first: int) -> None:
+        """`covers` (rows, columns) bool, of samples from number `first` on."""
+        self.count[rows] += covers.sum(dim=1)
+        self.numbers[rows] += (covers * torch.arange(first, first + covers.shape[1])).sum(dim=1)
+
+    def alone(self, num_fake: int) -> Tensor:
+        """The share of real images that each sample covers and no other does: (F,)."""
+        return torch.bincount(self.numbers[self.count == 1], minlength=num_fake) / len(self.count)
+
+
 def manifolds(
     real: np.ndarray, fake: np.ndarray, k: int = 5, real_radius: Tensor | None = None
 ) -> dict[str, np.ndarray]:
@@ -142,7 +162,8 @@ def manifolds(
 
     Returns:
         For each name one value an image: of `fake` for precision and density, of `real` for recall and coverage. Their
-        means are the measures.
+        means are the measures. "recall by" and "coverage by": of each of `fake`, the share of `real` that would not
+        count without it; see `interval_of_share`.
 
     Raises:
         ValueError: no more than `k` images in one of the sets.
@@ -152,14 +173,20 @@ def manifolds(
     real_radius = radius(real, k) if real_radius is None else real_radius  # (R,)
     fake_radius = radius(fake, k)  # (F,)
     inside = torch.zeros(len(fake))  # balls of real images that a fake one lies in
-    recall, coverage = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    recall, coverage = _Covered.none(len(real)), _Covered.none(len(real))
     for i, j, block in _blocks(real, fake):
         rows, columns = slice(i, i + block.shape[0]), slice(j, j + block.shape[1])
         in_real = block <= real_radius[rows, None]
         inside[columns] += in_real.sum(dim=0)
-        coverage[rows] |= in_real.any(dim=1)
-        recall[rows] |= (block <= fake_radius[None, columns]).any(dim=1)
-    values = {"precision": inside > 0, "density": inside / k, "recall": recall, "coverage": coverage}
+        coverage.add(rows, in_real, j)
+        recall.add(rows, block <= fake_radius[None, columns], j)
+    values = {
+        "precision": inside > 0,
+        "density": inside / k,
+        "recall": recall.count > 0,
+        "coverage": coverage.count > 0,
+    }
+    values |= {"recall by": recall.alone(len(fake)), "coverage by": coverage.alone(len(fake))}
     return {name: value.double().numpy() for name, value in values.items()}
 
 
@@ -175,98 +202,17 @@ def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[n
     return distances[:, 0] < threshold, indices[:, 0], threshold
 
 
-class Probe:
-    """A linear classifier on features: logistic regression by scikit-learn.
-
-    Example:
-        >>> probe = Probe(train_features, train_labels)
-        >>> probe(fake_features) == labels
-    """
-
-    def __init__(self, features: np.ndarray, labels: np.ndarray, most: int = 20_000, seed: int = 0):
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        rows = np.random.default_rng(seed).permutation(len(features))[:most]
-        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        self.model.fit(features[rows], labels[rows])
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Labels (N,)."""
-        return self.model.predict(features)
-
-
-def confusion(conditions: np.ndarray, read: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often each class was the condition (rows) and was read in the sample (columns): (K, K) int."""
-    from sklearn.metrics import confusion_matrix
-
-    counts: np.ndarray = confusion_matrix(conditions, read, labels=range(num_classes))
-    return counts
-
-
-def imbalance(read: np.ndarray, frequency: np.ndarray) -> float:
-    """Total variation distance between the classes read in samples (N,) and their `frequency` (K,) in the data.
-
-    0: as often as in the data; 0.1: one sample in ten would have to be of another class.
-    """
-    shares = np.bincount(read, minlength=len(frequency)) / len(read)
-    return float(np.abs(shares - frequency).sum() / 2)
-
-
-class Retrieval:
-    """How well images go with their captions, through a ridge map from image features to text embeddings.
-
-    Args:
-        images, texts: (N, D) and (N, E) features of real pairs.
-
-    Example:
-        >>> retrieval = Retrieval(train_images, train_texts)
-        >>> retrieval(fake_images, their_texts)["r_at_1"]
-    """
-
-    def __init__(self, images: np.ndarray, texts: np.ndarray):
-        from sklearn.linear_model import RidgeCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        self.centre = texts.mean(axis=0)
-        self.model = make_pipeline(StandardScaler(), RidgeCV(alphas=(1e-1, 1e1, 1e3)))
-        self.model.fit(images, texts - self.centre)
-
-    def __call__(
-        self, images: np.ndarray, texts: np.ndarray, pool: np.ndarray | None = None, choices: int = 100, seed: int = 0
-    ) -> dict[str, np.ndarray]:
-        """One value an image: r_at_1, r_at_5 among `choices` different captions; auc, matched against shuffled.
-
-        Args:
-            pool: (P, E) captions from which the other choices are drawn; default: `texts`.
-        """
-        mapped = _unit(self.model.predict(images))  # (N, E)
-        own_texts = _unit(texts - self.centre)  # (N, E)
-        others = own_texts if pool is None else _unit(pool - self.centre)  # (P, E)
-        known, which = np.unique(np.concatenate([own_texts, others]).round(5), axis=0, return_inverse=True)  # (K, E)
-        which, rng = which.reshape(-1)[: len(own_texts)], np.random.default_rng(seed)
-        own = (mapped * own_texts).sum(axis=1)  # (N,)
-        ranks, wins = np.zeros(len(images)), np.zeros(len(images))
-        for i in range(len(images)):
-            wrong = np.flatnonzero(np.arange(len(known)) != which[i])
-            wrong = rng.permutation(wrong)[: choices - 1]
-            similar = known[wrong] @ mapped[i]  # (choices - 1,)
-            ranks[i] = (similar > own[i] + 1e-6).sum()
-            wins[i] = (similar < own[i] - 1e-6).mean() if len(wrong) else 0.5
-        return {"r_at_1": (ranks < 1).astype(float), "r_at_5": (ranks < 5).astype(float), "auc": wins}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8)
-
-
 # ----------------------------------------------------------------------------------------------------- how sure
 def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of one value an image (Efron 1979)."""
-    from scipy.stats import bootstrap
+    """95 % interval of the mean of one value an image: Wilson's (1927) of 0 and 1, else a bootstrap's (Efron 1979).
 
+    The bootstrap of a share near 0 or 1 is too narrow, and of none or all it has no width.
+    """
+    from scipy.stats import binomtest, bootstrap
+
+    if np.isin(values, (0, 1)).all():
+        ends = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
+        return float(ends.low), float(ends.high)
     if len(values) == 1:  # scipy refuses it
         return float(values[0]), float(values[0])
     options = {"n_resamples": resamples, "batch": max(1, 10**6 // len(values)), "rng": np.random.default_rng(seed)}
@@ -275,9 +221,14 @@ def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -
 
 
 def interval_of(
-    statistic: Callable[..., float], *values: np.ndarray, resamples: int = 300, seed: int = 0
+    statistic: Callable[..., float],
+    *values: np.ndarray,
+    resamples: int = 300,
+    seed: int = 0,
+    low: float = 0.0,
+    high: float = np.inf,
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of any statistic of values an image, none below 0.
+    """95 % bootstrap interval of any statistic of values an image, within its range from `low` to `high`.
 
     Its spread is the bootstrap's, its centre the statistic itself, since distances grow when values are drawn twice:
     scipy.stats.bootstrap has no such interval.
@@ -285,8 +236,19 @@ def interval_of(
     rng, count = np.random.default_rng(seed), len(values[0])
     drawn = (rng.integers(count, size=count) for _ in range(resamples))
     resampled = np.array([statistic(*(v[rows] for v in values)) for rows in drawn])
-    low, high = np.quantile(resampled - resampled.mean() + statistic(*values), [0.025, 0.975])
-    return max(0.0, float(low)), float(high)
+    ends = np.nanquantile(resampled - np.nanmean(resampled) + statistic(*values), [0.025, 0.975])
+    first, last = np.clip(ends, low, high).tolist()
+    return first, last
+
+
+def interval_of_share(share: float, alone: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the share of real images that samples cover: the jackknife over samples (Tukey 1958).
+
+    Args:
+        alone: (F,), by how much the share falls without each sample.
+    """
+    error = float(np.sqrt(len(alone) * alone.var()))
+    return max(0.0, share - 1.96 * error), min(1.0, share + 1.96 * error)
 
 
 def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]:
@@ -308,18 +270,3 @@ def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]
     low, high = interval_of_mean((influence - influence.mean()).numpy())
     distance = frechet_distance(a, real)
     return max(0.0, distance + low), distance + high
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, Eq. 3).
-
-    0 where answers of confidence 0.8 are right in 80 % of the cases.
-
-    torchmetrics' BinaryCalibrationError gives the same number (a test compares); three lines are no reason to need it.
-
-    Args:
-        confidence: (N,) probabilities of the chosen class. correct: (N,) 1 where it was right, otherwise 0.
-    """
-    part = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = [abs(correct[part == b].sum() - confidence[part == b].sum()) for b in range(num_bins)]
-    return float(sum(gaps) / len(confidence))

@@ -1,52 +1,69 @@
 """What an evaluation shows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..files import whole_file
 from ..pictures import image_grid, short_title
 
+_MOST_NUMBERS = 20  # classes, of which a confusion matrix shows every count
+
+
+def of_one_size(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Images of any shapes on white of one size, each as large as it is."""
+    size = tuple(max(sides) for sides in zip(*(image.size for image in images), strict=True))
+    if all(image.size == size for image in images):
+        return list(images)
+    return [ImageOps.pad(image.convert("RGB"), size, Image.Resampling.BICUBIC, "white") for image in images]
+
 
 def samples_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
     """The first 64 samples, with their conditions."""
-    return image_grid(images[:64], columns=8, captions=names[:64] if names else None)
+    return image_grid(of_one_size(images[:64]), columns=8, captions=names[:64] if names else None)
 
 
 def nearest_sheet(images: list[Image.Image], neighbours: list[Image.Image]) -> Image.Image:
     """Pairs: a sample, and the training image nearest to it."""
     pairs = [image for pair in zip(images, neighbours, strict=True) for image in pair][:64]
-    return image_grid(pairs, columns=8, captions=["sample", "nearest"] * (len(pairs) // 2))
+    return image_grid(of_one_size(pairs), columns=8, captions=["sample", "nearest"] * (len(pairs) // 2))
 
 
 def per_class_sheet(
     images: list[Image.Image], labels: list[object], id2label: dict[int, str], each: int = 10
 ) -> Image.Image:
-    """A row for each class, of the samples that there are of it."""
-    blank = Image.new(images[0].mode, images[0].size)
-    shown, names = [], []
+    """A row for each class, which is its title, of the samples that there are of it."""
+    images = of_one_size(images)
+    shown: list[Image.Image | None] = []
+    names = []
     for i, name in list(id2label.items())[:40]:
-        row = [image for image, label in zip(images, labels, strict=False) if label == i][:each]
-        shown += row + [blank] * (each - len(row))
-        names += [name] * each
-    return image_grid(shown, columns=each, captions=names)
+        mine = [label == i or (isinstance(label, tuple) and i in label) for label in labels[: len(images)]]
+        row = [image for image, is_mine in zip(images, mine, strict=True) if is_mine][:each]
+        shown += [*row, *[None] * (each - len(row))]
+        names.append(name)
+    return image_grid(shown, columns=each, row_titles=names)
 
 
 def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
-    """The conditions (rows) against what was read (columns), as shares of a row."""
+    """The conditions (rows) against what was read (columns), as shares of a row; the counts, of up to 20 classes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    side = min(12.0, 2.5 + 0.3 * len(names))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, 2.5 + 0.45 * len(names))
     figure = Figure(figsize=(side, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
-    axes.set(xlabel="read", ylabel="asked for")
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="class that a linear probe reads", ylabel="class that was the condition")
     if len(names) <= 40:
         shown = [short_title(name) for name in names]
         axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False)
         axes.set_yticks(range(len(names)), shown, parse_math=False)
+    for row, column in np.argwhere(counts) if len(names) <= _MOST_NUMBERS else []:
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")

@@ -4,15 +4,16 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from ..data.labels import condition_name
 from ..data.load import TrainingData
 from ..files import write_json, write_text
 from ..provenance import save_picture
 from ..sharing.escaping import markdown_text, table_cell
 from .config import Report
 from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
-from .sampling import read_samples, to_image
+from .reader import Samples, real_image
+from .sampling import to_image
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -21,8 +22,9 @@ def write_report(report: Report, folder: Path) -> None:
     lines = [
         f"# Evaluation of {markdown_text(report['model'])}\n",
         f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
-        f"{report['num_held_out']:,} held-out ones, features of {markdown_text(report['feature_extractor'])}, "
-        f"{report['num_inference_steps']} steps, guidance scale {report['guidance_scale']}.\n",
+        f"{report['num_held_out']:,} held-out ones, {report['num_inference_steps']} steps, guidance scale "
+        f"{report['guidance_scale']}. Features of {markdown_text(report['feature_extractor'])}: "
+        f"{markdown_text(report['protocol'])}.\n",
         "| question | measure | samples | 95 % interval | held-out real images | better |",
         "|---|---|---|---|---|---|",
     ]
@@ -30,7 +32,7 @@ def write_report(report: Report, folder: Path) -> None:
         interval = "" if row["interval"] is None else f"{row['interval'][0]} to {row['interval'][1]}"
         real = "" if row["real"] is None else row["real"]
         cells = [row["question"], row["name"], row["value"], interval, real, row["better"]]
-        lines.append(f"| {' | '.join(map(table_cell, cells))} |")
+        lines.append(_table_line(cells))
     lines += _class_lines(report["classes"])
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 
@@ -38,6 +40,10 @@ def write_report(report: Report, folder: Path) -> None:
 def _class_lines(classes: Report) -> list[str]:
     if not classes:
         return []
+    if "auc" in classes:
+        lines = ["", "| label | samples with it | AUC | AUC of held-out images |", "|---" * 4 + "|"]
+        columns = [classes[name] for name in ("names", "samples", "auc", "auc_real")]
+        return lines + [_table_line(["" if x is None else x for x in cells]) for cells in zip(*columns, strict=True)]
     lines = ["", "| class | samples | read right | most often taken for | Frechet distance | kernel distance |"]
     lines.append("|---" * 6 + "|")
     for i, name in enumerate(classes["names"]):
@@ -45,39 +51,31 @@ def _class_lines(classes: Report) -> list[str]:
         wrong = np.where(np.arange(len(counts)) == i, 0, counts)
         other = f"{classes['names'][wrong.argmax()]} ({wrong.max()})" if wrong.max() else ""
         distances = [classes[k][i] for k in ("frechet_distance", "kernel_distance")]
-        cells = [name, counts.sum(), counts[i], other, *("" if d is None else d for d in distances)]
-        lines.append("| " + " | ".join(map(table_cell, cells)) + " |")
+        lines.append(_table_line([name, counts.sum(), counts[i], other, *("" if d is None else d for d in distances)]))
     return lines
 
 
+def _table_line(cells: list[object]) -> str:
+    return "| " + " | ".join(map(table_cell, cells)) + " |"
+
+
 def write_pictures(
-    folder: Path,
-    samples: Path,
-    data: TrainingData,
-    conditions: list[object],
-    train: np.ndarray,
-    pairs: np.ndarray,
-    classes: Report,
+    folder: Path, samples: Samples, data: TrainingData, train: np.ndarray, pairs: np.ndarray, classes: Report
 ) -> None:
     """samples.png, nearest.png, and with classes per_class.png and confusion.png.
 
     Args:
-        samples: the folder of the samples; conditions: of each.
         train: rows of the training images; pairs: for each sample the index into them of its nearest.
-        classes: as `questions.label_rows` gives it.
+        classes: as `obedience.obedience_rows` gives it.
     """
-    images = list(itertools.islice(read_samples(samples), 512))
-    id2label: dict[object, str] = {i: name for i, name in (data.id2label or {}).items()}  # noqa: C416 (types)
-    names = [str(id2label.get(c, c)) for c in conditions]
-    save_picture(samples_sheet(images, names if conditions[0] is not None else None), folder / "samples.png")
+    images = [to_image(array) for array in itertools.islice(samples.images(), 512)]
+    conditions, id2label = samples.plan.drawn, data.id2label or {}
+    names = [condition_name(condition, id2label) for condition in conditions[: len(images)]]
+    has_conditions = data.dataset.columns.condition is not None
+    save_picture(samples_sheet(images, names if has_conditions else None), folder / "samples.png")
     nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])
     save_picture(nearest, folder / "nearest.png")
-    if data.id2label:
-        save_picture(per_class_sheet(images, conditions, data.id2label), folder / "per_class.png")
-    if classes:
+    if id2label and any(condition is not None for condition in conditions[: len(images)]):
+        save_picture(per_class_sheet(images, conditions, id2label), folder / "per_class.png")
+    if "confusion" in classes:
         confusion_plot(np.array(classes["confusion"]), classes["names"], folder / "confusion.png")
-
-
-def real_image(data: TrainingData, row: int) -> Image.Image:
-    """As it is trained on, not flipped."""
-    return to_image(data.dataset[0, int(row)].pixels)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,78 +14,139 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..console import say
-from ..errors import read_json
 from ..files import load_array, own_seal, save_array, write_json
+from ..networks.denoiser import unwrapped
 from ..pipelines.conditional import ConditionalPipeline
 
-_PART = 64  # images of a file
+# Images of a file and of a batch. A batch is always full: a sample is rounded alike however many are wanted.
+_PART = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn: sample i has the condition and the size of row i modulo their number, for any i.
+
+    Args:
+        conditions: at least one.
+        count: of samples.
+        sizes: (height, width) in px of each condition's image; None: the model's own size.
+    """
+
+    conditions: list[object]
+    count: int
+    sizes: list[tuple[int, int]] | None = None
+
+    def condition(self, i: int) -> object:
+        """Of sample i."""
+        return self.conditions[i % len(self.conditions)]
+
+    @property
+    def drawn(self) -> list[object]:
+        """The conditions of the samples, in order."""
+        return [self.condition(i) for i in range(self.count)]
+
+    def size(self, i: int) -> tuple[int, int] | None:
+        """Of sample i."""
+        return None if self.sizes is None else self.sizes[i % len(self.conditions)]
+
+    @property
+    def by_size(self) -> dict[tuple[int, int] | None, np.ndarray]:
+        """The rows of each size, in order."""
+        sizes = [self.size(i) for i in range(len(self.conditions))]
+        return {size: np.array([i for i, s in enumerate(sizes) if s == size]) for size in dict.fromkeys(sizes)}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One file: samples of one size."""
+
+    name: str
+    size: tuple[int, int] | None
+    samples: list[int]  # their numbers
+
+
+def _batches(plan: Plan) -> list[_Batch]:
+    """All files of a plan. The last of a size is full too, with samples beyond `plan.count`."""
+    found, cycle = [], len(plan.conditions)
+    for size, rows in plan.by_size.items():
+        whole, rest = divmod(plan.count, cycle)
+        count = whole * len(rows) + int((rows < rest).sum())
+        for start in range(0, count, _PART):
+            samples = [int(rows[j % len(rows)]) + j // len(rows) * cycle for j in range(start, start + _PART)]
+            found.append(_Batch(_file_name(size, start // _PART), size, samples))
+    return found
+
+
+def _file_name(size: tuple[int, int] | None, number: int) -> str:
+    return ("" if size is None else f"{size[0]}x{size[1]}-") + f"{number:05d}.npy"
 
 
 def draw_samples(
     pipe: ConditionalPipeline,
-    conditions: list[object],
+    plan: Plan,
     folder: Path,
     accelerator: Accelerator,
-    *,
-    seed: int = 0,
+    key: dict[str, object],
     settings: dict[str, object] | None = None,
-) -> None:
-    """Write an image for each condition into `folder`, as parts of 64; parts that are there are kept.
+) -> int:
+    """Write the samples of `plan` into `folder`, as files of 32; those that are there are kept.
 
-    Image i comes from the seed `seed * 10**9 + i` and its own condition, so neither the number of processes nor where a
-    run was cut off changes it.
+    Image i comes from the seed `key["seed"] * 10**9 + i` and its own condition and size, so neither the number of
+    processes nor where a run was cut off changes it, nor how many images are drawn.
 
     Args:
-        settings: of the call: guidance_scale, num_inference_steps, height, ...
+        folder: see `sample_folder`.
+        key: see `sample_key`; files of another key are drawn again.
+        settings: of the call: guidance_scale, num_inference_steps, ...
 
-    Raises:
-        ValueError: `folder` holds samples of another model, seed, settings or conditions.
+    Returns:
+        How many were drawn, by all processes: 0 where all were there.
     """
-    settings = settings or {}
-    key = {"seed": seed, "settings": settings, "count": len(conditions), "conditions": str(conditions[:1000])}
-    key |= {"model": weights_of(pipe), "sampler": sampler_of(pipe, settings)}
-    seal = own_seal(key)
-    names = [f"{i:05d}.npy" for i in range(-(-len(conditions) // _PART))]
     if accelerator.is_main_process:
-        _check_key(folder, key)
-        for path in folder.glob("[0-9]*.npy"):
-            if path.name not in names:
-                path.unlink()  # would be read as one more part
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "key.json", key)
     accelerator.wait_for_everyone()
-    missing = [i for i, name in enumerate(names) if not _is_there(folder / name, seal)]
+    missing = [b for b in _batches(plan) if not _is_there(folder / b.name, own_seal(key | {"file": b.name}))]
     accelerator.wait_for_everyone()  # all have looked before one writes
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     pipe.set_progress_bar_config(disable=True)
-    for part in tqdm(mine, desc=f"Sampling, {_PART} images each", disable=not accelerator.is_local_main_process):
-        first = part * _PART
-        batch = conditions[first : first + _PART]
-        generators = [torch.Generator().manual_seed(seed * 10**9 + first + i) for i in range(len(batch))]
-        with torch.no_grad():
-            images = pipe.sample(batch, generator=generators, output_type="np", **settings).images
-        # (64, H, W, C) in [0, 1]
-        save_array(folder / f"{part:05d}.npy", (images * 255).round().astype(np.uint8), seal)
+    top, dtype = (65535, np.uint16) if pipe.config.value_range else (255, np.uint8)
+    for batch in tqdm(mine, desc=f"Sampling, {_PART} images each", disable=not accelerator.is_local_main_process):
+        generators = [torch.Generator().manual_seed(int(str(key["seed"])) * 10**9 + i) for i in batch.samples]
+        size = {} if batch.size is None else {"height": batch.size[0], "width": batch.size[1]}
+        conditions = [plan.condition(i) for i in batch.samples]
+        images = pipe.sample(conditions, generator=generators, output_type="np", **size, **(settings or {})).images
+        # (32, H, W, C) in [0, 1]
+        save_array(folder / batch.name, (images * top).round().astype(dtype), own_seal(key | {"file": batch.name}))
     accelerator.wait_for_everyone()
+    return len(missing) * _PART
 
 
-def _check_key(folder: Path, key: dict[str, object]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "key.json"
-    before = json.loads(json.dumps(key))
-    if path.is_file():
-        try:
-            before = read_json(path)
-        except ValueError as error:  # nothing says whose samples these are
-            say(f"warning: {path} is damaged ({error}): the samples are drawn again")
-            for part in folder.glob("[0-9]*.npy"):
-                part.unlink()
-    for name, value in json.loads(json.dumps(key)).items():
-        if before.get(name) != value:
-            raise ValueError(f"{folder} holds samples of another {name}: delete it, or name another --output_dir")
-    write_json(path, key)
+def sample_folder(folder: Path, kind: str, key: dict[str, object]) -> Path:
+    """Where the samples of a key are kept: another model or another setting gets another folder, and loses nothing."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return folder / "-".join(["samples", *kind.split()]) / digest
+
+
+def sample_key(
+    pipe: ConditionalPipeline, plan: Plan, seed: int = 0, settings: dict[str, object] | None = None, weights: str = ""
+) -> dict[str, object]:
+    """All that decides what sample i is. It does not depend on how many there are.
+
+    Args:
+        weights: `weights_of(pipe)`, where it is known.
+    """
+    conditions = json.dumps([plan.conditions, plan.sizes], default=lambda x: np.asarray(x).tolist())
+    return {
+        "seed": seed,
+        "weights": weights or weights_of(pipe),
+        "sampler": sampler_of(pipe, settings or {}),
+        "conditions": hashlib.sha256(conditions.encode("utf-8", "backslashreplace")).hexdigest()[:16],
+    }
 
 
 def _is_there(path: Path, seal: bytes) -> bool:
-    """Whether a part was drawn here with the same weights, scheduler and settings; a damaged one was not."""
+    """Whether a file was drawn here with the same weights, scheduler and settings; a damaged one was not."""
     try:
         load_array(path, seal)
     except FileNotFoundError:
@@ -96,32 +158,74 @@ def _is_there(path: Path, seal: bytes) -> bool:
 
 
 def weights_of(pipe: ConditionalPipeline) -> str:
-    """A hash of all weights."""
+    """A hash of every weight and every configuration of what draws: networks, adapter, text encoder, VAE, guide."""
     digest = hashlib.sha256()
     for name, module in sorted(pipe.components.items()):
-        for key, value in sorted(module.state_dict().items()) if isinstance(module, nn.Module) else []:
+        if not isinstance(module, nn.Module):
+            continue
+        digest.update(f"{name} {_config_of(module)}\n".encode("utf-8", "backslashreplace"))
+        for key, value in sorted(module.state_dict().items()):
             digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
+def _config_of(module: nn.Module) -> str:
+    """Without what depends on where the model lies or which version read it."""
+    config = getattr(unwrapped(module), "config", {})
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    left = ("_diffusers_version", "_name_or_path", "transformers_version")
+    return json.dumps({k: v for k, v in config.items() if k not in left}, sort_keys=True, default=str)
+
+
 def sampler_of(pipe: ConditionalPipeline, settings: dict[str, object]) -> dict[str, object]:
-    """The scheduler, and the pipeline's defaults for what `settings` do not say."""
-    of_settings = [f"default_{name}" for name in settings]
-    defaults = {k: v for k, v in pipe.config.items() if k.startswith("default_") and k not in of_settings}
-    values = defaults | {"scheduler": type(pipe.scheduler).__name__} | dict(pipe.scheduler.config)
-    if pipe.guider is not None and "guidance_scale" not in settings:
-        values["guider"] = pipe.guider.to_json_string()
-    return {name: str(value) for name, value in values.items() if name != "_diffusers_version"}
+    """What a call with `settings` resolves to: steps, guidance, scheduler, objective, type of the numbers."""
+    config = {k: v for k, v in pipe.scheduler.config.items() if k != "_diffusers_version"}
+    resolved = {
+        name: pipe.config[f"default_{name}"] if settings.get(name) is None else settings[name]
+        for name in ("num_inference_steps", "guidance_scale")
+    }
+    if pipe.guider is not None and settings.get("guidance_scale") is None:
+        resolved["guidance_scale"] = pipe.guider.to_json_string()
+    resolved |= {name: value for name, value in settings.items() if value is not None and name not in resolved}
+    resolved |= {"scheduler": {"class": type(pipe.scheduler).__name__} | config}
+    resolved |= {"objective": pipe.config.objective, "dtype": unwrapped(pipe.unet).dtype}
+    values: dict[str, object] = json.loads(json.dumps(resolved, default=str, sort_keys=True))
+    return values
 
 
-def read_samples(folder: Path) -> Iterator[Image.Image]:
-    """The images, in order."""
-    for path in sorted(folder.glob("[0-9]*.npy")):
-        for array in load_array(path):
-            yield to_image(array)
+def read_samples(folder: Path, plan: Plan) -> Iterator[np.ndarray]:
+    """The samples of a plan in order, (H, W, C) uint8, or uint16 of a model with a range of values of its own."""
+    of_size = {size: _of_size(folder, size) for size in plan.by_size}
+    for i in range(plan.count):
+        yield next(of_size[plan.size(i)])
 
 
-def to_image(array: np.ndarray) -> Image.Image:
-    """(H, W, C) uint8 to an image."""
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+def _of_size(folder: Path, size: tuple[int, int] | None) -> Iterator[np.ndarray]:
+    number = 0
+    while True:
+        yield from load_array(folder / _file_name(size, number))
+        number += 1
+
+
+def num_views(channels: int) -> int:
+    """Pictures that show all channels: one of gray, RGB and RGBA; otherwise each has three channels."""
+    return 1 if channels in (1, 3, 4) else -(-channels // 3)
+
+
+def to_image(array: np.ndarray, view: int = 0) -> Image.Image:
+    """Pixels (H, W, C) to a picture of 8 bits.
+
+    Args:
+        array: uint8; uint16, all of its range; or float32 in [-1, 1].
+        view: of images that are neither gray nor RGB nor RGBA, which three channels: see `num_views`. The last channel
+            is repeated where there are fewer.
+    """
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        array = ((array + 1) * 127.5).round().astype(np.uint8)
+    channels = array.shape[-1]
+    if channels not in (1, 3, 4):
+        array = array[..., [min(3 * view + i, channels - 1) for i in range(3)]]
+    return Image.fromarray(array[..., 0] if channels == 1 else np.ascontiguousarray(array))

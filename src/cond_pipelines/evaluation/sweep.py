@@ -11,6 +11,7 @@ from ..files import whole_file, write_json, write_text
 from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report
 from .evaluate import evaluate, output_folder
+from .questions import MEASURES, is_measure
 
 _SWEPT = {"guidance_scale": float, "guide.scale": float, "num_inference_steps": int}
 _FIELDS = {"guide.scale": "guide_scale"}  # of a configuration and a report, where the name is another
@@ -44,6 +45,8 @@ def sweep(config: EvaluationConfig) -> list[Report]:
         raise ValueError(f"--write_best needs a folder, and {config.model} is none")
     if config.write_best and {"guidance_scale", "guide.scale"} <= set(grid):
         raise ValueError("--write_best saves one scale: sweep guidance_scale or guide.scale")
+    if config.write_best and not is_measure(config.write_best):
+        raise ValueError(f"--write_best {config.write_best!r} is no measure: {', '.join(MEASURES)}, or one of a report")
     folder = output_folder(config)
     reports = []
     for values in itertools.product(*grid.values()):
@@ -53,6 +56,8 @@ def sweep(config: EvaluationConfig) -> list[Report]:
         fields = {_FIELDS.get(key, key): value for key, value in setting.items()}
         one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
         reports.append(evaluate(replace(one, features_dir=str(folder))))
+        if config.write_best and reports[0]:
+            _check_measure(reports[0], config.write_best)  # after the first setting, not after the last one
     if not reports[0]:  # a process that is not the main one
         return reports
     write_json(folder / "sweep.json", reports)
@@ -66,8 +71,7 @@ def sweep(config: EvaluationConfig) -> list[Report]:
 def write_best(model: Path, reports: list[Report], measure: str, names: list[str]) -> dict[str, float]:
     """Make the setting that is best by a measure the pipeline's default; returns it."""
     rows = [{row["name"]: row for row in report["measures"]} for report in reports]
-    if measure not in rows[0]:
-        raise ValueError(f"--write_best {measure!r} is not one of {', '.join(rows[0])}")
+    _check_measure(reports[0], measure)
     sign = 1 if rows[0][measure]["better"] == "lower" else -1
     best = min(range(len(reports)), key=lambda i: sign * rows[i][measure]["value"])
     index_file = model / "model_index.json"
@@ -79,6 +83,13 @@ def write_best(model: Path, reports: list[Report], measure: str, names: list[str
     best_values = ", ".join(f"{k} {v:g}" for k, v in chosen.items())
     say(f"best by {measure}: {best_values}, now the default of {model}", sys.stdout)
     return chosen
+
+
+def _check_measure(report: Report, measure: str) -> None:
+    """Raise ValueError for a measure that a report has not."""
+    names = [row["name"] for row in report["measures"]]
+    if measure not in names:
+        raise ValueError(f"--write_best {measure!r} is not one of {', '.join(names)}")
 
 
 def table(reports: list[Report]) -> str:

@@ -244,6 +244,9 @@ def to_stable_diffusion(pipe: ConditionalPipeline) -> DiffusionPipeline:
         refuse("it needs an AutoencoderKL without shift_factor")
     if not hasattr(scheduler, "scale_model_input"):
         refuse(f"it cannot use {type(scheduler).__name__}, nor any other flow-matching scheduler")
+    for name in ("guide", "guider"):
+        if pipe.components.get(name) is not None:
+            refuse(f"that has no {name}")
     for name, value in (("steps_offset", 1), ("clip_sample", False)):
         if scheduler.config.get(name, value) != value:
             refuse(f"it would change the scheduler's {name}={scheduler.config[name]} to {value}")

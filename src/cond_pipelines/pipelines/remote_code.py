@@ -19,6 +19,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,21 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     ) -> Tensor:
         """The variational bound on -log2 p(image) a pixel value, (N,); see `evaluation.likelihood`."""
         return self._installed("evaluation.likelihood").bits_per_dim(self, images, conditions, **kwargs)
+
+    def grid(
+        self, rows: Sequence[object] = (None,), columns: dict[str, Sequence[object]] | None = None, **kwargs: Any
+    ) -> "Image":
+        """One picture, a row for each condition and a column for each setting; see `cond_pipelines.sample_grid`.
+
+        Example:
+            >>> pipe.grid(rows=["circle", "ring"], columns={"guidance_scale": [1, 2, 4]}).save("grid.png")
+        """
+        picture: Image = self._installed("grids").sample_grid(self, rows, columns, **kwargs)
+        return picture
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it; None: its plain text."""
+        return str(self._installed("display").html_of(self)) if _INSTALLED else None
 
     def to_stable_diffusion(self) -> DiffusionPipeline:
         """diffusers' StableDiffusionPipeline with the same parts and the same images; see `networks.pretrained`."""

@@ -1,0 +1,1 @@
+"""A model as something that works without this package: a pipeline of diffusers' own, or ONNX."""
