@@ -5,13 +5,16 @@ for ever, and other fields import modules, open files, or change the weights of 
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError
+from ..folders import check_length, check_model_folder
 
 _LAYER = re.compile(r"\^?[\w.]+", re.ASCII)  # as diffusers writes the name of one
 _OF_A_LAYER = re.compile(r"(.+?)\.lo(ra|kr)(_\w+)?(\.|$)")  # a.lora_A.weight, a.lora.down.weight, a.lokr_w1
@@ -20,6 +23,21 @@ _NOT_FOLLOWED = (
     *("megatron_config", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"),
     *("alora_invocation_tokens", "arrow_config", "monteclora_config", "use_qalora"),
 )
+
+
+def checked_place(given: object) -> object:
+    """What was given; refuses a folder or a file that is not read, see `folders`. Names on the Hub and weights pass."""
+    if isinstance(given, str | os.PathLike) and (path := Path(given)).exists():
+        (check_model_folder if path.is_dir() else check_length)(path)
+    return given
+
+
+def with_plain_metadata(found: Any, given: object) -> Any:
+    """What diffusers' `lora_state_dict` returns, with `plain_lora_metadata` in the place of the header's."""
+    if not (isinstance(found, tuple) and len(found) == 3 and found[2] is not None):
+        return found
+    where = str(given) if isinstance(given, str | os.PathLike) else "the LoRA"
+    return *found[:2], plain_lora_metadata(found[2], found[0], where)
 
 
 def plain_lora_metadata(metadata: object, weights: Mapping[str, Tensor], where: str = "the LoRA") -> dict[str, Any]:

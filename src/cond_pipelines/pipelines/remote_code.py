@@ -236,16 +236,11 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name in (kwargs.get("weight_name"), given if os.path.isfile(str(given)) else None):
             if name is not None and not str(name).endswith(".safetensors"):
                 raise ValueError(f"{name} is no safetensors file: pickled weights can run code when they are read")
-        if _INSTALLED and isinstance(given, (str, os.PathLike)):
-            folders = cls._installed("folders")
-            if Path(given).exists():
-                (folders.check_model_folder if Path(given).is_dir() else folders.check_length)(Path(given))
         kwargs["use_safetensors"] = True
-        weights, *others = _as_tuple(super().lora_state_dict(given, **kwargs))
-        if _INSTALLED and kwargs.get("return_lora_metadata") and others[-1] is not None:
-            where = str(given) if isinstance(given, (str, os.PathLike)) else "the LoRA"
-            others[-1] = cls._installed("networks.lora_files").plain_lora_metadata(others[-1], weights, where)
-        return (weights, *others) if others else weights
+        if not _INSTALLED:
+            return super().lora_state_dict(given, **kwargs)
+        lora_files = cls._installed("networks.lora_files")
+        return lora_files.with_plain_metadata(super().lora_state_dict(lora_files.checked_place(given), **kwargs), given)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -261,10 +256,6 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if _INSTALLED:
             _use_installed(config[0] if isinstance(config, tuple) else config, pretrained_model_name_or_path)
         return config
-
-
-def _as_tuple(found: Any) -> tuple[Any, ...]:
-    return found if isinstance(found, tuple) else (found,)
 
 
 def _use_installed(config: dict[str, Any], name_or_path: str | os.PathLike[str]) -> None:
