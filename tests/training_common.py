@@ -98,7 +98,10 @@ def run(folder: Path, **arguments: Any) -> Path:
 
 def flags(**arguments: Any) -> list[str]:
     """The same as command-line arguments."""
-    return [f for k, v in (TINY | arguments).items() if v is not None for f in (f"--{k}", str(v))]
+    given = TINY | arguments
+    if given.get("conditioning", "none") == "none" and "default_guidance_scale" not in arguments:
+        del given["default_guidance_scale"]  # which p(x) has no use for
+    return [f for k, v in given.items() if v is not None for f in (f"--{k}", str(v))]
 
 
 def log_of(folder: Path, key: str = "loss") -> list[float]:

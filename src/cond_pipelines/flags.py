@@ -4,6 +4,7 @@ The command line, its help and all checks are made from these declarations. Noth
 and a typo are answered at once.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
@@ -45,6 +46,7 @@ class Bounds:
 PIXELS = Bounds(at_least=1, at_most=16_384)  # a side of more: a batch of one image takes more than 3 GB as float32
 POSITIVE = Bounds(above=0)
 NOT_NEGATIVE = Bounds(at_least=0)
+SEED = Bounds(at_least=0, at_most=2**32 - 1)  # numpy's
 AT_LEAST_ONE = Bounds(at_least=1)
 FRACTION = Bounds(at_least=0, below=1)
 
@@ -210,6 +212,9 @@ def check_values(config: "DataclassInstance") -> None:
             wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
             raise ValueError(f"--{name} {value!r} is not of type {wanted}")
         setting.metadata["bounds"].check(name, value)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):  # weights that are not numbers come of it
+                raise ValueError(f"--{name} {number} must be a finite number")
 
 
 def _is_a(value: object, kind: object) -> bool:

@@ -127,7 +127,8 @@ NEEDY = [name for name in SETTINGS if SETTINGS[name].metadata["needs"]]
 
 def with_needs(name):
     """A flag's value, with values of other flags that satisfy what it needs, and what these need."""
-    given = {"use_lora": {"pretrained_model_name_or_path": "parent"}}.get(name, {}) | {name: VALUES[name]}
+    given = {"pretrained_model_name_or_path": "parent"} if name in ("use_lora", "train") else {}
+    given |= {name: VALUES[name]}
     while True:
         config = SimpleNamespace(**{k: default_of(SETTINGS[k]) for k in SETTINGS} | given)
         needs = [need for k in given for need in SETTINGS[k].metadata["needs"] if not holds(config, need)]
@@ -257,7 +258,7 @@ ALWAYS = {
     *("optimizer_config", "max_grad_norm", "max_skipped_steps", "mixed_precision", "allow_tf32", "output_dir"),
     "overwrite_output_dir",
     *("resume_from_checkpoint", "checkpointing_steps", "report_to", "logging_steps", "validation_steps"),
-    *("evaluation_steps", "default_num_inference_steps", "default_guidance_scale", "push_to_hub", "hub_model_id"),
+    *("evaluation_steps", "default_num_inference_steps", "push_to_hub", "hub_model_id"),
     *("objective", "objective_config"),  # of any scheduler: one that does not fit is refused in test_own_objective.py
     *("logit_mean", "logit_std"),  # of flow matching, else refused once the scheduler is known: test_bad_input.py
     "adam_weight_decay",  # of every optimizer by name; of others refused once its class is known: test_optimizers.py
@@ -287,7 +288,7 @@ def test_a_flag_without_effect_is_refused(name, need, capsys):
     line = refused(capsys, [flag for key, value in spoilt.items() for flag in as_flags(key, value)])
     assert "has no effect with" in line
     assert re.match(r"error: --(\w+) ", line)[1] in values, "the flag, or one that needs the same"
-    if name != "use_ema":  # which is on by default
+    if name not in ("use_ema", "default_guidance_scale"):  # on by default; in every saved configuration
         with pytest.raises(ValueError, match="has no effect with"):
             TrainingConfig(**spoilt)
 
@@ -328,6 +329,14 @@ def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, t
         (["--resolution"], "error: argument --resolution: expected one argument"),
         (["--resolution", "0"], "error: --resolution 0 must be at least 1"),
         (["--learning_rate", "nan"], "error: --learning_rate nan must be greater than 0"),
+        (["--learning_rate", "inf"], "error: --learning_rate inf must be a finite number"),
+        (["--logit_mean", "nan"], "error: --logit_mean nan must be a finite number"),
+        (["--value_range", "0", "inf"], "error: --value_range inf must be a finite number"),
+        (["--adam_beta1", "1.5"], "error: --adam_beta1 1.5 must be at least 0 and less than 1"),
+        (["--ema_max_decay", "1.5"], "error: --ema_max_decay 1.5 must be at least 0 and less than 1"),
+        (["--ema_power", "-1", "--ema_max_decay", "0.9"], "error: --ema_power -1.0 must be greater than 0"),
+        (["--seed", "-1"], "error: --seed -1 must not be negative"),
+        (["--seed", str(2**32)], "error: --seed 4294967296 must be at most 4,294,967,295"),
         (["--lr_warmup_steps", "-1"], "error: --lr_warmup_steps -1 must not be negative"),
         (["--default_num_inference_steps", "5000"], "error: --default_num_inference_steps 5000 must be less than 5000"),
         (["--condition_dropout", "1"], "error: --condition_dropout 1.0 must be at least 0 and less than 1"),
@@ -352,6 +361,7 @@ def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, t
             "error: --adapter_lr 0.001 has no effect with --conditioning none and without --adapter: change that, or",
         ),
         (["--use_lora"], "error: --train lora needs --pretrained_model_name_or_path"),
+        (["--train", "adapter"], "error: --train adapter needs --pretrained_model_name_or_path"),
         (["--use_lora", "--train", "adapter"], "error: --use_lora means --train lora, and --train adapter was given"),
         (["--conditioning", "custom"], "error: --conditioning custom needs --adapter module:Class and "),
         (

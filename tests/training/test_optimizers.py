@@ -75,9 +75,10 @@ def test_a_part_is_resumed_to_the_same_bits(train, parent, tmp_path):
         run(tmp_path / "resumed", resume_from_checkpoint="checkpoint-2", **again | {"train": "unet"})
 
 
-def test_nothing_to_train(tmp_path):
+def test_nothing_to_train(parent, tmp_path):
+    again = {"pretrained_model_name_or_path": str(parent), "unet_size": None}
     with pytest.raises(ValueError, match="--train adapter: the adapter learns nothing, so nothing is left to train"):
-        run(tmp_path, conditioning="none", train="adapter")
+        run(tmp_path, conditioning="none", train="adapter", **again)
 
 
 def test_each_part_has_a_rate_of_its_own(parent, tmp_path):
@@ -194,6 +195,11 @@ def test_muon_moves_matrices_and_adamw_the_rest(saved_before):
         ({"optimizer": "torch.optim:Nothing"}, "cannot import 'torch.optim:Nothing'"),
         ({"optimizer_config": '{"speed": 3}'}, r"--optimizer adamw \{\"speed\": 3\}: .*unexpected keyword argument"),
         ({"optimizer_config": "speed"}, "--optimizer_config speed: Expecting value"),
+        ({"optimizer_config": '{"lr": 1}'}, "--optimizer_config: lr has no effect there: give it as --learning_rate"),
+        (
+            {"optimizer_config": '{"betas": [0.5, 0.9]}', "adam_beta1": 0.8},
+            "--optimizer_config: betas is given by --adam_beta1 too: leave one of them out",
+        ),
         ({"optimizer": "prodigy", "adapter_lr": 0.5}, "prodigy has one rate for all"),
         (
             {"optimizer": "schedulefree", "ema_lengths": [0.1]},

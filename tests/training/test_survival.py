@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -332,7 +333,7 @@ def test_a_data_set_that_vanishes(tmp_path):
     for i in range(64):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/{i:02}.png")
     settings = {"dataset_name": None, "train_data_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
-    settings |= {"cache_images": False}
+    settings |= {"cache_images": False, "dataloader_num_workers": 1}
 
     def remove(event: str, args: tuple) -> None:
         if event == "os.rename" and str(args[1]).endswith(f"{tmp_path.name}/out/checkpoint-2"):
@@ -341,6 +342,7 @@ def test_a_data_set_that_vanishes(tmp_path):
     sys.addaudithook(remove)
     with pytest.raises(TrainingFailure) as error:
         run(tmp_path / "out", checkpointing_steps=1, checkpoints_total_limit=2, max_train_steps=500, **settings)
+    assert not multiprocessing.active_children()  # though the error holds the frames of the run
     text = str(error.value)
     assert text.startswith("step ") and "\n" not in text and "No such file" in text
     assert all_checkpoints(tmp_path / "out")[-1].name in text
@@ -367,6 +369,18 @@ def test_gradients_that_stay_infinite_stop_the_run(tmp_path):
     last = all_checkpoints(tmp_path)[-1]
     assert f"{last.name} is whole" in str(error.value)
     assert all(torch.isfinite(x).all() for x in load_file(last / "model.safetensors").values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved_as_a_model(tmp_path, capsys):
+    """Of a run that ends before --max_skipped_steps; what it was to do after its end is said in its first lines."""
+    with pytest.raises(
+        TrainingFailure, match=r"the trained weights are not finite \(unet\.\w.*, so they are not saved"
+    ):
+        run(tmp_path, learning_rate=1e38, checkpointing_steps=50, evaluation_steps=4)
+    assert not (tmp_path / "model_index.json").exists()
+    told = "".join(capsys.readouterr())
+    assert "warning: --checkpointing_steps 50 of a run of 4 steps: it comes to none" in told
+    assert "--evaluation_steps" not in told
 
 
 def test_out_of_memory(tmp_path, subprocess_env):

@@ -213,6 +213,7 @@ class DataArguments(_OfTheRun):
         needs=(
             "text_encoder_name_or_path | pretrained_model_name_or_path",
             "conditioning=text,custom",
+            "!train_text_encoder",
             "!streaming",
         ),
     )

@@ -8,8 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from .batches import Batch
 
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # the last is SLURM's, by --signal
 _PR_SET_PDEATHSIG = 1
@@ -23,6 +29,18 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def batches_of(loader: "DataLoader[Batch]") -> "Iterator[Iterator[Batch]]":
+    """The batches of an endless loader. Its workers end with the block, also where an error keeps the frames alive."""
+    with signals_held():
+        batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # PyTorch has no public way
 
 
 def room_for_workers(num_workers: int) -> None:

@@ -97,6 +97,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         recipe["mixed_precision"] = "no"
     if isinstance(recipe.get("validation_prompts"), list):  # class labels may be numbers
         recipe["validation_prompts"] = [str(prompt) for prompt in recipe["validation_prompts"]]
+    if isinstance(recipe.get("class_prompt"), int):
+        recipe["class_prompt"] = str(recipe["class_prompt"])
     if recipe.get("max_train_steps") and recipe.get("num_train_epochs"):
         # Both stand in what runs saved formerly: the epochs that were given, and the steps that these came to.
         say(f"{path}: max_train_steps wins over num_train_epochs")

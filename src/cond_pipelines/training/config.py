@@ -60,9 +60,11 @@ class TrainingConfig(_Flat):
 
     def __post_init__(self) -> None:
         self.setting.check_required(self)
-        if self.use_lora and not self.pretrained_model_name_or_path:
-            raise ValueError("--train lora needs --pretrained_model_name_or_path: the model whose weights stay")
         check_needs(self)
+        if self.train != "unet" and not self.pretrained_model_name_or_path:
+            raise ValueError(
+                f"--train {self.train} needs --pretrained_model_name_or_path: the model whose weights stay"
+            )
 
     @property
     def setting(self) -> Setting:

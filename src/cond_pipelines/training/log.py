@@ -56,8 +56,9 @@ class TrainingLog:
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         values = {k: v for k, v in config.to_dict().items() if isinstance(v, int | float | str) and k != "hub_token"}
         start_trackers(accelerator, config.tracker_project_name, values)
+        self.num_steps = run.length.num_steps(progress)
         self.bar = tqdm(
-            total=run.length.num_steps(progress),
+            total=self.num_steps,
             initial=progress.step,
             desc="Training",
             unit="step",
@@ -104,12 +105,15 @@ class TrainingLog:
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
             f"{config.dataloader_num_workers} workers, on {self.accelerator.device}, {cores_in_words()}"
         )
-        steps = length.steps
+        steps = self.num_steps
         if steps and config.lr_warmup_steps and config.lr_warmup_steps >= steps:
             self.print(
                 f"warning: --lr_warmup_steps {config.lr_warmup_steps} of a run of {steps} steps: the learning rate "
                 f"does not reach {config.learning_rate:g}"
             )
+        for name in ("checkpointing_steps", "evaluation_steps"):
+            if steps and (every := getattr(config, name) or 0) > steps:
+                self.print(f"warning: --{name} {every} of a run of {steps} steps: it comes to none")
         if resumed.step:
             changed = [
                 f"{name} {before} -> {now}"

@@ -11,7 +11,7 @@ import torch
 from ..console import show_any_text
 from ..data.batches import make_loader
 from ..data.draws import draw
-from ..data.workers import signals_held
+from ..data.workers import batches_of
 from ..processes import use_all_cores
 from .caching import cache, x_0_of
 from .conditions import ConditionEncoder
@@ -80,12 +80,10 @@ def _train(run: Run, stop: StopSignal) -> Path:
     state.start()
     stop.hold(accelerator)
 
-    with log, one_line_failures(state.progress, run.output_dir):
+    with log, one_line_failures(state.progress, run.output_dir), batches_of(loader) as batches:
         if state.progress.step == 0 and validation.due(state):
             with state.averaged():
                 log.validation(state.progress, *validation(state))
-        with signals_held():
-            batches = iter(loader)
         while state.fraction_done < 1:
             learning_rate = state.set_learning_rate()
 

@@ -156,6 +156,11 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> 
             )
     shared = {k: v for k, v in shared.items() if k in taken}
     more = arguments_of("--optimizer_config", config.optimizer_config)
+    if "lr" in more:  # each part has a rate of its own
+        raise ValueError("--optimizer_config: lr has no effect there: give it as --learning_rate")
+    for name, argument in _ADAM.items():
+        if argument in more and getattr(config, name) != getattr(OptimizationArguments, name):
+            raise ValueError(f"--optimizer_config: {argument} is given by --{name} too: leave one of them out")
     with reading(f"--optimizer {config.optimizer} {config.optimizer_config or ''}".strip()):
         return cls(groups, **shared | arguments | more)
 

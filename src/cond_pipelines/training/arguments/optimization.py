@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...flags import FRACTION, NOT_NEGATIVE, POSITIVE, check_values, flag
+from ...flags import FRACTION, NOT_NEGATIVE, POSITIVE, SEED, check_values, flag
 
 OPTIMIZER_NAMES = ("adamw", "adamw8bit", "prodigy", "schedulefree", "muon", "adafactor")
 NEW_TEXT_ENCODER_LR = 3e-4
@@ -129,10 +129,18 @@ class OptimizationArguments:
         None, "Pass more arguments (JSON) to the optimizer's constructor.", resume="course"
     )
     adam_beta1: float = flag(
-        0.9, "Set beta1 of AdamW, or of another optimizer with betas.", resume="free", needs="!optimizer=adafactor"
+        0.9,
+        "Set beta1 of AdamW, or of another optimizer with betas.",
+        resume="free",
+        bounds=FRACTION,
+        needs="!optimizer=adafactor",
     )
     adam_beta2: float = flag(
-        0.99, "Set beta2 of AdamW, or of another optimizer with betas.", resume="free", needs="!optimizer=adafactor"
+        0.99,
+        "Set beta2 of AdamW, or of another optimizer with betas.",
+        resume="free",
+        bounds=FRACTION,
+        needs="!optimizer=adafactor",
     )
     adam_weight_decay: float = flag(
         0.0, "Set the weight decay, of an optimizer that has one.", resume="free", bounds=NOT_NEGATIVE
@@ -141,6 +149,7 @@ class OptimizationArguments:
         1e-8,
         "Set epsilon of AdamW, or of another optimizer with one epsilon.",
         resume="free",
+        bounds=NOT_NEGATIVE,
         needs="!optimizer=adafactor",
     )
     max_grad_norm: float = flag(
@@ -173,6 +182,7 @@ class OptimizationArguments:
         None,
         "Average weights as diffusers does, with a decay that grows to this. Default: EDM2's average.",
         resume="course",
+        bounds=FRACTION,
         needs=("!optimizer=schedulefree", "use_ema"),
     )
     ema_inv_gamma: float = flag(
@@ -186,6 +196,7 @@ class OptimizationArguments:
         0.75,
         "Set p of the decay 1 - (1 + step / ema_inv_gamma) ** -p, with --ema_max_decay.",
         resume="course",
+        bounds=POSITIVE,
         needs="ema_max_decay",
     )
     ema_lengths: list[float] = flag(
@@ -200,7 +211,12 @@ class OptimizationArguments:
         resume="course",
         needs=("train=unet", "!optimizer=schedulefree", "!objective=distillation"),
     )
-    seed: int = flag(0, "Set the seed of weights, data order, noise, times, dropout, crops and flips.", resume="course")
+    seed: int = flag(
+        0,
+        "Set the seed of weights, data order, noise, times, dropout, crops and flips.",
+        resume="course",
+        bounds=SEED,
+    )
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -1,9 +1,13 @@
 """What a run writes: logs, samples, checkpoints, the Hub. All of it may change when a run is resumed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ...flags import NOT_NEGATIVE, POSITIVE, Bounds, check_values, flag, secret
+
+
+def _as_saved(config: Any) -> tuple[float | None]:
+    return (config.default_guidance_scale,)  # every saved configuration holds one: only one given by hand is refused
 
 
 @dataclass
@@ -85,6 +89,8 @@ class OutputArguments:
         None,
         "Set the guidance scale of the saved pipeline. Default: the pretrained model's, or 2.5.",
         resume="free",
+        needs="!conditioning=none | autoguidance | pretrained_model_name_or_path",
+        like_default=_as_saved,
     )
     push_to_hub: bool = flag(False, "Upload the finished pipeline to the Hub.", resume="free")
     hub_model_id: str | None = flag(
