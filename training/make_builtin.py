@@ -1,7 +1,7 @@
 """Make the models that are installed with the package again: python training/make_builtin.py
 
-The demo's trainings with a smaller network, 8 minutes each at most; then half precision, a card, and what an exact reader
-sees in the samples. Training is given minutes and not steps: a slower or busier machine reaches less.
+The demo's trainings with a smaller network, 8 minutes each at most; then half precision, a card, and what an exact
+reader sees in the samples. Training is given minutes and not steps: a slower or busier machine reaches less.
 """
 
 import argparse
@@ -93,15 +93,17 @@ def describe(folder: Path, measured: dict[str, object]) -> None:
         "---",
         f"# {folder.name}",
         "",
-        f"A small model to try at once, {run['formula']}: one coloured shape of 16 px on a plain background, and nothing else.",
+        f"A small model to try at once, {run['formula']}: one coloured shape of 16 px on a plain background, and "
+        "nothing else.",
         f'It is installed with cond_pipelines: `ConditionalPipeline.from_pretrained(builtin_model("{folder.name}"))`.',
         "",
-        f"`python training/make_builtin.py` made it, and makes it again. Its last run took {run['minutes']:.1f} minutes and "
-        f"{run['steps']:,} steps on {run['device']}. The data are `cond_pipelines.demo.demo_shapes`, 20,000 drawn images.",
+        f"`python training/make_builtin.py` made it, and makes it again. Its last run took {run['minutes']:.1f} "
+        f"minutes and {run['steps']:,} steps on {run['device']}. The data are `cond_pipelines.demo.demo_shapes`, "
+        "20,000 drawn images.",
         "Weights are in half precision.",
         "",
-        f"An exact reader of pixels, of {_NUM_SAMPLES} samples ({measured['num_inference_steps']} steps, guidance scale "
-        f"{measured['guidance_scale']}):",
+        f"An exact reader of pixels, of {_NUM_SAMPLES} samples ({measured['num_inference_steps']} steps, guidance "
+        f"scale {measured['guidance_scale']}):",
         "",
         "| share of samples | |",
         "|---|---|",
