@@ -203,6 +203,17 @@ def damaged_weights(folder: str | Path) -> str | None:
     return None
 
 
+def variant_instead(error: str) -> str | None:
+    """What to say where files of another variant lie in the folder in which `error` misses weights; None: none do."""
+    missing = re.search(r"no file named (\w+)\.safetensors.* in directory (.+?)\.?$", " ".join(error.split()))
+    if missing is None or not Path(missing[2]).is_dir():
+        return None
+    for path in sorted(Path(missing[2]).glob(f"{missing[1]}*.*.safetensors")):
+        if variant := re.search(r"\.([A-Za-z]\w*)(-\d+-of-\d+)?\.safetensors$", path.name):
+            return f"{missing[2]} holds weights of the variant {variant[1]} only: give --variant {variant[1]}"
+    return None
+
+
 def _values(config: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     """All values, also of lists, each with the name of the field that it stands in."""
     left: list[tuple[str, Any, int]] = [("", config, 0)]

@@ -207,6 +207,8 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         damaged = cls._installed("folders").damaged_weights(path) if _INSTALLED and Path(path).is_dir() else None
         if damaged is not None or not isinstance(error, OSError) or "safetensors" not in str(error):
             return damaged
+        if _INSTALLED and (instead := cls._installed("folders").variant_instead(str(error))) is not None:
+            return f"{instead} (in Python: variant=...)"
         return (
             f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
             f"{' '.join(str(error).split())}"
