@@ -44,11 +44,12 @@ def test_a_third_party_setting_from_the_command_line_to_the_evaluation(tmp_path)
             model=str(tmp_path / "a"),
             dataset_name="test_settings:turned",
             num_samples=16,
+            num_likelihood=2,
             feature_extractor="training_common:few_pixels",
         )
     )
     assert report["setting"] == "angle" and report["num_held_out"] > 10
-    assert {row["question"] for row in report["measures"]} == {"alike?", "all of it?", "new?"}
+    assert {row["question"] for row in report["measures"]} == {"alike?", "all of it?", "new?", "likely?"}
     with pytest.raises(ValueError, match="--classifier needs a class-conditional model, and this one is 'angle'"):
         evaluate(EvaluationConfig(model=str(tmp_path / "a"), dataset_name="test_settings:turned", classifier="a:b"))
 

@@ -48,12 +48,13 @@ def model(request, tmp_path_factory):
 
 def config(folder, **more):
     settings = {"model": str(folder), "dataset_name": DATA, "num_samples": 70, "feature_extractor": EXTRACTOR}
+    settings["num_likelihood"] = 0  # but for the test of it
     return EvaluationConfig(**settings | more)
 
 
 def test_the_report(model):
     setting, folder = model
-    report = evaluate(config(folder))
+    report = evaluate(config(folder, num_likelihood=8))
     assert json.loads((folder / "evaluation/report.json").read_text()) == report
     by_question = {}
     for row in report["measures"]:
@@ -62,7 +63,7 @@ def test_the_report(model):
         assert np.isfinite(row["value"]) and row["better"] in ("higher", "lower")
         assert row["interval"][0] <= row["value"] <= row["interval"][1]
     obeys = {"none": set(), "class": {"obeys y?"}, "text": {"obeys the text?"}}[setting]
-    assert set(by_question) == {"alike?", "all of it?", "new?"} | obeys
+    assert set(by_question) == {"alike?", "all of it?", "new?", "likely?"} | obeys
     pictures = ["samples.png", "nearest.png"] + ["per_class.png"] * (setting == "class")
     assert all(Image.open(folder / "evaluation" / name).width > 100 for name in pictures)
     text = (folder / "evaluation/report.md").read_text()
@@ -203,7 +204,8 @@ def test_a_sweep(model, tmp_path, capsys):
     setting, folder = model
     copy = folder.parent / "swept"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
-    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--write_best", "Frechet distance"]
+    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--num_likelihood", "0"]
+    flags += ["--write_best", "Frechet distance"]
     main(
         [
             "evaluate",

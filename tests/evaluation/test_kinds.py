@@ -30,7 +30,7 @@ def with_everything() -> datasets.Dataset:
 
 def evaluated(folder, dataset="test_kinds:with_everything", **arguments):
     run(folder, dataset_name=dataset, validation_fraction=0.3, max_train_steps=1, **arguments)
-    settings = {"model": str(folder), "dataset_name": dataset, "num_samples": 60}
+    settings = {"model": str(folder), "dataset_name": dataset, "num_samples": 60, "num_likelihood": 2}
     report = evaluate(EvaluationConfig(**settings, feature_extractor="training_common:few_pixels"))
     assert all(np.isfinite(row["value"]) for row in report["measures"])
     assert report == json.loads((folder / "evaluation/report.json").read_text())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..command_line import Parser
-from ..flags import AT_LEAST_ONE, check_needs, check_values, flag
+from ..flags import AT_LEAST_ONE, NOT_NEGATIVE, check_needs, check_values, flag
 
 Row = dict[str, Any]  # of a table of measures: see `questions.row`
 Report = dict[str, Any]  # report.json, and its part "classes"
@@ -24,7 +24,8 @@ class EvaluationConfig:
     num_samples: int = flag(10_000, "Draw this many samples.", bounds=AT_LEAST_ONE, common=2)
     feature_extractor: str = flag(
         "facebook/dinov2-base",
-        "Compare in features of this transformers vision model, of module:callable, or in pixels.",
+        "Compare in features of this transformers vision model, of module:callable, or in pixels. "
+        "fd-dinov2 and fid=inception-2015-12-05.pt are the published protocols.",
         common=3,
     )
     output_dir: str | None = flag(
@@ -62,6 +63,11 @@ class EvaluationConfig:
     classify: bool = flag(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
     num_classified: int = flag(
         256, "Classify at most this many held-out images.", bounds=AT_LEAST_ONE, needs="classify"
+    )
+    num_likelihood: int = flag(
+        256,
+        "Measure the bits per dimension of at most this many held-out images, for a model of pixels. 0: none.",
+        bounds=NOT_NEGATIVE,
     )
     sweep: list[str] = flag(
         [], "Evaluate at each combination of guidance_scale=1,2,3 guide.scale=1,1.5 num_inference_steps=10,20."

@@ -22,9 +22,10 @@ from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
 from ..settings import Setting, find_setting
 from ..sharing.card import write_card
-from .as_classifier import classification_rows
 from .config import EvaluationConfig, Report, Row
 from .data import check_setting, load_evaluated_data, recorded_config, setting_name
+from .features import protocol_of
+from .likelihood_rows import bits_rows, classification_rows
 from .obedience import COMBINATIONS, UNSEEN, Asked, asked_of, obedience_rows
 from .questions import Sets, distribution_rows, mean_row
 from .reader import Reader, Samples
@@ -102,6 +103,7 @@ def _evaluate(
         "num_train": len(train),
         "num_held_out": len(data.held_out),
         "feature_extractor": without_path(config.feature_extractor),
+        "protocol": protocol_of(loaded[0].extractor),
         "clip_model": without_path(config.clip_model),
         "unseen_captions": _fingerprint(plans.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
@@ -138,6 +140,7 @@ def _measure(
         more=parts,
     )
     rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
+    rows += bits_rows(config, pipe, data, train)
     more, classes = obedience_rows(asked, sets, pipe)
     rows += more
     if config.classifier:

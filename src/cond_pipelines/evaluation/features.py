@@ -3,16 +3,20 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..console import say
+from ..data.images import convert
 from ..errors import UserError, reading
 from ..files import load_array, own_seal, save_array
 from ..networks.readable import SAFE, readable_folder
@@ -31,9 +35,25 @@ class _Preprocessing:
         self.processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False)
         self.device = device
 
+    def __str__(self) -> str:
+        """What it does, for the report."""
+        steps = []
+        if getattr(self.processor, "do_resize", False):
+            how = getattr(self.processor, "resample", None)
+            filter_name = "" if how is None else f", {Image.Resampling(how).name.lower()}"
+            steps.append(f"resize {_sides(self.processor.size)}{filter_name}")
+        if getattr(self.processor, "do_center_crop", False):
+            steps.append(f"crop {_sides(self.processor.crop_size)}")
+        return f"{type(self.processor).__name__}: {', '.join(steps) or 'as they are'}"
+
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         x: torch.Tensor = self.processor(images=images, return_tensors="pt").pixel_values  # (N, 3, S, S)
         return x.to(self.device)
+
+
+def _sides(size: Any) -> str:
+    """`{"shortest_edge": 256, ...}` in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {px}" for name, px in dict(size).items() if px is not None)
 
 
 class VisionModel:
@@ -56,6 +76,7 @@ class VisionModel:
         if hasattr(model, "vision_model") and hasattr(model, "text_model"):  # CLIP's image half, projected
             model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32, **SAFE)
         self.model = model.eval().requires_grad_(False).to(device)
+        self.protocol = f"the model's own preprocessing ({self.preprocess})"
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> np.ndarray:
@@ -65,6 +86,75 @@ class VisionModel:
         pooled = outputs[0] if outputs else out.last_hidden_state[:, 0]  # (N, D): else the class token
         features: np.ndarray = pooled.flatten(1).float().cpu().numpy()
         return features
+
+
+class FDDinov2:
+    """Features for FD-DINOv2 as it is published (Stein et al. 2023, arXiv 2306.04675; the code of dgm-eval and EDM2).
+
+    224 x 224 px by Pillow's bicubic filter, whatever the shape, without a crop; the class token of DINOv2 ViT-L/14.
+
+    Args:
+        name_or_path: of the model in the format of transformers.
+    """
+
+    protocol = "FD-DINOv2 as published (arXiv 2306.04675): 224 x 224 px by Pillow's bicubic filter, class token"
+    side_px, mean, std = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, name_or_path: str = "facebook/dinov2-large", device: torch.device | str = "cpu"):
+        from transformers import Dinov2Model
+
+        model = Dinov2Model.from_pretrained(readable_folder(name_or_path), dtype=torch.float32, **SAFE)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.device = device
+        embeddings = self.model.embeddings
+        embeddings.position_embeddings = nn.Parameter(self._positions(embeddings.position_embeddings.data), False)
+
+    def _positions(self, table: torch.Tensor) -> torch.Tensor:
+        """Of the patches, (1, 1 + n, D), as DINOv2's own code interpolates them: by (side + 0.1) / old side."""
+        side, old = self.side_px // self.model.config.patch_size, math.isqrt(table.shape[1] - 1)
+        if side == old:
+            return table
+        grid = table[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = nn.functional.interpolate(grid, scale_factor=((side + 0.1) / old,) * 2, mode="bicubic")
+        return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> np.ndarray:
+        small = [im.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC) for im in images]
+        x = torch.from_numpy(np.stack([np.asarray(im, dtype=np.float32) for im in small])) / 255  # (N, S, S, 3)
+        x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)
+        out = self.model(pixel_values=x.permute(0, 3, 1, 2).to(self.device)).last_hidden_state
+        features: np.ndarray = out[:, 0].float().cpu().numpy()
+        return features
+
+
+class FID:
+    """Features for FID as it is published (Heusel et al. 2017), by the network that StyleGAN2-ADA and EDM use.
+
+    That network resizes images of any size itself, as TensorFlow 1 does: 299 x 299 px, bilinear, without a crop.
+
+    Args:
+        path: of `inception-2015-12-05.pt`, a TorchScript file of NVIDIA's.
+    """
+
+    protocol = "FID as published (arXiv 1706.08500): Inception of 2015-12-05, which resizes to 299 x 299 px itself"
+
+    def __init__(self, path: str, device: torch.device | str = "cpu"):
+        if not Path(path).is_file():
+            raise ValueError(f"there is no file {path}")
+        self.model = torch.jit.load(path, map_location=device).eval()
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> np.ndarray:
+        """Images of one size at a time."""
+        features = {}
+        for size in dict.fromkeys(im.size for im in images):
+            mine = [i for i, im in enumerate(images) if im.size == size]
+            x = torch.from_numpy(np.stack([np.asarray(images[i]) for i in mine])).permute(0, 3, 1, 2)  # uint8
+            found = self.model(x.to(self.device), return_features=True).float().cpu().numpy()
+            features |= dict(zip(mine, found, strict=True))
+        return np.stack([features[i] for i in range(len(images))])
 
 
 class CLIPScore:
@@ -94,7 +184,7 @@ class CLIPScore:
         images, scores = iter(images), []
         for start in tqdm(range(0, len(captions), batch_size), desc="CLIP score"):
             batch = captions[start : start + batch_size]
-            x = self.preprocess([image.convert("RGB") for image in itertools.islice(images, len(batch))])
+            x = self.preprocess([convert(image, 3) for image in itertools.islice(images, len(batch))])
             words = self.tokenizer([c or "" for c in batch], padding=True, truncation=True, return_tensors="pt")
             out = self.model(pixel_values=x, **words.to(x.device))
             cosine = (out.image_embeds * out.text_embeds).sum(dim=-1)  # (B,), both of length 1
@@ -141,19 +231,38 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
-    """The image itself, reduced to 16 x 16 px: (N, 768). Needs no model; good for tiny images and nothing else."""
-    small = [im.convert("RGB").resize((16, 16), Image.Resampling.BOX) for im in images]
+    """The middle square of the image, reduced to 16 x 16 px: (N, 768). Needs no model; good for tiny images only."""
+    small = [ImageOps.fit(im.convert("RGB"), (16, 16), Image.Resampling.BOX) for im in images]
     return np.stack([np.asarray(im, dtype=np.float32).reshape(-1) / 255 for im in small])
 
 
+_PUBLISHED = {"fd-dinov2": FDDinov2, "fid": FID}
+
+
+def protocol_of(extractor: Extractor) -> str:
+    """How images become features, for the report."""
+    if extractor is pixels:
+        return "the middle square, 16 x 16 px by area"
+    return str(getattr(extractor, "protocol", "a function of the user's"))
+
+
 def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
-    """A vision model by name or path, or `module:callable`.
+    """A vision model by name or path, `module:callable`, "pixels", or a published protocol.
+
+    Args:
+        name: "fd-dinov2" or "fd-dinov2=MODEL", "fid=inception-2015-12-05.pt": see `FDDinov2` and `FID`.
 
     Raises:
         ValueError: there is no such thing.
     """
     if name == "pixels":
         return pixels
+    published, _, where = name.partition("=")
+    if published in _PUBLISHED:
+        if published == "fid" and not where:
+            raise UserError("--feature_extractor fid needs a file: fid=inception-2015-12-05.pt")
+        with reading(f"--feature_extractor {name}"):
+            return _PUBLISHED[published](*[where] * bool(where), device=device)
     if ":" in name:
         return load_object(name, num_arguments=1)
     with reading(f"--feature_extractor {name}"):
@@ -168,7 +277,7 @@ def extract(
     batch: list[Image.Image] = []
     with tqdm(total=total, desc=f"Features of {what}") as bar:
         for image in images:
-            batch.append(image.convert("RGB"))
+            batch.append(convert(image, 3))  # transparency on white
             if len(batch) == batch_size:
                 parts.append(_checked(extractor(batch), len(batch)))
                 bar.update(len(batch))

@@ -132,6 +132,27 @@ def radius(features: np.ndarray, k: int = NUM_NEIGHBOURS) -> Tensor:
     return distances[:, -1]
 
 
+@dataclass
+class _Covered:
+    """By how many samples each real image is covered, and the sum of their numbers: where it is one, its number."""
+
+    count: Tensor  # (R,) int64
+    numbers: Tensor  # (R,) int64
+
+    @classmethod
+    def none(cls, num_real: int) -> "_Covered":
+        return cls(torch.zeros(num_real, dtype=torch.int64), torch.zeros(num_real, dtype=torch.int64))
+
+    def add(self, rows: slice, covers: Tensor, first: int) -> None:
+        """`covers` (rows, columns) bool, of samples from number `first` on."""
+        self.count[rows] += covers.sum(dim=1)
+        self.numbers[rows] += (covers * torch.arange(first, first + covers.shape[1])).sum(dim=1)
+
+    def alone(self, num_fake: int) -> Tensor:
+        """The share of real images that each sample covers and no other does: (F,)."""
+        return torch.bincount(self.numbers[self.count == 1], minlength=num_fake) / len(self.count)
+
+
 def manifolds(
     real: np.ndarray, fake: np.ndarray, k: int = NUM_NEIGHBOURS, real_radius: Tensor | None = None
 ) -> dict[str, np.ndarray]:
@@ -142,7 +163,8 @@ def manifolds(
 
     Returns:
         For each name one value an image: of `fake` for precision and density, of `real` for recall and coverage. Their
-        means are the measures.
+        means are the measures. "recall by" and "coverage by": of each of `fake`, the share of `real` that would not
+        count without it; see `interval_of_share`.
 
     Raises:
         ValueError: no more than `k` images in one of the sets.
@@ -152,14 +174,20 @@ def manifolds(
     real_radius = radius(real, k) if real_radius is None else real_radius  # (R,)
     fake_radius = radius(fake, k)  # (F,)
     inside = torch.zeros(len(fake))  # balls of real images that a fake one lies in
-    recall, coverage = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    recall, coverage = _Covered.none(len(real)), _Covered.none(len(real))
     for i, j, block in _blocks(real, fake):
         rows, columns = slice(i, i + block.shape[0]), slice(j, j + block.shape[1])
         in_real = block <= real_radius[rows, None]
         inside[columns] += in_real.sum(dim=0)
-        coverage[rows] |= in_real.any(dim=1)
-        recall[rows] |= (block <= fake_radius[None, columns]).any(dim=1)
-    values = {"precision": inside > 0, "density": inside / k, "recall": recall, "coverage": coverage}
+        coverage.add(rows, in_real, j)
+        recall.add(rows, block <= fake_radius[None, columns], j)
+    values = {
+        "precision": inside > 0,
+        "density": inside / k,
+        "recall": recall.count > 0,
+        "coverage": coverage.count > 0,
+    }
+    values |= {"recall by": recall.alone(len(fake)), "coverage by": coverage.alone(len(fake))}
     return {name: value.double().numpy() for name, value in values.items()}
 
 
@@ -177,9 +205,15 @@ def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[n
 
 # ----------------------------------------------------------------------------------------------------- how sure
 def interval_of_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of one value an image (Efron 1979)."""
-    from scipy.stats import bootstrap
+    """95 % interval of the mean of one value an image: Wilson's (1927) of 0 and 1, else a bootstrap's (Efron 1979).
 
+    The bootstrap of a share near 0 or 1 is too narrow, and of none or all it has no width.
+    """
+    from scipy.stats import binomtest, bootstrap
+
+    if np.isin(values, (0, 1)).all():
+        ends = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
+        return float(ends.low), float(ends.high)
     if len(values) == 1:  # scipy refuses it
         return float(values[0]), float(values[0])
     options = {"n_resamples": resamples, "batch": max(1, 10**6 // len(values)), "rng": np.random.default_rng(seed)}
@@ -206,6 +240,16 @@ def interval_of(
     ends = np.nanquantile(resampled - np.nanmean(resampled) + statistic(*values), [0.025, 0.975])
     first, last = np.clip(ends, low, high).tolist()
     return first, last
+
+
+def interval_of_share(share: float, alone: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the share of real images that samples cover: the jackknife over samples (Tukey 1958).
+
+    Args:
+        alone: (F,), by how much the share falls without each sample.
+    """
+    error = float(np.sqrt(len(alone) * alone.var()))
+    return max(0.0, share - 1.96 * error), min(1.0, share + 1.96 * error)
 
 
 def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]:

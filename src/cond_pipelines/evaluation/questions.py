@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..evaluation import kernels
 from ..evaluation import measures as m
 from .config import Row
 
@@ -97,14 +98,27 @@ def distribution_rows(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray)
     floor = m.frechet_distance(m.Gaussian.of(held_out), train_stats)
     interval = m.interval_of_frechet(fake, train_stats)
     rows = [row("alike?", "Frechet distance", frechet, interval, floor, "lower")]
-    kernel, kernel_real = m.kernel_distance(fake, train), m.kernel_distance(held_out, train)
-    mean, spread = kernel.mean(), 1.96 * kernel.std(ddof=1)
-    rows.append(row("alike?", "kernel distance", mean, (mean - spread, mean + spread), kernel_real.mean(), "lower"))
+    for name, kernel in {"kernel distance": kernels.polynomial, "CMMD": kernels.gaussian}.items():
+        value, error = kernels.mmd(fake, train, kernel)
+        ends = (min(value, max(0.0, value - 1.96 * error)), value + 1.96 * error)  # no distance is below 0
+        rows.append(row("alike?", name, value, ends, kernels.mmd(held_out, train, kernel)[0], "lower"))
     radius = m.radius(train)
     values, real = (m.manifolds(train, images, real_radius=radius) for images in (fake, held_out))
-    questions = {"precision": "alike?", "density": "alike?", "recall": "all of it?", "coverage": "all of it?"}
-    rows += [mean_row(question, name, values[name], real[name].mean()) for name, question in questions.items()]
+    rows += [mean_row("alike?", name, values[name], real[name].mean()) for name in ("precision", "density")]
+    for name in ("recall", "coverage"):
+        share = values[name].mean()
+        ends = m.interval_of_share(share, values[f"{name} by"])
+        rows.append(row("all of it?", name, share, ends, real[name].mean()))
+    rows.append(_vendi_row(fake, train))
     flags, pairs, _ = m.copies(fake, train, held_out)
     name = "closer to a training image than 99 % of held-out ones"
     rows.append(mean_row("new?", name, flags.astype(float), 0.01, "lower"))
     return rows, pairs
+
+
+def _vendi_row(fake: np.ndarray, train: np.ndarray, seed: int = 0) -> Row:
+    """Of as many samples as training images, since the score grows with their number."""
+    count, rng = min(len(fake), len(train)), np.random.default_rng(seed)
+    (value, error), (real, _) = (kernels.vendi(x[rng.permutation(len(x))[:count]]) for x in (fake, train))
+    ends = (max(1.0, value - 1.96 * error), min(float(count), value + 1.96 * error))
+    return row("all of it?", "Vendi score", value, ends, real)

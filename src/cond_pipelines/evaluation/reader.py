@@ -12,7 +12,7 @@ from ..data.load import TrainingData
 from ..errors import UserError
 from ..files import whole_file
 from .config import EvaluationConfig
-from .features import CLIPScore, Extractor, cached, extract, load_classifier, load_extractor
+from .features import CLIPScore, Extractor, cached, extract, load_classifier, load_extractor, protocol_of
 from .questions import Part
 from .sampling import Plan, num_views, read_samples, to_image
 
@@ -53,7 +53,7 @@ class Reader:
         """Use everything on two real images, and write a file. Raises ValueError for the first thing that fails."""
         arrays = [real_pixels(self.data, row) for row in self.data.held_out[:_TRIED]]
         self._features(lambda: iter(arrays), len(arrays), "two images")
-        images = [to_image(array).convert("RGB") for array in arrays]
+        images = [to_image(array) for array in arrays]
         if self.classifier is not None:
             self.classes(iter(arrays), len(arrays))
         if self.clip is not None:
@@ -80,7 +80,7 @@ class Reader:
             "rows": rows.tolist(),
             "resolution": self.data.dataset.resolution,
             "extractor": self.config.feature_extractor,
-            "protocol": getattr(self.extractor, "protocol", ""),
+            "protocol": protocol_of(self.extractor),
         }
         features = cached(self.kept, key, lambda: self._features(lambda: self._images(rows), len(rows), what))
         if self.clip is None or not scored:

@@ -22,8 +22,9 @@ def write_report(report: Report, folder: Path) -> None:
     lines = [
         f"# Evaluation of {markdown_text(report['model'])}\n",
         f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
-        f"{report['num_held_out']:,} held-out ones, features of {markdown_text(report['feature_extractor'])}, "
-        f"{report['num_inference_steps']} steps, guidance scale {report['guidance_scale']}.\n",
+        f"{report['num_held_out']:,} held-out ones, {report['num_inference_steps']} steps, guidance scale "
+        f"{report['guidance_scale']}. Features of {markdown_text(report['feature_extractor'])}: "
+        f"{markdown_text(report['protocol'])}.\n",
         "| question | measure | samples | 95 % interval | held-out real images | better |",
         "|---|---|---|---|---|---|",
     ]
