@@ -204,11 +204,9 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def _what_lacks(cls, path: str | os.PathLike[str], error: Exception) -> str | None:
         """What to say of weights that cannot be read; None where it is something else."""
-        damaged = cls._installed("folders").damaged_weights(path) if _INSTALLED and Path(path).is_dir() else None
+        damaged = cls._installed("folders").damaged_weights(path, error) if _INSTALLED and Path(path).is_dir() else None
         if damaged is not None or not isinstance(error, OSError) or "safetensors" not in str(error):
             return damaged
-        if _INSTALLED and (instead := cls._installed("folders").variant_instead(str(error))) is not None:
-            return f"{instead} (in Python: variant=...)"
         return (
             f"{path} lacks weights as safetensors (pickled ones can run code when they are read, and are refused): "
             f"{' '.join(str(error).split())}"
