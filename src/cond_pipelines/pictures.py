@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .files import whole_file
 
+_MAX_TITLE = 24  # characters in a plot
 _FONT_PX = 10  # of Pillow's own font, for images of up to 280 px; larger ones have larger text
 _MAX_WORD_PX = 160  # small images are enlarged until the longest word fits; a longer one is broken
 _PAD_PX = 4  # left of a title
@@ -159,6 +160,20 @@ def wrapped(text: str, width_px: int, max_lines: int, font_px: int = _FONT_PX) -
         lines.append(line.rstrip())
         rest = rest[len(line) :].lstrip()
     return lines
+
+
+def short_title(text: object) -> str:
+    """Text of others as a title in a plot: one line of at most 24 characters, all of which can be drawn.
+
+    Give `parse_math=False` to what draws it: matplotlib takes "$...$" for a formula, and fails or never ends.
+
+    Example:
+        >>> short_title("a very" + " very" * 20 + " red rose")
+        'a very very very very...'
+    """
+    cut = str(text)[: 4 * _MAX_TITLE]
+    line = " ".join("".join(c if c.isprintable() else " " for c in cut).split())
+    return line if len(line) <= _MAX_TITLE else line[: _MAX_TITLE - 3] + "..."
 
 
 def _at_a_word(text: str, count: int) -> str:

@@ -3,7 +3,8 @@
 This file travels with a checkpoint. It needs adapters/base.py only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,27 @@ from cond_pipelines.adapters.base import Conditioning, ConditioningAdapter, Feat
 if TYPE_CHECKING:
     from typing import Self
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+
+def tokens_of(tokenizer: "PreTrainedTokenizerBase", text: str | list[str], **kwargs: object) -> "BatchEncoding":
+    """What a tokenizer makes of a text, or of several. Raises ValueError, in one line, for whatever it fails with."""
+    try:
+        return tokenizer(text, **kwargs)
+    except BaseException as error:  # of Rust: a plain Exception, or a panic, which is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        shown = text if isinstance(text, str) else text[0]
+        raise ValueError(f"the tokenizer cannot read {shown[:60]!r}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def known_ids() -> Iterator[None]:
+    """For a call of a text encoder: ids that it has no vector for are its tokenizer's fault."""
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(f"the tokenizer gives an id that the text encoder has no vector for: {error}") from error
 
 
 def lost_words(texts: Sequence[object], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
@@ -32,11 +53,12 @@ def lost_words(texts: Sequence[object], tokenizer: "PreTrainedTokenizerBase", ma
     """
     lines = []
     known = [text for text in texts if isinstance(text, str) and text.strip()]
-    ids = tokenizer(known, verbose=False)["input_ids"] if known else []
+    ids = tokens_of(tokenizer, known, verbose=False)["input_ids"] if known else []
     cut = [(text, len(row)) for text, row in zip(known, ids, strict=True) if len(row) > max_length]
     if cut:
         text, length = max(cut, key=lambda one: one[1])
-        kept = tokenizer.decode(tokenizer(text, truncation=True, max_length=max_length)["input_ids"][-8:-1])
+        whole = tokens_of(tokenizer, text, truncation=True, max_length=max_length)["input_ids"]
+        kept = tokenizer.decode(whole[-8:-1])
         lines.append(
             f"captions cut after {max_length} tokens: {len(cut):,} of {len(known):,}; the longest has {length:,} "
             f"tokens, and ends for the model with {kept.strip()!r}"
@@ -44,7 +66,7 @@ def lost_words(texts: Sequence[object], tokenizer: "PreTrainedTokenizerBase", ma
     trained = set(tokenizer.init_kwargs.get("trained_ids") or ())
     if trained:
         words = dict.fromkeys(word for text in known for word in text.split())
-        unseen = [word for word in words if not trained.issuperset(tokenizer(word)["input_ids"])]
+        unseen = [word for word in words if not trained.issuperset(tokens_of(tokenizer, word)["input_ids"])]
         if unseen:
             shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
             lines.append(f"words that no caption of the training had: {shown}")
@@ -97,7 +119,9 @@ class TextAdapter(ConditioningAdapter):
         max_length = min(self.config.max_length, processor.model_max_length)
         raw = [None if text is None else _with_all_vectors(text, processor) for text in raw]
         ids = [
-            processor(text, truncation=True, max_length=max_length)["input_ids"] if text and text.strip() else []
+            tokens_of(processor, text, truncation=True, max_length=max_length)["input_ids"]
+            if text and text.strip()
+            else []
             for text in raw
         ]
         length = max(1, max(len(row) for row in ids))  # of the longest caption here, not of the encoder
@@ -119,7 +143,8 @@ class TextAdapter(ConditioningAdapter):
         # An encoder given only masked tokens answers NaN; those rows are zeroed in forward anyway.
         seen = torch.where(present, mask, torch.ones_like(mask))
         encoder = encoder.get_encoder() if getattr(encoder.config, "is_encoder_decoder", False) else encoder
-        hidden_states = encoder(input_ids=inputs["input_ids"], attention_mask=seen).last_hidden_state  # (B, L, D)
+        with known_ids():
+            hidden_states = encoder(input_ids=inputs["input_ids"], attention_mask=seen).last_hidden_state  # (B, L, D)
         return {"hidden_states": hidden_states, "mask": mask.bool()}
 
     def forward(self, features: Features) -> Conditioning:
@@ -200,7 +225,8 @@ class PromptAdapter(ConditioningAdapter):
     def preprocess(self, raw: list[str | None], processor: "PreTrainedTokenizerBase | None" = None) -> Features:
         if processor is None:
             raise ValueError("PromptAdapter.preprocess needs the tokenizer: preprocess(captions, tokenizer)")
-        inputs = processor(
+        inputs = tokens_of(
+            processor,
             ["" if text is None else _with_all_vectors(text, processor) for text in raw],
             padding="max_length",
             max_length=min(self.config.max_length, processor.model_max_length),
@@ -222,7 +248,8 @@ class PromptAdapter(ConditioningAdapter):
         if encoder is None:
             raise ValueError("PromptAdapter.encode needs the text encoder: encode(inputs, text_encoder)")
         mask = inputs["tokenizer_mask"] if getattr(encoder.config, "use_attention_mask", False) else None
-        hidden_states = encoder(inputs["input_ids"], attention_mask=mask)[0]  # (B, L, token_dim)
+        with known_ids():
+            hidden_states = encoder(inputs["input_ids"], attention_mask=mask)[0]  # (B, L, token_dim)
         return {"hidden_states": hidden_states, "mask": inputs["attention_mask"].bool()}
 
     def forward(self, features: Features) -> Conditioning:

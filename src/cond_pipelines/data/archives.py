@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from ..errors import UserError, describe
+from ..files import is_mostly_hole
 from .formats import CAPTIONS, is_hidden_folder, is_metadata, kind_of
 from .walk import Tree
 
@@ -192,6 +193,8 @@ def open_path(path: str, most_bytes: int = _MOST_MEMBER_BYTES) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe is to wait for its other end
             raise OSError(f"{path} is not a file")
+        if is_mostly_hole(Path(path)):
+            raise OSError(f"it says that it has {os.stat(path).st_size:,} bytes, and most of them are nowhere")
         return open(path, "rb")
     except NotADirectoryError:
         return io.BytesIO(_read_member(*_archive_of(path), most_bytes))

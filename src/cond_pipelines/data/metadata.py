@@ -19,6 +19,7 @@ from .text_files import text_of
 from .walk import Tree
 
 _MOST_TABLE_BYTES = 2**28  # of a table in an archive; as rows it takes several times as much memory
+_FEW_ROWS = 1_000_000  # that are read in no time
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp)://")
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -35,6 +36,7 @@ def read_table(tree: Tree, name: str) -> dict[str, Sequence[Any]]:
         with open_path(path, _MOST_TABLE_BYTES) as file:
             content = file.read()
         if name.lower().endswith(".parquet"):
+            check_num_rows(path, pq.read_metadata(io.BytesIO(content)).num_rows, len(content))
             return dict(pq.read_table(io.BytesIO(content)).to_pydict())
         text = _decoded(content, path)
         return _json_columns(text, path) if name.lower().endswith(".jsonl") else _csv_columns(text, path)
@@ -42,6 +44,16 @@ def read_table(tree: Tree, name: str) -> dict[str, Sequence[Any]]:
         raise
     except Exception as error:  # neither pyarrow nor csv has a base class for what damaged files raise
         raise CannotBeRead(f"cannot read {path}: {describe(error)}") from error
+
+
+def check_num_rows(path: str, num_rows: int, num_bytes: int) -> None:
+    """Refuse a table that repeats itself without end: a hundred million rows of one value are a few bytes.
+
+    Raises:
+        CannotBeRead: it has more rows than bytes.
+    """
+    if num_rows > max(num_bytes, _FEW_ROWS):
+        raise CannotBeRead(f"{path} has {num_rows:,} rows in {num_bytes:,} bytes: it repeats itself, and is not read")
 
 
 def read_metadata(tree: Tree, name: str) -> tuple[list[str], dict[str, Sequence[Any]], list[str]]:

@@ -42,6 +42,8 @@ def read_source(
             tree = walk(root, bar.update)
     else:
         path = Path(root).absolute()
+        if path.exists() and not path.is_file():
+            raise UserError("it is neither a file nor a folder")  # a pipe, which would be waited for
         tree = Tree(str(path.parent), [path.name])
     kinds: dict[str, list[str]] = {}
     for name in tree.files:

@@ -13,11 +13,13 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.features.features import cast_to_python_objects
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..console import for_terminal
 from .account import Account
+from .metadata import check_num_rows
 from .walk import below
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ def read_tables(
     kind: str, paths: list[str], streaming: bool, cache_dir: str | None
 ) -> datasets.Dataset | datasets.IterableDataset:
     """The rows of all files, in the files' order."""
+    for path in paths if kind == "parquet" else []:
+        with suppress(pa.ArrowException, OSError):  # one that is damaged: `datasets` says so
+            check_num_rows(path, pq.read_metadata(path).num_rows, os.path.getsize(path))
     links = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "cond_pipelines" / "links"
     files = [glob.escape(_with_plain_name(path, links)) for path in paths]
     rows: Any = datasets.load_dataset(

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..files import whole_file
-from ..pictures import image_grid
+from ..pictures import image_grid, short_title
 
 _MOST_NUMBERS = 20  # classes, of which a confusion matrix shows every count
 
@@ -59,17 +59,11 @@ def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="class that a linear probe reads", ylabel="class that was the condition")
     if len(names) <= 40:
-        shown = [_plain(name) for name in names]
-        axes.set_xticks(range(len(names)), shown, rotation=90)
-        axes.set_yticks(range(len(names)), shown)
+        shown = [short_title(name) for name in names]
+        axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), shown, parse_math=False)
     for row, column in np.argwhere(counts) if len(names) <= _MOST_NUMBERS else []:
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")
-
-
-def _plain(name: str, most: int = 24) -> str:
-    """A class name that matplotlib takes for no formula."""
-    shown = name if len(name) <= most else name[: most - 1] + "…"
-    return shown.replace("$", r"\$")

@@ -8,6 +8,7 @@ import torch
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors import SafetensorError, safe_open
 
+from ..folders import check_length
 from ..pipelines.conditional import ConditionalPipeline
 from ..pipelines.settings import TextToImagePipeline
 from .pretrained import OWN_ARGUMENTS, convert
@@ -36,6 +37,7 @@ def load_single_file(cls: type[ConditionalPipeline], path: Path, **kwargs: Any) 
     """
     if not issubclass(TextToImagePipeline, cls):
         raise ValueError(f"{path} is one file: use TextToImagePipeline.from_pretrained, then {cls.__name__}.from_pipe")
+    check_length(path)
     kind = _kind(path)
     if kind not in _CLASSES:
         raise ValueError(f"{path} is {kind}: one file of Stable Diffusion 1.x or 2.x can be read, and no other model")

@@ -236,10 +236,11 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for name in (kwargs.get("weight_name"), given if os.path.isfile(str(given)) else None):
             if name is not None and not str(name).endswith(".safetensors"):
                 raise ValueError(f"{name} is no safetensors file: pickled weights can run code when they are read")
-        if _INSTALLED and isinstance(given, (str, os.PathLike)) and Path(given).is_dir():
-            cls._installed("folders").check_model_folder(given)
         kwargs["use_safetensors"] = True
-        return super().lora_state_dict(given, **kwargs)
+        if not _INSTALLED:
+            return super().lora_state_dict(given, **kwargs)
+        lora_files = cls._installed("networks.lora_files")
+        return lora_files.with_plain_metadata(super().lora_state_dict(lora_files.checked_place(given), **kwargs), given)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""PNG and GIF with what draws them, and texts that can be searched: nothing that a camera or an editor left in them."""
+"""PNG and GIF with what draws them, and of which run they are: nothing that a camera or an editor left in them."""
 
 import re
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from pathlib import Path
 from ..errors import UserError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What draws (PNG specification, sections 11 and 14: animations), and texts; not eXIf, tIME, and chunks of programs.
+# What draws (PNG specification, sections 11 and 14: animations); not eXIf, tIME, and chunks of programs.
 _DRAWS = re.compile(rb"IHDR|PLTE|IDAT|IEND|tRNS|gAMA|cHRM|sRGB|iCCP|sBIT|bKGD|pHYs|acTL|fcTL|fdAT")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_OURS = b"run\0"  # of which run a picture is, see `provenance`
 _LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 
 
@@ -33,7 +34,7 @@ def _of_png(data: bytes) -> Iterator[bytes]:
         end = start + 12 + length
         if end > len(data):
             raise ValueError("it is cut off")
-        if _DRAWS.fullmatch(kind) or kind in _TEXTS:
+        if _DRAWS.fullmatch(kind) or (kind in _TEXTS and data[start + 8 : end].startswith(_OURS)):
             yield data[start:end]
         start = end
 

@@ -1,6 +1,7 @@
 """A model card, rendered from what a model's folder holds; see `facts`."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..errors import reading
 from ..files import whole_file, write_text
 from ..folders import check_model_folder, inside
 from ..settings import quoted
-from .escaping import Raw, code_line, markdown_text, python_source, shell_word, table_cell
+from .escaping import Raw, code_line, markdown_text, one_line, python_source, shell_word, table_cell
 from .facts import CardFacts, EvaluationFacts, TrainingFacts, UserFacts, training_versions
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -28,6 +29,7 @@ __all__ = [
     "write_card",
 ]
 
+_MAX_CARD_BYTES = 2**24
 MARK = "<!-- Written by cond-pipelines card: change card.yaml, not this page. -->"
 
 
@@ -39,14 +41,14 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=facts.row.card.task,
-        license=user.license,
-        language=user.language,
+        license=_shown(user.license),
+        language=_shown(user.language),
         datasets=[dataset] if _is_hub_id(dataset) else None,
         base_model=base_model if _is_hub_id(base_model) else None,
         tags=["cond-pipelines", "image-generation", "diffusers", f"setting:{facts.setting}", *facts.row.card.tags]
         + (["lora"] if facts.lora else [])
-        + user.tags,
-        model_name=name,
+        + [one_line(tag) for tag in user.tags],
+        model_name=one_line(name),
         eval_results=_eval_results(facts, dataset) or None,
         ignore_metadata_errors=False,
         widget=_widget(facts) or None,
@@ -72,6 +74,10 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         key=code_line(repo_id.split("/")[-1].replace("-", "_")),
     )
     return ModelCard(text)
+
+
+def _shown(text: str | None) -> str | None:
+    return None if text is None else one_line(text)
 
 
 def _escaped(value: object) -> object:
@@ -103,14 +109,17 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
 def is_our_card(path: Path) -> bool:
     """Whether a README.md was written by this library."""
-    return path.is_file() and MARK.encode() in path.read_bytes()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(_MAX_CARD_BYTES)
 
 
 def _widget(facts: CardFacts) -> list[dict[str, Any]]:
     """What <Gallery /> shows: images/00.png is the sample for the first example, and so on."""
     pictures = [p for p in facts.pictures if p.startswith("images/")]
     examples = facts.examples
-    texts = [str(examples[i % len(examples)]) if examples else "-" for i in range(len(pictures))]
+    texts = [one_line(examples[i % len(examples)]) if examples else "-" for i in range(len(pictures))]
     return [{"text": text, "output": {"url": picture}} for text, picture in zip(texts, pictures, strict=True)]
 
 
@@ -120,9 +129,9 @@ def _eval_results(facts: CardFacts, dataset: str | None) -> list[EvalResult]:
         EvalResult(
             task_type=facts.row.card.task or "image-generation",
             dataset_type=dataset if _is_hub_id(dataset) else "custom",
-            dataset_name=dataset or "the training data's held-out part",
-            metric_type=row["name"].lower().replace(" ", "_"),
-            metric_name=row["name"],
+            dataset_name=one_line(dataset or "the training data's held-out part"),
+            metric_type=one_line(row["name"]).lower().replace(" ", "_"),
+            metric_name=one_line(row["name"]),
             metric_value=row["value"],
         )
         for row in (facts.evaluation.measures if facts.evaluation else [])
@@ -138,9 +147,11 @@ def _write_eval_results(facts: CardFacts, folder: Path) -> None:
     if facts.evaluation is None or not _is_hub_id(dataset):
         path.unlink(missing_ok=True)  # of weights, or of data, that were here before
         return
-    notes = f"{facts.evaluation.num_samples} samples, features of {facts.evaluation.feature_extractor}"
+    notes = one_line(f"{facts.evaluation.num_samples} samples, features of {facts.evaluation.feature_extractor}")
     entries = [
-        EvalResultEntry(dataset, task_id=row["name"].lower().replace(" ", "_"), value=row["value"], notes=notes)
+        EvalResultEntry(
+            dataset, task_id=one_line(row["name"]).lower().replace(" ", "_"), value=row["value"], notes=notes
+        )
         for row in facts.evaluation.measures
     ]
     path.parent.mkdir(exist_ok=True)
@@ -148,4 +159,4 @@ def _write_eval_results(facts: CardFacts, folder: Path) -> None:
 
 
 def _is_hub_id(name: str | None) -> bool:
-    return name is not None and name.count("/") == 1 and not name.startswith((".", "/")) and " " not in name
+    return name is not None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name, re.ASCII) is not None

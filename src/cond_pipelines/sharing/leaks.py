@@ -11,6 +11,7 @@ import json
 import netrc
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def secrets_of(paths: Iterable[Path], tokens: Iterable[str | None], repo_id: str
     if user is not None:
         name = user.encode()
         of_path = rb"[/\\](?:home|Users)[/\\]+" + re.escape(name) + rb"(?![\w.-])"
-        found.append(Secret("the user's name", (name,), re.compile(of_path)))
+        written = tuple(dict.fromkeys((name, name.capitalize(), name.lower(), name.upper())))  # as Windows shows it
+        found.append(Secret("the user's name", written, re.compile(of_path, re.IGNORECASE)))
         if len(user) > 2 and user.lower() not in (_COMMON_USERS | {repo_id.split("/")[0].lower()}):
             word = re.compile(rb"(?<![A-Za-z0-9])" + re.escape(name) + rb"(?![A-Za-z0-9])")
             found.append(Secret("the user's name", (name,), word, in_text_only=True))
@@ -185,14 +187,18 @@ def _parts(path: Path) -> Iterator[tuple[bytes, bool]]:
             yield header, False
             yield _resolved(header), False
     if path.suffix == ".png":
-        yield _texts_of_png(path), False
+        for text in _texts_of_png(path):
+            yield text, False
+            yield _resolved(text), False
 
 
 def _resolved(text: bytes) -> bytes:
     r"""With the escapes of JSON, YAML, addresses and HTML resolved: "\u002fhome", "%2Fhome", "&#47;home"."""
     for _ in range(2):  # JSON in JSON
         if b"\\" in text:
-            text = re.sub(rb"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))", _character, text)
+            text = re.sub(
+                rb"\\+(?:u\{?([0-9a-fA-F]{1,4})\}?|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-7]{3}))", _character, text
+            )
         if b"%" in text:
             text = unquote_to_bytes(text)
         if b"&" in text:
@@ -201,17 +207,19 @@ def _resolved(text: bytes) -> bytes:
 
 
 def _character(match: re.Match[bytes]) -> bytes:
-    return chr(int(match[1] or match[2], 16)).encode("utf-8", "surrogatepass")
+    number = int(match[4], 8) if match[4] else int(match[1] or match[2] or match[3], 16)
+    return chr(min(number, sys.maxunicode)).encode("utf-8", "surrogatepass")
 
 
-def _texts_of_png(path: Path) -> bytes:
-    """Its texts, which may be compressed."""
+def _texts_of_png(path: Path) -> list[bytes]:
+    """Its texts and its profile of colours, which may be compressed."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
-            return "\n".join(f"{key} {value}" for key, value in image.info.items()).encode("utf-8", "replace")
+            texts = "\n".join(f"{key} {value}" for key, value in image.info.items())
+            return [texts.encode("utf-8", "replace"), image.info.get("icc_profile") or b""]
     except Exception as error:  # Pillow has no base class for what broken files raise
         why = " ".join(str(error).split())
         raise UserError(f"not pushed: {path.name} is no PNG that can be read: {why}") from error

@@ -15,7 +15,9 @@ from ..console import say
 from ..errors import UserError, checked, read_json, reading
 from ..files import (
     finish_folder,
+    is_mostly_hole,
     read_checked_json,
+    remove,
     remove_folder,
     sha256_of,
     unfinished_folder,
@@ -94,7 +96,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for left in folder.glob(unfinished_folder(folder / "*checkpoint-*").name):  # by a run that was killed here
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)
     accelerator.wait_for_everyone()
     try:
         write_state(accelerator, unfinished, averages)
@@ -181,6 +183,8 @@ def broken(path: Path) -> str | None:
                 return f"{name!r} is no file of a checkpoint"
             if not (path / name).is_file():
                 return f"{name} is missing"
+            if is_mostly_hole(path / name):
+                return f"{name} says that it has {(path / name).stat().st_size:,} bytes, and most of them are nowhere"
             if sha256_of(path / name) != checksum:
                 return f"{name} is damaged"
     except (OSError, ValueError) as error:

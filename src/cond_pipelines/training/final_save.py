@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ..console import say
 from ..data.load import cache_home
-from ..files import sync_folder, sync_tree, unfinished_folder, whole_folder
+from ..files import remove, sync_folder, sync_tree, unfinished_folder, whole_folder
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import LORA_FILE, SUMMARY_FILE, mark_weights
 from .config import TrainingConfig
@@ -86,7 +86,7 @@ def _write_there(place: Path, write: Callable[[Path], None]) -> None:
 def _write_here(folder: Path, write: Callable[[Path], None]) -> None:
     """Write all of the model next to the one that may be there, then put it in place, model_index.json last."""
     staging = unfinished_folder(folder / "model")
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging)
     try:
         staging.mkdir(parents=True)
         write(staging)

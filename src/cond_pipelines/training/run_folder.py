@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..console import say
 from ..errors import read_json
 from ..files import write_json
-from ..folders import inside
+from ..folders import check_length, inside
 from ..locks import by_main_process, locked_folder
 from ..provenance import LORA_FILE, RUN_FILE, SUMMARY_FILE, run_of_folder
 from ..sharing.card import is_our_card
@@ -97,6 +97,8 @@ class RunFolder:
         places = {path.name for top in tops - {".."} for path in self.path.glob(top)}
         for place in sorted(places):
             inside(self.path, place)
+            if (self.path / place).is_file():
+                check_length(self.path / place)
             for path in (self.path / place).rglob("*") if (self.path / place).is_dir() else ():
                 if path.is_symlink():
                     inside(self.path, path.relative_to(self.path))

@@ -14,6 +14,8 @@ import json
 import os
 import random
 import re
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,9 +115,19 @@ def read_state(accelerator: Accelerator, folder: Path, averages: "Sequence[Weigh
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """A file of `torch.save` that holds tensors and plain values. Raises UserError for anything else."""
+    with reading(str(path)):
+        _check_packed(path)
     with reading(f"{path} holds what is not read, since it could run code"):
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return found
+
+
+def _check_packed(path: Path) -> None:
+    """Refuse a file that unpacks to more than it has: torch.save compresses nothing."""
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(info.file_size for info in file.infolist())
+    if unpacked > path.stat().st_size:
+        raise UserError(f"{path} unpacks to {unpacked:,} bytes, which is more than it has: torch.save wrote it not")
 
 
 def _whole(accelerator: Accelerator) -> StateDictOptions:
@@ -173,10 +185,10 @@ def read_averages(folder: Path) -> list[dict[str, Any]]:
         return []
     with reading(str(path)), safe_open(path, "pt") as file:
         steps = json.loads((file.metadata() or {})["num_steps"])
-        counts = [sum(name.startswith(f"{i}.") for name in file.keys()) for i in range(len(steps))]  # noqa: SIM118
+        counts = Counter(name.partition(".")[0] for name in file.keys())  # noqa: SIM118
         return [
-            {"num_steps": int(step), "values": [file.get_tensor(f"{i}.{j}") for j in range(count)]}
-            for i, (step, count) in enumerate(zip(steps, counts, strict=True))
+            {"num_steps": int(step), "values": [file.get_tensor(f"{i}.{j}") for j in range(counts[str(i)])]}
+            for i, step in enumerate(steps)
         ]
 
 
