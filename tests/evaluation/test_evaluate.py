@@ -1,5 +1,6 @@
 """The command, on tiny models of the three settings."""
 
+import html
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from cond_pipelines.evaluation.compare import read_report
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
+from cond_pipelines.evaluation.publish import latex, write_publication
 from cond_pipelines.evaluation.questions import is_measure
 from cond_pipelines.evaluation.sampling import (
     Plan,
@@ -68,6 +70,10 @@ def test_the_report(model):
     assert all(Image.open(folder / "evaluation" / name).width > 100 for name in pictures)
     text = (folder / "evaluation/report.md").read_text()
     assert all(row["name"] in text for row in report["measures"])
+    page, table = ((folder / f"evaluation/report.{end}").read_text() for end in ("html", "tex"))
+    assert all(html.escape(row["name"]) in page and latex(row["name"]) in table for row in report["measures"])
+    assert page.count("data:image/png;base64,") == (4 if setting == "class" else 2) and str(folder.parent) not in page
+    assert f"cond-pipelines evaluate shapes --num_samples 70 --feature_extractor {EXTRACTOR}" in page
     classes = report["classes"]
     if setting == "class":
         assert np.array(classes["confusion"]).sum() == 70 and len(classes["names"]) == len(classes["confusion"])
@@ -78,6 +84,21 @@ def test_the_report(model):
         assert classes == {}
     card = (folder / "README.md").read_text()
     assert "Frechet distance" in card and "Not evaluated" not in card
+
+
+def test_names_of_others_forge_nothing(tmp_path):
+    """Of a model, a measure and a class: no element, no command of LaTeX, no line of its own."""
+    evil = "</td><script>alert(1)</script>\\input{x}%\n\\end{tabular}"
+    row = {"question": "obeys y?", "name": evil, "value": 1.0, "interval": [0.0, 1.0], "real": None, "better": "higher"}
+    report = dict.fromkeys(("num_inference_steps", "guidance_scale", "weights", "data", "protocol"), evil)
+    report |= dict.fromkeys(("num_samples", "num_train", "num_held_out"), 1)
+    report |= {"model": evil, "feature_extractor": evil, "measures": [row], "classes": {"names": [evil], "auc": [None]}}
+    write_publication(report, EvaluationConfig(model=evil, dataset_name=evil), tmp_path)
+    page, table = ((tmp_path / f"report.{end}").read_text() for end in ("html", "tex"))
+    assert "<script" not in page and page.count("</td>") == page.count("<td>")
+    lines = table.splitlines()
+    assert lines.count("\\end{tabular}") == 1 and "\\input" not in table.replace(lines[0], "")
+    assert lines[0].startswith("% ") and len(lines) == 9
 
 
 @pytest.mark.parametrize("model", ["class"], indirect=True)

@@ -81,22 +81,28 @@ def test_a_library_in_two_processes(tmp_path, warm, end, code):
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
-def test_evaluate_by_two_processes_measures_what_one_does(tmp_path, warm):
-    """And it ends: the report is that of one process, to the last digit of each measure."""
+def test_two_processes_and_a_killed_one_give_the_report_of_one(tmp_path, warm):
+    """To the last digit; and both end. The killed one loses power as the second of three files takes its name."""
     model = run(tmp_path / "model", conditioning="class", max_train_steps=2, validation_fraction=0.3)
-    few = ["--num_samples", "18", "--num_real", "20", "--feature_extractor", "training_common:few_pixels"]
-    few += ["--dataset_name", "training_common:shapes"]
+    few = ["--num_samples", "70", "--num_real", "20", "--feature_extractor", "training_common:few_pixels"]
+    few += ["--dataset_name", "training_common:shapes", "--num_likelihood", "4"]
+    commands = {
+        name: ["cond_pipelines.evaluate", str(model), *few, "--output_dir", str(tmp_path / name)]
+        for name in ("two", "killed")
+    }
+    two = warm.start(["-m", *commands["two"]], num_processes=2)
+    killed = warm.start(["-m", "at_an_event", "os.rename:00001.npy:1:SIGKILL", *commands["killed"]])
     main_of_evaluate([str(model), *few, "--output_dir", str(tmp_path / "one")])
-    args = [str(model), *few, "--output_dir", str(tmp_path / "two")]
-    process = warm.start(["-m", "cond_pipelines.evaluate", *args], num_processes=2)
-    told = process.communicate(timeout=240)[1]
-    assert process.returncode == 0 and "Traceback" not in told, told[-3000:]
-    one, two = (json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two"))
-    assert len(one["measures"]) > 3
-    assert [row["name"] for row in two["measures"]] == [row["name"] for row in one["measures"]]
-    # The same samples but for the rounding of another batch, of which a measure's own rounding is left.
-    found, expected = ([row["value"] for row in report["measures"]] for report in (two, one))
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    told = two.communicate(timeout=240)[1]
+    assert two.returncode == 0 and "Traceback" not in told, told[-3000:]
+    killed.communicate(timeout=240)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed/report.json").exists()
+    (before,) = (tmp_path / "killed").glob("samples/*/0*.npy")
+    written = before.stat().st_mtime_ns
+    main_of_evaluate(commands["killed"][1:])
+    assert before.stat().st_mtime_ns == written  # it was not drawn again
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two", "killed")]
+    assert len(reports[0]["measures"]) > 3 and reports[1] == reports[0] and reports[2] == reports[0]
 
 
 def test_accelerate_launch_is_as_the_document_says(tmp_path, warm):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from .batches import Batch
 
-STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # the last is SLURM's, by --signal
+# Of schedulers that give notice: SLURM by --signal, submitit and SGE (USR1, USR2), a limit of CPU time (XCPU).
+_NOTICES = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
+STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_NOTICES}
 _PR_SET_PDEATHSIG = 1
 
 

@@ -27,6 +27,7 @@ from .data import check_setting, load_evaluated_data, recorded_config, setting_n
 from .features import protocol_of
 from .likelihood_rows import bits_rows, classification_rows
 from .obedience import COMBINATIONS, UNSEEN, Asked, asked_of, obedience_rows
+from .publish import write_publication
 from .questions import Sets, distribution_rows, mean_row
 from .reader import Reader, Samples
 from .report import write_pictures, write_report
@@ -108,13 +109,14 @@ def _evaluate(
         "unseen_captions": _fingerprint(plans.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
         **_sampler(config, pipe, is_guided=any(condition is not None for condition in plans[""].drawn)),
-        "device": str(accelerator.device),
+        "device": accelerator.device.type,
         "data": data.dataset.fingerprint(),
         "measures": rows,
         "classes": classes,
     }
     write_report(report, folder)
     write_pictures(folder, samples[""], data, train, pairs, classes)
+    write_publication(report, config, folder)
     if not config.keep_samples:
         _delete(samples.values())
     if folder.resolve().parent == Path(config.model).resolve():
@@ -218,7 +220,7 @@ def _draw(
     if accelerator.is_main_process and num_drawn:
         seconds = (time.perf_counter() - start) / num_drawn
         timing = {"seconds_per_image": round(seconds, 4), "num_processes": accelerator.num_processes}
-        write_json(folder / "timing.json", timing | {"device": str(accelerator.device)})
+        write_json(folder / "timing.json", timing | {"device": accelerator.device.type})
     return samples
 
 

@@ -62,7 +62,8 @@ def sweep(config: EvaluationConfig) -> list[Report]:
         return reports
     write_json(folder / "sweep.json", reports)
     write_text(folder / "sweep.md", table(reports))
-    _plot(reports, folder / "sweep.png")
+    chosen = best_report(reports, config.write_best) if config.write_best else None
+    _plot(reports, folder / "sweep.png", chosen)
     if config.write_best:
         write_best(model, reports, config.write_best, list(grid))
     return reports
@@ -70,19 +71,24 @@ def sweep(config: EvaluationConfig) -> list[Report]:
 
 def write_best(model: Path, reports: list[Report], measure: str, names: list[str]) -> dict[str, float]:
     """Make the setting that is best by a measure the pipeline's default; returns it."""
-    rows = [{row["name"]: row for row in report["measures"]} for report in reports]
-    _check_measure(reports[0], measure)
-    sign = 1 if rows[0][measure]["better"] == "lower" else -1
-    best = min(range(len(reports)), key=lambda i: sign * rows[i][measure]["value"])
+    best = best_report(reports, measure)
     index_file = model / "model_index.json"
     index = read_json(index_file)
-    chosen = {name: reports[best][_FIELDS.get(name, name)] for name in names}
+    chosen = {name: best[_FIELDS.get(name, name)] for name in names}
     # The scale of a model that has a guide is the guide's.
     index |= {f"default_{name.replace('guide.scale', 'guidance_scale')}": value for name, value in chosen.items()}
     write_json(index_file, index, sort_keys=True)
     best_values = ", ".join(f"{k} {v:g}" for k, v in chosen.items())
     say(f"best by {measure}: {best_values}, now the default of {model}", sys.stdout)
     return chosen
+
+
+def best_report(reports: list[Report], measure: str) -> Report:
+    """The one that is best by a measure. Raises ValueError where they do not have it."""
+    _check_measure(reports[0], measure)
+    rows = [next(row for row in report["measures"] if row["name"] == measure) for report in reports]
+    sign = 1 if rows[0]["better"] == "lower" else -1
+    return reports[min(range(len(reports)), key=lambda i: sign * rows[i]["value"])]
 
 
 def _check_measure(report: Report, measure: str) -> None:
@@ -114,29 +120,39 @@ def _scales(report: Report) -> list[float]:
     return [report[name] for name in ("guide_scale", "guidance_scale") if name in report]
 
 
-def _plot(reports: list[Report], path: Path) -> None:
-    """Fidelity against obedience, or against diversity where nothing is to be obeyed; a line for each step count."""
+def _plot(reports: list[Report], path: Path, chosen: Report | None = None) -> None:
+    """Fidelity against diversity, and the Frechet distance against obedience, where there is something to obey.
+
+    A line for each number of steps, with 95 % intervals; a ring around the report that was chosen.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    rows = [{row["name"]: row for row in report["measures"]} for report in reports]
-    across = next((row["name"] for row in reports[0]["measures"] if row["question"].startswith("obeys")), "recall")
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    obeys = [row["name"] for row in reports[0]["measures"] if row["question"].startswith("obeys")]
+    panels = [("recall", "precision"), *((name, "Frechet distance") for name in obeys[:1])]
+    figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for steps in sorted({report["num_inference_steps"] for report in reports}):
-        mine = [i for i, report in enumerate(reports) if report["num_inference_steps"] == steps]
-        mine.sort(key=lambda i: _scales(reports[i]))
-        x, y = ([rows[i][name]["value"] for i in mine] for name in (across, "Frechet distance"))
-        axes.plot(x, y, "o-", label=f"{steps} steps")
-        for i, *place in zip(mine, x, y, strict=True):
-            axes.annotate(
-                ", ".join(f"{scale:g}" for scale in _scales(reports[i])),
-                place,
-                textcoords="offset points",
-                xytext=(5, 5),
-            )
-    axes.set(xlabel=across, ylabel="Frechet distance", title="each point a guidance scale")
-    axes.legend()
+    for axes, (across, up) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for steps in sorted({report["num_inference_steps"] for report in reports}):
+            mine = sorted((r for r in reports if r["num_inference_steps"] == steps), key=_scales)
+            x, y = (_with_errors(mine, name) for name in (across, up))
+            axes.errorbar(x[0], y[0], yerr=y[1], xerr=x[1], fmt="o-", elinewidth=0.7, label=f"{steps} steps")
+            for report, *place in zip(mine, x[0], y[0], strict=True):
+                text = ", ".join(f"{scale:g}" for scale in _scales(report))
+                axes.annotate(text, place, textcoords="offset points", xytext=(5, 5))
+                if report is chosen:
+                    axes.plot(*place, "o", markersize=14, fillstyle="none", color="black", label="chosen")
+        axes.set(xlabel=across, ylabel=up, title="each point a guidance scale")
+        axes.legend()
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
+
+
+def _with_errors(reports: list[Report], name: str) -> tuple[list[float], list[list[float]]]:
+    """Values of a measure, and how far the ends of their intervals are below and above them."""
+    rows = [next(row for row in report["measures"] if row["name"] == name) for report in reports]
+    values = [row["value"] for row in rows]
+    ends = [row["interval"] or [row["value"]] * 2 for row in rows]
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
+    return values, [below, above]

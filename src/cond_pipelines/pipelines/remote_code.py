@@ -204,7 +204,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def _what_lacks(cls, path: str | os.PathLike[str], error: Exception) -> str | None:
         """What to say of weights that cannot be read; None where it is something else."""
-        damaged = cls._installed("folders").damaged_weights(path) if _INSTALLED and Path(path).is_dir() else None
+        damaged = cls._installed("folders").damaged_weights(path, error) if _INSTALLED and Path(path).is_dir() else None
         if damaged is not None or not isinstance(error, OSError) or "safetensors" not in str(error):
             return damaged
         return (

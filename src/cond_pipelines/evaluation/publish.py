@@ -1,0 +1,134 @@
+"""A report to publish: report.tex, a table for a paper, and report.html, one page with its pictures in it.
+
+Names of classes, captions and models are text of others: each is escaped for the place where it stands.
+"""
+
+import base64
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+from jinja2 import Environment
+
+from ..files import without_path, write_text
+from ..sharing.escaping import one_line
+from ..sharing.facts import training_versions
+from .config import EvaluationConfig, Report, Row
+
+# A picture, and what stands above it. nearest.png shows training images: report.html is never pushed to the Hub.
+_PICTURES = {
+    "samples.png": "The first samples",
+    "nearest.png": "Samples and the training images nearest to them",
+    "per_class.png": "Samples of each class",
+    "confusion.png": "Classes that a linear probe reads in the samples",
+}
+_LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Evaluation of {{ report.model }}</title>
+<style>
+body { font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse } th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ccc }
+img { max-width: 100%; image-rendering: pixelated } pre { background: #eee; padding: 1em; white-space: pre-wrap }
+</style></head><body>
+<h1>Evaluation of {{ report.model }}</h1>
+<p>{{ "{:,}".format(report.num_samples) }} samples against {{ "{:,}".format(report.num_train) }} training images and
+{{ "{:,}".format(report.num_held_out) }} held-out ones, {{ report.num_inference_steps }} steps, guidance scale
+{{ report.guidance_scale }}. Features of {{ report.feature_extractor }}: {{ report.protocol }}.</p>
+<table><tr><th>question</th><th>measure</th><th>samples</th><th>95 % interval</th><th>held-out real images</th>
+<th>better</th></tr>
+{% for row in report.measures %}<tr><td>{{ row.question }}</td><td>{{ row.name }}</td><td>{{ row.value }}</td>
+<td>{{ row.interval | join(" to ") if row.interval else "" }}</td><td>{{ "" if row.real is none else row.real }}</td>
+<td>{{ row.better }}</td></tr>
+{% endfor %}</table>
+{% if columns %}<h2>Each class</h2>
+<table><tr>{% for name in columns %}<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr>
+{% for cells in rows %}<tr>
+{% for cell in cells %}<td>{{ "" if cell is none else cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
+{% for title, data in pictures.items() %}<h2>{{ title }}</h2>
+<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
+{% endfor %}<h2>How it was made</h2>
+<pre>{{ command }}</pre>
+<p>{% for name, version in versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}. Weights
+{{ report.weights or "of the Hub" }}, data {{ report.data }}.</p>
+</body></html>
+"""
+
+
+def write_publication(report: Report, config: EvaluationConfig, folder: Path) -> None:
+    """Write report.tex and report.html; the pictures are there already."""
+    write_text(folder / "report.tex", latex_table(report, command_of(config)))
+    classes = report["classes"]
+    made = [name for name in _PICTURES if classes or name in ("samples.png", "nearest.png")]  # others are of before
+    columns = {name: values for name, values in classes.items() if name != "confusion"}
+    page = (
+        Environment(autoescape=True)
+        .from_string(_PAGE)
+        .render(
+            report=report,
+            columns=columns,
+            rows=list(zip(*columns.values(), strict=True)),
+            pictures={
+                title: base64.b64encode((folder / name).read_bytes()).decode()
+                for name, title in _PICTURES.items()
+                if name in made and (folder / name).is_file()
+            },
+            command=command_of(config),
+            versions=training_versions(),
+        )
+    )
+    write_text(folder / "report.html", page)
+
+
+def command_of(config: EvaluationConfig) -> str:
+    """The command line of an evaluation, without folders of this machine."""
+    words = ["cond-pipelines", "evaluate", str(without_path(config.model))]
+    for each in fields(config):
+        value = getattr(config, each.name)
+        default = [] if each.name == "sweep" else each.default
+        if each.name in ("model", "output_dir", "features_dir") or value == default:
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{each.name}", *(str(without_path(v)) for v in values)]
+    return one_line(shlex.join(words))
+
+
+def latex(text: object) -> str:
+    r"""Text of others within a line of LaTeX.
+
+    Example:
+        >>> latex("50 % of rose_1")
+        '50 \\% of rose\\_1'
+    """
+    return "".join(_LATEX.get(c, c) for c in one_line(text))
+
+
+def latex_table(report: Report, command: str) -> str:
+    """A table of the package booktabs: measure, value with its interval, held-out real images."""
+
+    def cells(row: Row) -> list[str]:
+        interval = "" if row["interval"] is None else f" [{row['interval'][0]}, {row['interval'][1]}]"
+        arrow = r"$\uparrow$" if row["better"] == "higher" else r"$\downarrow$"
+        real = "" if row["real"] is None else str(row["real"])
+        return [f"{latex(row['name'])} {arrow}", f"{row['value']}{interval}", real]
+
+    lines = [
+        f"% {command}",
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{lll}",
+        r"\toprule",
+        r"measure & samples [95\,\% interval] & held-out real images \\",
+        r"\midrule",
+        *(" & ".join(cells(row)) + r" \\" for row in report["measures"]),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
