@@ -383,8 +383,11 @@ def test_saved_as_ours_and_loaded_by_diffusers_alone(tmp_path):
         assert type(loaded) is cls and np.array_equal(draw(loaded), draw(parent))
         trusted = diffusers.DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
         assert np.array_equal(draw(trusted), draw(parent))
-        with pytest.raises(ImportError, match="pip install cond-pipelines"):
+        with pytest.raises(ImportError, match=r"pip install \. in a clone"):
             trusted.to_stable_diffusion()
+        with pytest.raises(ImportError, match=r"pip install \. in a clone"):
+            trusted.grid()
+        assert trusted._repr_html_() is None  # a notebook shows its text
 
 
 @pytest.mark.parametrize("parent", ["a folder without anything", "another pipeline of diffusers"])

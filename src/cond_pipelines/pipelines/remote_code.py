@@ -138,7 +138,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def _installed(cls, module: str) -> ModuleType:
         if not _INSTALLED:
-            raise ImportError("this needs the package that the model was made with: pip install cond-pipelines")
+            raise ImportError("this needs cond_pipelines, the package of the model: run pip install . in a clone of it")
         return importlib.import_module(f"{_PACKAGE}.{module}")
 
     @classmethod
