@@ -389,6 +389,33 @@ def tokenizer_bomb(folder: Path, outside: Path, rng: random.Random) -> None:
     )
 
 
+def another_tokenizer(folder: Path, outside: Path, rng: random.Random) -> None:
+    """A bomb in a file that a tokenizer_config.json names, ids without a vector, and what makes Rust panic."""
+    path = next(folder.glob("**/tokenizer.json"))
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    values = rng.choice(
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [grow] * 60}},
+            {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
+            {"normalizer": grow | {"pattern": {"Regex": "(?=.)"}}},
+            {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+            {"model": {"type": "WordLevel", "unk_token": "x", "vocab": {"a": 10**6}}},
+            {"added_tokens": [{"id": i, "content": f"t{i}", "special": True} for i in range(30_000)]},
+        )
+    )
+    if rng.random() < 0.5:
+        _edit(path, lambda config: config.update(values))
+        return
+    path.with_name("tokenizer.4.0.0.json").write_text(json.dumps(json.loads(path.read_text()) | values))
+    named = {"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}
+    _edit(path.with_name("tokenizer_config.json"), lambda config: config.update(named))
+
+
+def longer_than_the_disk(folder: Path, outside: Path, rng: random.Random) -> None:
+    with _files(folder, rng).open("ab") as file:
+        file.truncate(rng.choice((2**27, 2**34, 2**40)))
+
+
 @functools.cache
 def pictures() -> tuple[bytes, ...]:
     """Bombs, pictures that are programs, and pictures that are cut off."""
@@ -469,6 +496,7 @@ def odd_files(folder: Path, outside: Path, rng: random.Random) -> None:
 FAULTS = (
     *(bad_name, bad_class, link, link, hard_link, special, weights_index, pickles, checkpoint, bad_json, odd_json),
     *(odd_json, bad_yaml, size, safetensors_header, text, code, of_transformers, peft, tokenizer_bomb, picture),
+    *(another_tokenizer, longer_than_the_disk),
     odd_files,
 )
 LAST = (special, hard_link)  # others would wait for a pipe, or write through a link

@@ -1,7 +1,7 @@
 """What the three studies share: data that can be read back, trainings that are kept, intervals over seeds, plots.
 
 Each training is `train(TrainingConfig(...))` on a data set that `save_to_disk` wrote, each sample comes from the
-pipeline that it left. Needs `pip install 'cond-pipelines[evaluate]'`, for scikit-learn.
+pipeline that it left. Needs `pip install '.[evaluate]'`, for scikit-learn.
 """
 
 import argparse
@@ -256,7 +256,7 @@ def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
 
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if importlib.util.find_spec("sklearn") is None:
-        parser.error("scikit-learn is missing: pip install 'cond-pipelines[evaluate]'")
+        parser.error("scikit-learn is missing: pip install '.[evaluate]'")
     parser.add_argument("--data", choices=("shapes", "digits"), default="shapes", help="drawn shapes, or real digits")
     parser.add_argument(
         "--size",

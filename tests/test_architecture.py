@@ -28,13 +28,15 @@ LAYERS = [
         "processes",
         "flags",
         "command_line",
+        "builtin",
         "provenance",
         "demo_arguments",
+        "small_parsers",
     ),
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "export", "grids"),
     *("data", "settings", "sharing", "evaluation", "training"),
-    *("sample", "evaluate", "demo", "inspection", "display", "cli"),
+    *("sample", "evaluate", "demo", "inspection", "display", "completion", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

@@ -1,11 +1,16 @@
+import argparse
 import configparser
 import importlib
+import os
+import re
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from cond_pipelines.cli import _COMMANDS, main
+from cond_pipelines.completion import parsers, script
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train_unconditional": "none", "train_class_conditional": "class", "train_text_to_image": "text"}
@@ -71,3 +76,58 @@ def images_only():
     from cond_pipelines.data.shapes import load_shapes
 
     return load_shapes(2).select_columns(["image"])
+
+
+# ------------------------------------------------------------------------------------------------- completion
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("completion") / "cond-pipelines.bash"
+    path.write_text(script("bash"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sa"], {"sample"}),
+        (["c"], {"card", "compare", "completion", "convert"}),
+        (["sample", "--guida"], {"--guidance_scale"}),
+        (["export", "model", "out", "--to", "st"], {"stable-diffusion"}),
+        (["train", "--max_train_m"], {"--max_train_minutes"}),
+        (["evaluate", "--num_s"], {"--num_samples"}),
+        (["sample", "here"], {"here_is_a_model"}),
+        (["train", "--train_data_dir", "here"], {"here_is_a_model"}),
+    ],
+)
+def test_bash_completes(words, expected, bash_script, tmp_path):
+    (tmp_path / "here_is_a_model").mkdir()
+    line = ["cond-pipelines", *words]
+    code = (
+        f"source {bash_script}; COMP_WORDS=({' '.join(line)}); COMP_CWORD={len(line) - 1}; "
+        f"COMP_LINE='{' '.join(line)}'; "
+        "COMP_POINT=${#COMP_LINE}; _shtab_cond_pipelines; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    ended = subprocess.run(["bash", "-c", code], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+    assert set(ended.stdout.split()) == expected, ended.stderr
+
+
+def test_every_command_is_completed(capsys):
+    assert set(parsers()) == set(_COMMANDS)
+    main(["completion", "zsh"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("#compdef cond-pipelines") and all(f"    {name})" in shown for name in _COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(_COMMANDS))
+def test_what_is_completed_is_what_is_read(command, capsys):
+    """Some commands make their parser in another place: the flags are the same."""
+    flags = {
+        flag
+        for action in parsers()[command]._actions
+        if action.help != argparse.SUPPRESS
+        for flag in action.option_strings
+    }
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = set(re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out))
+    assert {flag for flag in flags if flag.startswith("--") and flag not in shown} == set()

@@ -28,6 +28,7 @@ PUBLIC = [
     "UnconditionalAdapter",
     "UnconditionalPipeline",
     "build_unet",
+    "builtin_model",
     "image_grid",
     "sample_grid",
     "train",

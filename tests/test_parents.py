@@ -268,7 +268,7 @@ def test_from_the_hub(sd_folder, hub):
 def test_variant_and_dtype(sd_folder, tmp_path):
     parent = diffusers.StableDiffusionPipeline.from_pretrained(sd_folder, dtype=torch.float16)
     parent.save_pretrained(tmp_path, variant="fp16")
-    with pytest.raises(ValueError, match="safetensors"):
+    with pytest.raises(ValueError, match="holds weights of the variant fp16 only"):
         ConditionalPipeline.from_pretrained(tmp_path)
     pipe = ConditionalPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
     assert pipe.unet.dtype == pipe.text_encoder.dtype == pipe.adapter.dtype == pipe.adapter.null_tokens.dtype
@@ -302,6 +302,16 @@ def test_pickles_alone_are_refused(sd_copy):
     with pytest.raises(ValueError, match="lacks weights as safetensors") as error:
         ConditionalPipeline.from_pretrained(sd_copy)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.fp16", "diffusion_pytorch_model.non_ema-00001-of-00002"])
+def test_weights_of_another_variant_are_named(sd_copy, name):
+    (sd_copy / "unet/diffusion_pytorch_model.safetensors").rename(sd_copy / f"unet/{name}.safetensors")
+    with pytest.raises(
+        ValueError, match=r"unet holds weights of the variant (fp16|non_ema) only: give --variant"
+    ) as error:
+        ConditionalPipeline.from_pretrained(sd_copy)
+    assert name.split(".")[1].split("-")[0] in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"])
@@ -373,8 +383,11 @@ def test_saved_as_ours_and_loaded_by_diffusers_alone(tmp_path):
         assert type(loaded) is cls and np.array_equal(draw(loaded), draw(parent))
         trusted = diffusers.DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
         assert np.array_equal(draw(trusted), draw(parent))
-        with pytest.raises(ImportError, match="pip install cond-pipelines"):
+        with pytest.raises(ImportError, match=r"pip install \. in a clone"):
             trusted.to_stable_diffusion()
+        with pytest.raises(ImportError, match=r"pip install \. in a clone"):
+            trusted.grid()
+        assert trusted._repr_html_() is None  # a notebook shows its text
 
 
 @pytest.mark.parametrize("parent", ["a folder without anything", "another pipeline of diffusers"])

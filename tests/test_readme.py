@@ -159,6 +159,17 @@ def test_the_readme_is_a_front_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_no_line_installs_what_is_not_released():
+    """There is no package of this name on PyPI: everything says `pip install .`, or what the user lacks."""
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "training").glob("*.md")]
+    files += [
+        path for folder in ("src", "studies", "benchmarks", "model_cards") for path in (ROOT / folder).rglob("*.*")
+    ]
+    found = [path for path in files if path.suffix in (".md", ".py") and b"pip install cond" in path.read_bytes()]
+    quoted = [path for path in files if path.suffix in (".md", ".py") and b"pip install 'cond" in path.read_bytes()]
+    assert found + quoted == []
+
+
 def tree(text: str) -> list[str]:
     """The files of the tree in CONTRIBUTING.md, relative to src/cond_pipelines; folders are by indentation."""
     block = re.search(r"```text\nsrc/cond_pipelines/\n(.*?)```", text, re.DOTALL)[1]

@@ -13,6 +13,7 @@ from training_common import flags
 from wrong_inputs import READS, SMALL, TRAINING, outcome, right_model, try_damaged_files
 
 from cond_pipelines.cli import main
+from cond_pipelines.errors import of_a_limit
 
 # Of the damaged files every n-th: loading a model, pushing it and training take their time.
 EVERY = {"compare": 1, "recipe without data": 5, "card": 7, "ema": 7, "evaluate": 13, "train": 19, "push": 23}
@@ -161,3 +162,17 @@ def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "load_vae", lambda *args: [][3])
     with pytest.raises(IndexError):
         main(["train", *flags(output_dir=tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("could not create a primitive", "out of memory: raise `ulimit -v`"),  # oneDNN's, in a step
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory", "out of memory: raise `ulimit -v`"),
+        ("can't start new thread", "no thread or process can be started"),
+        ("a bug of ours", None),
+    ],
+)
+def test_limits_of_the_machine_are_known_by_what_libraries_say(text, line):
+    found = of_a_limit(text)
+    assert found is None if line is None else found.startswith(line)

@@ -28,6 +28,7 @@ _EXPORTS = {
     "UnconditionalAdapter": "adapters",
     "UnconditionalPipeline": "pipelines",
     "build_unet": "networks.unet_sizes",
+    "builtin_model": "builtin",
     "image_grid": "pictures",
     "sample_grid": "grids",
     "train": "training.loop",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
         TextAdapter,
         UnconditionalAdapter,
     )
+    from .builtin import builtin_model
     from .grids import sample_grid
     from .networks.unet_sizes import UNET_SIZES, build_unet
     from .objectives import Noised, Objective
@@ -70,6 +72,7 @@ __all__ = [
     "UnconditionalAdapter",
     "UnconditionalPipeline",
     "build_unet",
+    "builtin_model",
     "image_grid",
     "sample_grid",
     "train",

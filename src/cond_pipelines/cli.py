@@ -8,6 +8,7 @@ from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, UserError, one_line_errors
 from .processes import command_line
+from .small_parsers import card_parser, compare_parser, completion_parser, convert_parser, ema_parser, push_parser
 
 _GROUPS = {
     "Look at data": {"inspect": "show what a training would see of a folder, and what it would leave out"},
@@ -26,6 +27,7 @@ _GROUPS = {
         "push": "upload its folder to the Hub",
         "export": "make it work without this package: --to stable-diffusion, ddpm or onnx",
     },
+    "Set up a shell": {"completion": "print a script that completes commands and flags: bash or zsh"},
     "Change what a run left": {
         "ema": "write the model with another length of its weights' moving average",
         "convert": "rewrite a checkpoint of an earlier version, so that it can be resumed",
@@ -37,7 +39,7 @@ _COMMANDS = [name for group in _GROUPS.values() for name in group]
 @command_line
 def main(args: list[str] | None = None) -> None:
     """`cond-pipelines COMMAND ...`: see `_GROUPS`."""
-    groups = ("\n".join([title, *(f"  {n:9} {what}" for n, what in g.items())]) for title, g in _GROUPS.items())
+    groups = ("\n".join([title, *(f"  {n:10} {what}" for n, what in g.items())]) for title, g in _GROUPS.items())
     epilog = "\n\n".join([*groups, "`cond-pipelines COMMAND --help` lists the arguments of a command."])
     parser = OneLineParser(
         prog="cond-pipelines",
@@ -74,6 +76,7 @@ def main(args: list[str] | None = None) -> None:
                 "ema": ema,
                 "card": card,
                 "push": push,
+                "completion": completion,
             }[command]
         run(args[1:])
 
@@ -121,10 +124,7 @@ def inspect(args: list[str]) -> None:
 
 def compare(args: list[str]) -> None:
     """Print two evaluations side by side, and which differences are larger than chance."""
-    parser = OneLineParser(prog="cond-pipelines compare", description=compare.__doc__)
-    parser.add_argument("a", help="a report.json, or a model's folder")
-    parser.add_argument("b")
-    options = parser.parse_args(args)
+    options = compare_parser().parse_args(args)
     from .evaluation.compare import compare as rows_of
     from .evaluation.compare import read_report, table
 
@@ -133,9 +133,7 @@ def compare(args: list[str]) -> None:
 
 def convert(args: list[str]) -> None:
     """Write a checkpoint of an earlier version anew, so that it can be resumed; nothing in it is run."""
-    parser = OneLineParser(prog="cond-pipelines convert", description=convert.__doc__)
-    parser.add_argument("checkpoint", help="its folder, such as OUTPUT_DIR/checkpoint-1000")
-    options = parser.parse_args(args)
+    options = convert_parser().parse_args(args)
     from .training.checkpoints import convert_checkpoint
 
     print(for_terminal(str(convert_checkpoint(options.checkpoint))))
@@ -143,11 +141,7 @@ def convert(args: list[str]) -> None:
 
 def ema(args: list[str]) -> None:
     """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
-    parser = OneLineParser(prog="cond-pipelines ema", description=ema.__doc__)
-    parser.add_argument("folder", help="the run's output_dir")
-    parser.add_argument("--length", type=float, required=True, help="sigma_rel: 0.05 is 5 %% of the run")
-    parser.add_argument("--output_dir", help="default: FOLDER-ema-LENGTH")
-    options = parser.parse_args(args)
+    options = ema_parser().parse_args(args)
     from .training.ema import pipeline_of_length
 
     folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
@@ -157,10 +151,7 @@ def ema(args: list[str]) -> None:
 
 def card(args: list[str]) -> None:
     """Render README.md of a model's folder."""
-    parser = OneLineParser(prog="cond-pipelines card", description="What you say of it stands in card.yaml.")
-    parser.add_argument("folder")
-    parser.add_argument("--repo_id", help="its name on the Hub, for the page's code blocks; default: the folder's name")
-    options = parser.parse_args(args)
+    options = card_parser().parse_args(args)
     from .sharing.card import write_card
 
     print(for_terminal(str(write_card(options.folder, options.repo_id))))
@@ -168,26 +159,16 @@ def card(args: list[str]) -> None:
 
 def push(args: list[str]) -> None:
     """Upload a model's folder: the model, its code, its card and pictures, nothing else."""
-    parser = OneLineParser(prog="cond-pipelines push", description=push.__doc__)
-    parser.add_argument("folder")
-    parser.add_argument("repo_id", help='"name" or "user/name"; made where it does not exist')
-    parser.add_argument(
-        "--private", action=argparse.BooleanOptionalAction, help="visibility of a new repository; default: the Hub's"
-    )
-    parser.add_argument("--token", help="default: the one you are logged in with")
-    parser.add_argument("--commit_message")
-    parser.add_argument("--revision", help="the branch to commit to; made where it does not exist")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
-    parser.add_argument(
-        "--keep", action="store_true", help="leave what is not of this model; default: the same commit deletes it"
-    )
-    parser.add_argument(
-        "--include_training_images",
-        action="store_true",
-        help="upload evaluation/nearest.png too, which shows images of the training data",
-    )
-    options = vars(parser.parse_args(args))
+    options = vars(push_parser().parse_args(args))
     from .sharing.push import push_folder
 
     commit = push_folder(options.pop("folder"), options.pop("repo_id"), **options)
     print(for_terminal(str(commit.pr_url or commit.commit_url)))
+
+
+def completion(args: list[str]) -> None:
+    """Print a script for a shell that completes commands, flags and files."""
+    options = completion_parser().parse_args(args)
+    from .completion import script
+
+    print(script(options.shell))

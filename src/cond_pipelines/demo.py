@@ -53,6 +53,7 @@ def demo_config(name: str, output_dir: Path, parent: Path | None, minutes: float
 
     Args:
         name: "unconditional", "class_conditional" or "text_to_image".
+        output_dir: of this model.
         parent: the model to start from; None: a new one.
         changes: other arguments of TrainingConfig than the demo's own.
     """
@@ -70,7 +71,7 @@ def demo_config(name: str, output_dir: Path, parent: Path | None, minutes: float
         "logit_mean": 0.5,  # shape, colour and background are decided at high noise
         "logit_std": 1.2,
         "validation_fraction": 0.005,
-        "output_dir": str(output_dir / name),
+        "output_dir": str(output_dir),
         "overwrite_output_dir": True,  # `make demo` again makes it again
         "default_num_inference_steps": 24,
         "default_guidance_scale": 2.0,
@@ -88,7 +89,7 @@ def train_demo(output_dir: Path, speed: float = 1.0, **changes: object) -> dict[
     folders: dict[str, Path] = {}
     for name in _SETTINGS:
         print(f"\n=== {name}", flush=True)
-        config = demo_config(name, output_dir, folders.get("unconditional"), _MINUTES[name] / speed, **changes)
+        config = demo_config(name, output_dir / name, folders.get("unconditional"), _MINUTES[name] / speed, **changes)
         folders[name] = train(config)
     return folders
 

@@ -10,6 +10,11 @@ from .errors import OneLineParser
 
 def parse_demo_args(args: list[str] | None = None) -> dict[str, Any]:
     """The arguments of `demo.run_demo`. Raises SystemExit, after one line, for a bad one."""
+    return vars(demo_parser().parse_args(args))
+
+
+def demo_parser() -> OneLineParser:
+    """The arguments of `cond-pipelines demo`."""
     parser = OneLineParser(
         prog="cond-pipelines demo",
         description="Train the three settings on drawn shapes, sample each of them, and measure what the samples show.",
@@ -21,7 +26,7 @@ def parse_demo_args(args: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--num_samples", type=_count, default=256, help="read this many for each line of the report (256)"
     )
-    return vars(parser.parse_args(args))
+    return parser
 
 
 def _positive(text: str) -> float:

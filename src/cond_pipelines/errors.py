@@ -23,6 +23,8 @@ from .user_code import raised_by_user_code
 
 TRACEBACK_VARIABLE = "COND_PIPELINES_TRACEBACK"  # set to 1: errors keep their traceback
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN}
+# As the system, PyTorch, the loader of libraries and oneDNN say it.
+_OUT_OF_MEMORY = ("annot allocate memory", "can't allocate memory", "failed to map segment", "could not create a pri")
 _MAX_YAML_VALUES = 100_000
 _Facts = TypeVar("_Facts")
 
@@ -120,7 +122,7 @@ def of_a_limit(text: str) -> str | None:
         return f"too many open files: raise `ulimit -n`, or give --dataloader_num_workers 0 ({text[:120]})"
     if any(words in text for words in ("can't start new thread", "Resource temporarily unavailable")):
         return f"no thread or process can be started: raise `ulimit -u` or `ulimit -v` ({text[:120]})"
-    if any(words in text for words in ("annot allocate memory", "can't allocate memory", "failed to map segment")):
+    if any(words in text for words in _OUT_OF_MEMORY):
         return f"out of memory: raise `ulimit -v`, or use less ({text[:120]})"
     return None
 

@@ -232,10 +232,13 @@ def _check_asked_for(path: Path, name: str, value: object) -> None:
         raise UserError(f"{path}: {name} names {value[:100]!r}: only a file of the same folder is read")
 
 
-def damaged_weights(folder: str | Path) -> str | None:
+def damaged_weights(folder: str | Path, failure: Exception | None = None) -> str | None:
     """What to say of the first .safetensors file in a folder that is truncated, empty or no such file; None: none is.
 
     Only the beginning of each file is read.
+
+    Args:
+        failure: of whoever loads it, which may miss weights that are there in another variant only.
     """
     for path in sorted(Path(folder).rglob("*.safetensors")):
         try:
@@ -243,6 +246,18 @@ def damaged_weights(folder: str | Path) -> str | None:
                 pass
         except Exception as error:  # safetensors has no public base class
             return f"{path} is damaged ({path.stat().st_size:,} bytes; {describe(error)}): copy or download it again"
+    return _variant_instead(str(failure))
+
+
+def _variant_instead(error: str) -> str | None:
+    """What to say where files of another variant lie in the folder in which `error` misses weights; None: none do."""
+    missing = re.search(r"no file named (\w+)\.safetensors.* in directory (.+?)\.?$", " ".join(error.split()))
+    if missing is None or not Path(missing[2]).is_dir():
+        return None
+    for path in sorted(Path(missing[2]).glob(f"{missing[1]}*.*.safetensors")):
+        if variant := re.search(r"\.([A-Za-z]\w*)(-\d+-of-\d+)?\.safetensors$", path.name):
+            remedy = f"give --variant {variant[1]} (in Python: variant=...)"
+            return f"{missing[2]} holds weights of the variant {variant[1]} only: {remedy}"
     return None
 
 

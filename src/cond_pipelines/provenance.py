@@ -8,6 +8,7 @@ from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from .builtin import with_builtin
 from .console import say
 from .errors import read_json, reading
 from .files import sha256_of, whole_file
@@ -40,6 +41,7 @@ def class_names_of(name_or_path: str) -> tuple[str, str]:
     Raises:
         UserError: there is no such model.
     """
+    name_or_path = str(with_builtin(name_or_path))
     if Path(name_or_path).is_dir():
         index = read_json(Path(name_or_path) / "model_index.json")
     else:

@@ -18,45 +18,47 @@ _SOFTWARE = "cond_pipelines"  # in each picture's text; a picture that has it ma
 _IN_COLUMNS = ("guidance_scale", "guide_scale", "num_inference_steps", "strength")
 
 
-def parse(args: list[str] | None = None) -> Namespace:
-    """The arguments of `cond-pipelines sample`. Raises SystemExit, after one line, for a bad one."""
-    parser = OneLineParser(
+def parser() -> OneLineParser:
+    """The arguments of `cond-pipelines sample`."""
+    arguments = OneLineParser(
         prog="cond-pipelines sample",
         description="Draw samples of a model into one picture: a row for each condition, a column for each setting. "
         "All rows and columns start from the same noise.",
     )
-    parser.add_argument("model", help="folder or Hub id of a model")
-    parser.add_argument(
+    arguments.add_argument("model", help="folder or Hub id of a model, or builtin:shapes-text, builtin:shapes-class")
+    arguments.add_argument(
         "condition", nargs="*", help="a class's name or id, a caption, numbers separated by commas; none: p(x)"
     )
-    parser.add_argument("--num_images", type=_count, default=4, help="of each condition and setting (4)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the first image; the next ones count up (0)")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", help="one or several (default: the model's)")
-    parser.add_argument(
+    arguments.add_argument("--num_images", type=_count, default=4, help="of each condition and setting (4)")
+    arguments.add_argument("--seed", type=_seed, default=0, help="of the first image; the next ones count up (0)")
+    arguments.add_argument("--guidance_scale", type=float, nargs="+", help="one or several (default: the model's)")
+    arguments.add_argument(
         "--guide_scale",
         type=float,
         nargs="+",
         help="of autoguidance, by the model's guide; --guidance_scale is then of classifier-free guidance",
     )
-    parser.add_argument("--num_inference_steps", type=_count, nargs="+", help="one or several (default: the model's)")
-    parser.add_argument("--negative_condition", help="what guidance leads away from, such as a negative prompt")
-    parser.add_argument("--height", type=_count, help="pixels (default: the model's)")
-    parser.add_argument("--width", type=_count, help="pixels (default: the model's)")
-    parser.add_argument("--image", type=Path, help="start from this image")
-    parser.add_argument("--mask_image", type=Path, help="with --image: paint only where this one is white")
-    parser.add_argument("--strength", type=float, nargs="+", help="with --image: how much it changes, 0 to 1 (0.8)")
-    parser.add_argument(
+    arguments.add_argument(
+        "--num_inference_steps", type=_count, nargs="+", help="one or several (default: the model's)"
+    )
+    arguments.add_argument("--negative_condition", help="what guidance leads away from, such as a negative prompt")
+    arguments.add_argument("--height", type=_count, help="pixels (default: the model's)")
+    arguments.add_argument("--width", type=_count, help="pixels (default: the model's)")
+    arguments.add_argument("--image", type=Path, help="start from this image")
+    arguments.add_argument("--mask_image", type=Path, help="with --image: paint only where this one is white")
+    arguments.add_argument("--strength", type=float, nargs="+", help="with --image: how much it changes, 0 to 1 (0.8)")
+    arguments.add_argument(
         "--interpolate", action=BooleanOptionalAction, default=False, help="draw --num_images between two conditions"
     )
-    parser.add_argument("--batch_size", type=_count, default=64, help="images sampled together (64)")
-    parser.add_argument("--device", help="such as cuda or cpu (default: a GPU where there is one)")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (samples.png)")
-    return parser.parse_args(args)
+    arguments.add_argument("--batch_size", type=_count, default=64, help="images sampled together (64)")
+    arguments.add_argument("--device", help="such as cuda or cpu (default: a GPU where there is one)")
+    arguments.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (samples.png)")
+    return arguments
 
 
 def main(args: list[str] | None = None) -> None:
     """Load the model, draw, write the picture."""
-    options = parse(args)
+    options = parser().parse_args(args)
     _check_out(options.out)
     import torch
 

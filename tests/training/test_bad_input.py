@@ -54,6 +54,26 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "--hub_model_id a/b/c: Repo id must be in the form"),
+        (
+            {"push_to_hub": True, "output_dir": "two words"},
+            "the name of --output_dir, for want of --hub_model_id: two w",
+        ),
+        (
+            {"evaluation_steps": 2},
+            "--evaluation_steps needs more than 5 images to train on, and as many --num_evaluati",
+        ),
+    ],
+)
+def test_what_would_fail_late_is_refused_before_the_first_step(refused, folder, tmp_path, arguments, message):
+    if "output_dir" in arguments:
+        arguments = arguments | {"output_dir": tmp_path / arguments["output_dir"]}
+    assert refused(train_data_dir=folder, **arguments).startswith(message)
+
+
 def captioned(folder, captions):
     rows = [{"file_name": f"{i}.png", "text": caption} for i, caption in enumerate(captions)]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -70,7 +70,7 @@ def end_in_order(process, folder, name):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_to_the_whole_group_with_workers(number, tmp_path, warm):
     """Workers ignore it; they are gone when the run is."""
     process = start(tmp_path, warm, dataloader_num_workers=2, **SLOW)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from ..flags import FRACTION, NOT_NEGATIVE, PIXELS, POSITIVE, check_values, flag
 from ..folders import is_within
 
+NO_SOURCE = "give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)"
+
 IsFeature = Callable[[Any], bool]
 ParseValue = Callable[[Any], Any]
 
@@ -230,6 +232,13 @@ class DataArguments(_OfTheRun):
             raise ValueError(f"--value_range {self.value_range} must be two numbers, the lower one first")
         if self.channels not in (None, 1, 3, 4) and not self.value_range:
             raise ValueError(f"--channels {self.channels} needs --value_range: 8-bit images have 1, 3 or 4")
+
+    def check_source(self) -> None:
+        """Raise ValueError where no images are named, or the folder of images is not there."""
+        if not (self.train_data_dir or self.dataset_name):
+            raise ValueError(NO_SOURCE)
+        if self.train_data_dir and not Path(self.train_data_dir).exists():
+            raise ValueError(f"--train_data_dir {self.train_data_dir} is not a folder")
 
     def data_around(self, folder: str | Path) -> str | None:
         """The flag and the folder of images in which `folder` lies: what is written there would be images of the data.

@@ -12,7 +12,7 @@ import datasets
 from ..errors import UserError, describe
 from ..user_code import load_object
 from .account import Account, ReadOptions
-from .config import ConditionColumn
+from .config import NO_SOURCE, ConditionColumn
 from .formats import kind_of
 from .hub import folder_of_images
 from .metadata import refuse_addresses
@@ -59,7 +59,7 @@ def load_source(
     account = Account() if account is None else account
     options = replace(options or ReadOptions(), split=split)
     if bool(train_data_dir) == bool(dataset_name):
-        raise ValueError("give --train_data_dir (a folder) or --dataset_name (a Hub id, or module:function)")
+        raise ValueError(NO_SOURCE)
     if dataset_name and not dataset_config_name and Path(dataset_name).is_dir():
         train_data_dir, dataset_name = dataset_name, None
     if train_data_dir and not Path(train_data_dir).is_dir() and kind_of(train_data_dir) in (None, "images", "arrays"):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from .batches import Batch
 
-STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # the last is SLURM's, by --signal
+# Of schedulers that give notice: SLURM by --signal, submitit and SGE (USR1, USR2), a limit of CPU time (XCPU).
+_NOTICES = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
+STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_NOTICES}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,7 +42,7 @@ def batches_of(loader: "DataLoader[Batch]") -> "Iterator[Iterator[Batch]]":
         yield batches
     finally:
         if loader.num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # PyTorch has no public way
+            batches._shutdown_workers()  # PyTorch has no public way
 
 
 def room_for_workers(num_workers: int) -> None:

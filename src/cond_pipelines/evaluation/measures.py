@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUM_NEIGHBOURS = 5  # of an image, which reach as far as it is taken to be covered
 _BLOCK = 2048  # rows of a block of distances
 
 
@@ -110,7 +111,7 @@ def nearest(a: np.ndarray, b: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.nd
     return distances.numpy(), indices.numpy()
 
 
-def radius(features: np.ndarray, k: int = 5) -> Tensor:
+def radius(features: np.ndarray, k: int = NUM_NEIGHBOURS) -> Tensor:
     """The distance of each row to its `k`-th nearest other row: (N,)."""
     distances = torch.full((len(features), k), float("inf"))
 
@@ -158,7 +159,7 @@ class _Covered:
 
 
 def manifolds(
-    real: np.ndarray, fake: np.ndarray, k: int = 5, real_radius: Tensor | None = None
+    real: np.ndarray, fake: np.ndarray, k: int = NUM_NEIGHBOURS, real_radius: Tensor | None = None
 ) -> dict[str, np.ndarray]:
     """Precision and recall (Kynkaanniemi et al. 2019, Eq. 1), density and coverage (Naeem et al. 2020, Eq. 3 and 4).
 

@@ -17,7 +17,7 @@ def parser() -> OneLineParser:
         description="Write a model so that it works without cond_pipelines. stable-diffusion and ddpm: a folder that "
         "diffusers alone loads, with the same images. onnx: networks for onnxruntime, compared with PyTorch.",
     )
-    arguments.add_argument("model", help="folder or Hub id of a model")
+    arguments.add_argument("model", help="folder or Hub id of a model, or builtin:shapes-text")
     arguments.add_argument("out", type=Path, help="a new folder")
     arguments.add_argument("--to", required=True, choices=TARGETS, help="what it becomes")
     return arguments

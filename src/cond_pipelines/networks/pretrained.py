@@ -24,6 +24,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..adapters.denoiser import Network
 from ..adapters.text import PromptAdapter
 from ..adapters.unconditional import UnconditionalAdapter
+from ..builtin import with_builtin
 from ..console import for_terminal
 from ..errors import UserError, read_yaml, reading
 from ..folders import check_model_folder
@@ -58,12 +59,14 @@ def load_pipeline(name_or_path: PathOrName, flag: str = "", **kwargs: Any) -> Co
     """`ConditionalPipeline.from_pretrained` for a command, where a missing or damaged model is an error in one line.
 
     Args:
+        name_or_path: a folder, a Hub id, or "builtin:NAME".
         flag: with which the user named it.
 
     Raises:
         UserError: there is no model of ours or of PARENTS, it cannot be read, or weights are missing.
     """
     what = f"{flag} {name_or_path}".strip()
+    name_or_path = with_builtin(name_or_path)
     with reading(what):
         pipe = ConditionalPipeline.from_pretrained(name_or_path, **kwargs)
     if getattr(pipe, "unet", None) is None:

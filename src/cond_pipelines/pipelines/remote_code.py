@@ -138,7 +138,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def _installed(cls, module: str) -> ModuleType:
         if not _INSTALLED:
-            raise ImportError("this needs the package that the model was made with: pip install cond-pipelines")
+            raise ImportError("this needs cond_pipelines, the package of the model: run pip install . in a clone of it")
         return importlib.import_module(f"{_PACKAGE}.{module}")
 
     @classmethod
@@ -204,7 +204,7 @@ class PortablePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def _what_lacks(cls, path: str | os.PathLike[str], error: Exception) -> str | None:
         """What to say of weights that cannot be read; None where it is something else."""
-        damaged = cls._installed("folders").damaged_weights(path) if _INSTALLED and Path(path).is_dir() else None
+        damaged = cls._installed("folders").damaged_weights(path, error) if _INSTALLED and Path(path).is_dir() else None
         if damaged is not None or not isinstance(error, OSError) or "safetensors" not in str(error):
             return damaged
         return (

@@ -15,6 +15,7 @@ def main(args: list[str] | None = None, **defaults: object) -> None:
         from .command_line import parse_args
 
         config = parse_args(args, **defaults)  # help and bad arguments are answered before torch is imported
+        config.data.check_source()
         from .loop import train
         from .trackers import hide_token
 

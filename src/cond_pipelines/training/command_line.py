@@ -26,16 +26,7 @@ def parse_args(args: list[str] | None = None, **defaults: object) -> TrainingCon
         SystemExit: with one line, for an unknown flag or key (naming the nearest one), a bad value, or a flag without
             effect.
     """
-    parser = Parser(
-        "cond-pipelines train",
-        TrainingConfig,
-        [ModelArguments, DataArguments, OptimizationArguments, OutputArguments],
-        "Train p(x), p(x|y) or p(x|text) on your images. Settings that are not given are chosen, printed and saved.",
-        usage="cond-pipelines train --train_data_dir FOLDER [--conditioning class] [--flag value ...]",
-    )
-    parser.common.add_argument(
-        "--config", metavar="FILE", help="Read settings from a YAML file; the command line wins."
-    )
+    parser = training_parser()
     args = [_translated(arg) for arg in (sys.argv[1:] if args is None else args)]
     try:
         given, unknown = parser.parse(args)
@@ -54,6 +45,21 @@ def parse_args(args: list[str] | None = None, **defaults: object) -> TrainingCon
     except ValueError as error:
         parser.error(str(error))
     return config
+
+
+def training_parser() -> Parser:
+    """The arguments of `cond-pipelines train`."""
+    parser = Parser(
+        "cond-pipelines train",
+        TrainingConfig,
+        [ModelArguments, DataArguments, OptimizationArguments, OutputArguments],
+        "Train p(x), p(x|y) or p(x|text) on your images. Settings that are not given are chosen, printed and saved.",
+        usage="cond-pipelines train --train_data_dir FOLDER [--conditioning class] [--flag value ...]",
+    )
+    parser.common.add_argument(
+        "--config", metavar="FILE", help="Read settings from a YAML file; the command line wins."
+    )
+    return parser
 
 
 def _translated(arg: str) -> str:

@@ -20,6 +20,7 @@ from ..user_code import raised_by_user_code
 from .checkpoints import Progress, all_checkpoints
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
+_ALWAYS = {signal.SIGTERM, signal.SIGINT}  # even where they are ignored, as of a shell's background job
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
 
@@ -44,7 +45,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class StopSignal:
-    """SIGTERM, SIGINT, SIGHUP and SIGUSR1 stop a run in order; a second SIGINT stops it at once.
+    """SIGTERM, SIGINT, SIGHUP and the notices of schedulers stop a run in order; a second SIGINT stops it at once.
 
     At first, while data and models are loaded, they do so at once. From `hold` on the run ends after the step
     under way, of the training or of the last samples.
@@ -64,7 +65,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python's own rule for signal handlers
-            ignored = {s for s in (signal.SIGHUP, signal.SIGUSR1) if signal.getsignal(s) == signal.SIG_IGN}  # nohup
+            ignored = {s for s in STOPPING - _ALWAYS if signal.getsignal(s) == signal.SIG_IGN}  # nohup
             self.before = {s: signal.signal(s, self._note) for s in STOPPING - ignored}
         return self
 

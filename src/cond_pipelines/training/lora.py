@@ -80,7 +80,10 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
     accepted = inspect.signature(type(pipe).__init__).parameters
     settings: dict[str, Any] = {k: pipe.config[k] for k in accepted if k in pipe.config and k not in components}
     rest = type(pipe)(**components, **settings)
-    rest._optional_components = list(components)  # or diffusers warns of those that are left out
+    rest._optional_components = [
+        *components,
+        *type(pipe)._optional_components,
+    ]  # or diffusers warns of those that are left out
     rest.save_pretrained(folder)
     pipe.unet.save_config(Path(folder) / "unet")  # for the card
 

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..errors import UserError
 from ..pipelines.conditional import ConditionalPipeline
 from ..sharing.push import push_folder
 from .config import TrainingConfig
@@ -18,12 +21,21 @@ class HubPush:
     Args:
         config: push_to_hub, hub_model_id, hub_token, hub_private_repo, hub_strategy.
         is_main_process: only one process pushes.
+
+    Raises:
+        UserError: no model on the Hub can have this name.
     """
 
     def __init__(self, config: TrainingConfig, is_main_process: bool = True):
         self.config, self.is_main_process = config, is_main_process
         self.every_save = config.push_to_hub and config.hub_strategy == "every_save"
         self.repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
+        if config.push_to_hub:
+            flag = "--hub_model_id" if config.hub_model_id else "the name of --output_dir, for want of --hub_model_id:"
+            try:
+                validate_repo_id(self.repo_id)
+            except HFValidationError as error:
+                raise UserError(f"{flag} {self.repo_id}: {error}") from error
         self.running: threading.Thread | None = None
         self.failures: list[str] = []
 

@@ -34,6 +34,12 @@ class Evaluator:
         config, data, accelerator = run.config, run.data, run.accelerator
         if data.train is None or config.value_range or config.aspect_buckets:
             raise ValueError("--evaluation_steps needs square 8-bit images that are not streamed")
+        num_fewest = min(config.num_evaluation_samples, len(data.train))
+        if num_fewest <= m.NUM_NEIGHBOURS:
+            raise ValueError(
+                f"--evaluation_steps needs more than {m.NUM_NEIGHBOURS} images to train on, and as many "
+                f"--num_evaluation_samples: there are {num_fewest}"
+            )
         self.accelerator, self.batch_size = accelerator, config.train_batch_size
         chosen = np.random.default_rng(config.seed).permutation(data.train)
         known = data.conditions(chosen[: config.num_evaluation_samples])
