@@ -157,6 +157,14 @@ def test_more_losses_more_ink(tmp_path):
     assert (full < 200).sum() > (empty < 200).sum()
 
 
+def test_the_only_loss_of_a_short_run_is_seen(tmp_path):
+    """One line of the log, as of 30 steps: its point is within the axes, in the colour of the training loss."""
+    loss_plot(tmp_path / "loss.png", [(30, 0.5)], [])
+    colour = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")).astype(int)
+    blue = (np.abs(colour - (31, 119, 180)).max(axis=-1) < 20)[20:420, 440:475]  # the middle, where no legend is
+    assert blue.sum() > 4
+
+
 def test_titles_stand_at_their_rows_and_columns():
     images = [solid(c) for c in COLOURS[:4]]
     plain = image_grid(images, columns=2)

@@ -231,6 +231,7 @@ def loss_plot(
     figure.subplots_adjust(left=0.11, right=0.98, bottom=0.12, top=0.97)  # a layout engine would draw it twice
     for points, label, style in ((train, "training", "-"), (held_out, "held out, EMA", "o-")):
         if points:
+            style = "o-" if len(points) < 10 else style  # a line of one point cannot be seen
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     values = sorted(loss for _, loss in train + held_out if math.isfinite(loss))
     if values and values[0] > 0:

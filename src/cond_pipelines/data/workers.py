@@ -42,7 +42,7 @@ def batches_of(loader: "DataLoader[Batch]") -> "Iterator[Iterator[Batch]]":
         yield batches
     finally:
         if loader.num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # PyTorch has no public way
+            batches._shutdown_workers()  # PyTorch has no public way
 
 
 def room_for_workers(num_workers: int) -> None:

@@ -144,9 +144,14 @@ class _Covered:
         return cls(torch.zeros(num_real, dtype=torch.int64), torch.zeros(num_real, dtype=torch.int64))
 
     def add(self, rows: slice, covers: Tensor, first: int) -> None:
-        """`covers` (rows, columns) bool, of samples from number `first` on."""
-        self.count[rows] += covers.sum(dim=1)
-        self.numbers[rows] += (covers * torch.arange(first, first + covers.shape[1])).sum(dim=1)
+        """`covers` (rows, columns) bool, of samples from number `first` on; at most 5,000 columns."""
+        of_block = torch.arange(covers.shape[1], dtype=torch.float32)
+        # One product gives both sums. They are exact: whole numbers below 2^24.
+        count, numbers = (
+            (covers.float() @ torch.stack([torch.ones_like(of_block), of_block], dim=1)).long().unbind(dim=1)
+        )
+        self.count[rows] += count
+        self.numbers[rows] += numbers + first * count
 
     def alone(self, num_fake: int) -> Tensor:
         """The share of real images that each sample covers and no other does: (F,)."""

@@ -99,9 +99,10 @@ def distribution_rows(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray)
     interval = m.interval_of_frechet(fake, train_stats)
     rows = [row("alike?", "Frechet distance", frechet, interval, floor, "lower")]
     for name, kernel in {"kernel distance": kernels.polynomial, "CMMD": kernels.gaussian}.items():
-        value, error = kernels.mmd(fake, train, kernel)
+        of_real = kernels.within_real(train, kernel)
+        value, error = kernels.mmd(fake, train, kernel, of_real)
         ends = (min(value, max(0.0, value - 1.96 * error)), value + 1.96 * error)  # no distance is below 0
-        rows.append(row("alike?", name, value, ends, kernels.mmd(held_out, train, kernel)[0], "lower"))
+        rows.append(row("alike?", name, value, ends, kernels.mmd(held_out, train, kernel, of_real)[0], "lower"))
     radius = m.radius(train)
     values, real = (m.manifolds(train, images, real_radius=radius) for images in (fake, held_out))
     rows += [mean_row("alike?", name, values[name], real[name].mean()) for name in ("precision", "density")]
