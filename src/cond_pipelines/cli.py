@@ -171,4 +171,4 @@ def completion(args: list[str]) -> None:
     options = completion_parser().parse_args(args)
     from .completion import script
 
-    print(script(options.shell))
+    print(lines_for_terminal(script(options.shell)))
