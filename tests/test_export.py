@@ -15,7 +15,9 @@ from training_common import few_shapes  # noqa: F401 (a data set of the commands
 from cond_pipelines import (
     ClassConditionalPipeline,
     ClassLabelAdapter,
+    CompositeAdapter,
     ConditionalPipeline,
+    EmbeddingAdapter,
     TextAdapter,
     TextToImagePipeline,
     UnconditionalAdapter,
@@ -65,6 +67,11 @@ def models(tmp_path_factory):
         folder / "text"
     )
     ClassConditionalPipeline(few_steps, adapter=label, **common, objective=objective).save_pretrained(folder / "fast")
+    vector = EmbeddingAdapter.for_unet(unet, embedding_dim=2)
+    loud(vector)
+    ConditionalPipeline(unet, adapter=vector, **common).save_pretrained(folder / "vector")
+    both = CompositeAdapter.for_unet(unet, adapters={"label": label, "size": vector})
+    ConditionalPipeline(unet, adapter=both, **common).save_pretrained(folder / "both")
     TextToImagePipeline.from_pipe(stable_diffusion()).save_pretrained(folder / "sd")
     UnconditionalPipeline.from_pipe(unconditional_parent("DDPM")).save_pretrained(folder / "ddpm")
     UnconditionalPipeline.from_pipe(unconditional_parent("LDM")).save_pretrained(folder / "ldm")
@@ -155,6 +162,8 @@ def run_network(folder, name, given):
         ("text", ["a circle", None, "a circle on a black background and more"]),
         ("sd", ["a red circle", "", "blue"]),
         ("ldm", [None] * 3),
+        ("vector", [[0.5, 2.0], None, [1.0, -1.0]]),
+        ("both", [{"label": "cat"}, None, {"label": "dog", "size": [1.0, -1.0]}]),
     ],
 )
 @torch.no_grad()

@@ -58,7 +58,7 @@ class _Conditions(Conditioning):
         of_all = torch.cat(full, dim=1)  # (B, L1 + L2 + ...)
         of_present = torch.cat([m & k[:, None] for m, k in zip(full, is_present, strict=True)], dim=1)
         any_present = torch.stack(is_present, dim=1).any(dim=1, keepdim=True)  # (B, 1)
-        mask = torch.where(any_present, of_present, of_all)  # attention needs a token, of zeros then
+        mask = (any_present & of_present) | (~any_present & of_all)  # attention needs a token, of zeros then
         return cls(tokens, mask, pooled, parts, present)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "_Conditions":

@@ -102,7 +102,9 @@ class EmbeddingAdapter(ConditioningAdapter):
         hidden = self.hidden((features["vector"] - self.data_mean) / self.data_std)  # (B, hidden_dim)
         tokens = pooled = None
         if self.config.token_dim is not None:
-            tokens = (self.token_proj(hidden) * known).unflatten(1, (self.config.num_tokens, -1))  # (B, T, token_dim)
+            tokens = (self.token_proj(hidden) * known).reshape(
+                hidden.shape[0], self.config.num_tokens, -1
+            )  # (B, T, token_dim)
         if self.config.pooled_dim is not None:
             pooled = self.pooled_proj(hidden) * known  # (B, pooled_dim)
         return self.to_conditioning(tokens, None, pooled)
