@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
@@ -142,9 +143,11 @@ def convert(args: list[str]) -> None:
 def ema(args: list[str]) -> None:
     """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
     options = ema_parser().parse_args(args)
+    folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
+    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        raise UserError(f"{folder} is there already: name a new folder with --output_dir")
     from .training.ema import pipeline_of_length
 
-    folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
     pipeline_of_length(options.folder, options.length).save_pretrained(folder)
     print(for_terminal(folder))
 

@@ -108,6 +108,9 @@ def test_from_a_run_to_a_pipeline(tmp_path, capsys):
     assert largest_difference(saved, pipes[0.05]) < 1e-6
     near, far = largest_difference(pipes[0.05], pipes[0.07]), largest_difference(pipes[0.05], pipes[0.10])
     assert 0 < near < far
+    with pytest.raises(SystemExit):
+        main(["ema", str(folder), "--length", "0.07", "--output_dir", str(folder)])
+    assert f"error: {folder} is there already: name a new folder with --output_dir" in capsys.readouterr().err
 
 
 def test_a_run_without_snapshots(tmp_path, capsys):
