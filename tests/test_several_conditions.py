@@ -20,8 +20,6 @@ from cond_pipelines import (
     build_unet,
 )
 from cond_pipelines.data.shapes import load_shapes
-from cond_pipelines.evaluation.config import EvaluationConfig
-from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.networks.text_encoders import new_text_encoder
 from cond_pipelines.pipelines.guidance import Nested, Step
 
@@ -107,15 +105,6 @@ def test_training_on_several_labels(function, tmp_path, capsys):
     assert shown in "".join(capsys.readouterr())
     assert json.loads((folder / "training_summary.json").read_text())["class_counts"] == counts
     assert draw(pipe, [["red", "round"], None]).isfinite().all()
-
-
-def test_evaluating_several_labels_is_refused_in_one_line(tmp_path):
-    settings = {"conditioning": "class", "validation_fraction": 0.6, "max_train_steps": 1}
-    folder = run(tmp_path, dataset_name="test_several_conditions:with_labels", **settings)
-    with pytest.raises(ValueError, match="several labels an image cannot be evaluated yet"):
-        data = "test_several_conditions:with_labels"
-        evaluate(EvaluationConfig(model=str(folder), dataset_name=data, num_samples=20, feature_extractor="pixels"))
-    assert not (folder / "evaluation").exists()
 
 
 # ---------------------------------------------------------------------------------------------- several conditions
