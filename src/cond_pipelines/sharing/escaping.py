@@ -28,7 +28,8 @@ def markdown_text(text: object) -> Raw:
         '\\# \\<b\\>rose\\</b\\> of \\*mine\\*'
     """
     line = one_line(text)
-    line = re.sub(r"[\\`*\[\]<>&~!$@]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+    at = r"(?<!\w)@|@(?=[\w.-]*\.\w)"  # of a mention or an address, not of "R@1"
+    line = re.sub(rf"[\\`*\[\]<>&~!$]|{at}|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
     line = re.sub(r"^(#|[+-](?=\s|$)|[=-]{2,}|\d+(?=[.)](\s|$)))", lambda m: _escaped_start(m.group()), line)
     return Raw(re.sub(r"(?i)(:)(?=//)|(?<=www)(\.)", r"\\\g<0>", line))  # an address becomes no link
 
