@@ -393,6 +393,14 @@ def test_a_tokenizer_cuts_at_a_number_of_tokens(length, tmp_path):
         check_model_folder(tmp_path)
 
 
+@pytest.mark.parametrize("numbers", [1.5, "1", [1.5], [[1]], {"1": 1}])
+def test_trained_tokens_are_numbers(numbers, tmp_path):
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"trained_ids": numbers}))
+    with pytest.raises(UserError, match=r"trained_ids .* must be a list of tokens' numbers"):
+        check_model_folder(tmp_path)
+
+
 @pytest.mark.parametrize("normalizers", [[("a", "aa")] * 60, [("a", "a" * 10**6)], [("a", "a" * 40)] * 3], ids=len)
 def test_a_tokenizer_whose_replacements_have_no_end(normalizers, tmp_path):
     steps = [{"type": "Replace", "pattern": {"String": a}, "content": b} for a, b in normalizers]

@@ -180,6 +180,9 @@ def _check_config(path: Path) -> None:
     length = config.get("model_max_length")  # of a tokenizer
     if not (length is None or (isinstance(length, int | float) and length >= 1)):  # nan fails too
         raise UserError(f"{path}: model_max_length {str(length)[:60]} must be a number of tokens")
+    trained = config.get("trained_ids") or []  # of a tokenizer of ours
+    if not (isinstance(trained, list) and all(isinstance(number, int) for number in trained)):
+        raise UserError(f"{path}: trained_ids {str(trained)[:60]} must be a list of tokens' numbers")
     layers: dict[str, float] = {}
     for name, value in _values(config, path):
         _check_asked_for(path, name, value)
