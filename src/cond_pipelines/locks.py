@@ -22,12 +22,14 @@ def locked_folder(folder: Path, is_main_process: bool, flag: str = "--output_dir
     The system gives the lock back when the process ends, however it ends, so none is left by one that was killed.
 
     Raises:
-        ValueError: another process is at work there; the message names it. In all processes.
+        ValueError: another process is at work there; the message names it. Or the lock is a link. In all processes.
     """
     lock = FileLock(folder / LOCK_FILE, timeout=0)
 
     def take() -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOCK_FILE).is_symlink():  # it would be opened where it leads
+            raise ValueError(f"{flag} {folder}: its {LOCK_FILE} is a link to another file: delete it")
         try:
             lock.acquire()
         except Timeout as error:

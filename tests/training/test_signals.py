@@ -231,6 +231,7 @@ def test_every_row_of_the_table_is_here():
         "full disk": "test_survival.py",
         "a disk that fills": "test_run_folder.py",
         "gradients": "test_survival.py",
+        "weights that are not finite": "test_survival.py",
         "a full disk at the last save": "test_run_folder.py",
         "another learning rate": "test_resume.py",
         "a checkpoint of an earlier version": "test_written_by_0_1.py",

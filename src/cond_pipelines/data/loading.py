@@ -128,7 +128,7 @@ def as_files(rows: Any, image_column: str) -> Any:
     """`rows` with the images undecoded, as {"bytes", "path"}. Raises ValueError where the column holds none."""
     feature = rows.features[image_column]
     if getattr(feature, "dtype", None) in ("string", "large_string"):
-        refuse_addresses({image_column: (row[image_column] for row in rows.take(16))})
+        refuse_addresses({image_column: (row[image_column] for row in itertools.islice(rows, 16))})
     is_file = getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary")
     is_image = isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} & set(feature))
     if not (is_file or is_image):

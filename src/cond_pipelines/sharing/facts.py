@@ -185,7 +185,7 @@ class CardFacts:
     @property
     def needed(self) -> str:
         """The versions of other libraries with which the code of the repository loads; tests/oldest.py tries them."""
-        needs_transformers = " and transformers 5.3 or newer" if self.row.has_captions else ""
+        needs_transformers = " and transformers 5.6 or newer" if self.row.has_captions else ""
         return f"0.35 or newer{needs_transformers}"
 
     @property
