@@ -143,12 +143,15 @@ def convert(args: list[str]) -> None:
 def ema(args: list[str]) -> None:
     """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
     options = ema_parser().parse_args(args)
+    from .files import whole_folder
+    from .folders import check_new_folder
+
     folder = options.output_dir or f"{options.folder.rstrip('/')}-ema-{options.length:g}"
-    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-        raise UserError(f"{folder} is there already: name a new folder with --output_dir")
+    check_new_folder(Path(folder), "name a new folder with --output_dir")
     from .training.ema import pipeline_of_length
 
-    pipeline_of_length(options.folder, options.length).save_pretrained(folder)
+    with whole_folder(folder) as unfinished:
+        pipeline_of_length(options.folder, options.length).save_pretrained(unfinished)
     print(for_terminal(folder))
 
 

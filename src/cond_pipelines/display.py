@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .pipelines.conditional import ConditionalPipeline
 
 _NUM_SAMPLES, _MAX_NAMES = 4, 12
-# Larger networks take too long for a display that nobody asked to draw: about 10 s for four images.
+# Larger networks take too long for a display: about 10 s for four images.
 _MAX_PARAMETERS = {"cpu": 20e6}
 _MAX_PARAMETERS_ELSEWHERE = 1e9
 

@@ -100,6 +100,12 @@ def component_names(index: dict[str, Any], where: str | Path) -> list[str]:
     return names
 
 
+def check_new_folder(path: Path, remedy: str) -> None:
+    """Refuse to write where something is. Raises UserError, which ends with the remedy."""
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already: {remedy}")
+
+
 def check_model_folder(folder: str | Path) -> None:
     """Refuse a folder in which anything that a loader or a command may touch is more than data of the folder itself.
 

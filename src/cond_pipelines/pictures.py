@@ -89,14 +89,14 @@ def _with_titles(grid: Image.Image, rows: Sequence[str], columns: Sequence[str],
     above = [wrapped(title, column_px - _PAD_PX, 4, font_px) for title in columns]
     top = max(map(len, above), default=0) * line_px
     left = max(14 * font_px, _longest_word_px(rows, font_px, 2 * _PAD_PX)) if any(rows) else 0
-    beside = [wrapped(title, left - 2 * _PAD_PX, max(1, row_px // line_px), font_px) for title in rows]
+    left_lines = [wrapped(title, left - 2 * _PAD_PX, max(1, row_px // line_px), font_px) for title in rows]
     picture = Image.new("RGB", (left + grid.width, top + grid.height), "white")
     picture.paste(grid, (left, top))
     draw = _draw(picture, font_px)
     for column, lines in enumerate(above):
         for number, line in enumerate(lines):
             draw.text((left + column * column_px + _PAD_PX, number * line_px), line, fill="black")
-    for row, lines in enumerate(beside):
+    for row, lines in enumerate(left_lines):
         for number, line in enumerate(lines):
             draw.text((_PAD_PX, top + row * row_px + _PAD_PX + number * line_px), line, fill="black")
     return picture

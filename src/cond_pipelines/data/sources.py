@@ -215,8 +215,8 @@ def _tables_of_split(names: list[str], split: str, account: Account) -> list[str
     if None in splits.values():
         if split != "train":
             raise UserError(f"--dataset_split {split}: not all files are named as splits, leave that out")
-        if named := sorted(name for name, found in splits.items() if found is not None):
-            other = next(name for name, found in splits.items() if found is None)
+        if named := sorted(name for name, of_split in splits.items() if of_split is not None):
+            other = next(name for name, of_split in splits.items() if of_split is None)
             verb = "is not taken as a split" if len(named) == 1 else "are not taken as splits"
             account.notes.append(f"{examples(named)} {verb}, since {other} is of none: the rows of all files are used")
         return names

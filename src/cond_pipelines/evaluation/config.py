@@ -102,7 +102,7 @@ def parse_args(args: list[str] | None = None) -> EvaluationConfig:
         "cond-pipelines evaluate",
         EvaluationConfig,
         [EvaluationConfig],
-        "Measure a model: are its samples like real images, are they new, do they show what was asked for?",
+        "Measure a model: are its samples like real images, are they new, do they show their conditions?",
         usage="cond-pipelines evaluate MODEL [--flag value ...]",
     )
     try:

@@ -26,7 +26,7 @@ from .config import EvaluationConfig, Report, Row
 from .data import check_setting, load_evaluated_data, recorded_config, setting_name
 from .features import protocol_of
 from .likelihood_rows import bits_rows, classification_rows
-from .obedience import COMBINATIONS, UNSEEN, Asked, asked_of, obedience_rows
+from .obedience import COMBINATIONS, UNSEEN, ModelCondition, conditions_of_model, obedience_rows
 from .publish import write_publication
 from .questions import Sets, distribution_rows, mean_row
 from .reader import Reader, Samples
@@ -84,9 +84,9 @@ def _evaluate(
     rng = np.random.default_rng(config.seed)
     train = np.sort(rng.permutation(data.train)[: config.num_real])
     _check_counts(config, train)
-    asked = asked_of(pipe.adapter, setting, data.id2label)
+    model_conditions = conditions_of_model(pipe.adapter, setting, data.id2label)
     plans = {"": _plan(data, rng.permutation(train), config.num_samples)}
-    plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(asked, plans[""])
+    plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(model_conditions, plans[""])
     # ---- everything that can fail is tried before anything is sampled
     loaded: list[Reader] = []
     by_main_process(lambda: loaded.append(_tried(config, data, folder, accelerator)), accelerator.is_main_process)
@@ -94,7 +94,7 @@ def _evaluate(
     samples = _draw(config, accelerator, folder, pipe, plans)
     if not accelerator.is_main_process:
         return {}
-    rows, pairs, classes = _measure(config, pipe, data, train, asked, loaded[0], samples)
+    rows, pairs, classes = _measure(config, pipe, data, train, model_conditions, loaded[0], samples)
     # ---- write
     report = {
         "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
@@ -129,7 +129,7 @@ def _measure(
     pipe: ConditionalPipeline,
     data: TrainingData,
     train: np.ndarray,
-    asked: list[Asked],
+    model_conditions: list[ModelCondition],
     read: Reader,
     samples: dict[str, Samples],
 ) -> tuple[list[Row], np.ndarray, Report]:
@@ -143,7 +143,7 @@ def _measure(
     )
     rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
     rows += bits_rows(config, pipe, data, train)
-    more, classes = obedience_rows(asked, sets, pipe)
+    more, classes = obedience_rows(model_conditions, sets, pipe)
     rows += more
     if config.classifier:
         rows.append(_classifier_row(config, read, sets, samples[""]))
@@ -170,13 +170,13 @@ def _plan(data: TrainingData, rows: np.ndarray, count: int) -> Plan:
 
 def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, Plan]:
     """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
-    seen, found = set(), {}
+    seen, plans = set(), {}
     for i in data.train:
         seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
     new = [row for row, c in zip(data.held_out, _conditions(data, data.held_out), strict=True) if c and c not in seen]
     first = {caption: row for row, caption in reversed(list(zip(new, _conditions(data, np.array(new)), strict=True)))}
     if first:
-        found[UNSEEN] = _plan(data, np.sort(list(first.values())), min(len(first), config.num_samples))
+        plans[UNSEEN] = _plan(data, np.sort(list(first.values())), min(len(first), config.num_samples))
     if config.unseen_captions:
         lines = [line.strip() for line in read_text(config.unseen_captions).splitlines() if line.strip()]
         known = [line for line in lines if line in seen]
@@ -185,20 +185,20 @@ def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, 
                 f"--unseen_captions {config.unseen_captions}: "
                 + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
             )
-        found[COMBINATIONS] = Plan(lines, min(config.num_samples, max(256, len(lines))))
-    return found
+        plans[COMBINATIONS] = Plan(lines, min(config.num_samples, max(256, len(lines))))
+    return plans
 
 
-def _alone(asked: list[Asked], plan: Plan) -> dict[str, Plan]:
+def _alone(model_conditions: list[ModelCondition], plan: Plan) -> dict[str, Plan]:
     """Of a composite: samples that have one of the conditions and no other."""
-    found = {}
-    for each in asked if len(asked) > 1 else []:
+    plans = {}
+    for each in model_conditions if len(model_conditions) > 1 else []:
         rows = [i for i, raw in enumerate(plan.conditions) if each.read(raw) is not None]
         if rows:
             conditions: list[object] = [{each.name: plan.conditions[i][each.name]} for i in rows]
             sizes = None if plan.sizes is None else [plan.sizes[i] for i in rows]
-            found[each.alone] = Plan(conditions, min(plan.count, _ALONE), sizes)
-    return found
+            plans[each.alone] = Plan(conditions, min(plan.count, _ALONE), sizes)
+    return plans
 
 
 def _tried(config: EvaluationConfig, data: TrainingData, folder: Path, accelerator: Accelerator) -> Reader:

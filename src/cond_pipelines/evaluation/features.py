@@ -152,8 +152,8 @@ class FID:
         for size in dict.fromkeys(im.size for im in images):
             mine = [i for i, im in enumerate(images) if im.size == size]
             x = torch.from_numpy(np.stack([np.asarray(images[i]) for i in mine])).permute(0, 3, 1, 2)  # uint8
-            found = self.model(x.to(self.device), return_features=True).float().cpu().numpy()
-            features |= dict(zip(mine, found, strict=True))
+            of_size = self.model(x.to(self.device), return_features=True).float().cpu().numpy()
+            features |= dict(zip(mine, of_size, strict=True))
         return np.stack([features[i] for i in range(len(images))])
 
 

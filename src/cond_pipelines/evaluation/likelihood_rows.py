@@ -66,8 +66,8 @@ def classification_rows(
     pixels = [signed_pixels(data, data.held_out[i]) for i in known]
     for rows in of_one_shape(pixels):
         result = pipe.classify(torch.stack([pixels[j] for j in rows]), classes, seed=config.seed)
-        asked = [conditions[known[j]] for j in rows]
-        right[rows] = [classes[best] == label for best, label in zip(result.best, asked, strict=True)]
+        labels = [conditions[known[j]] for j in rows]
+        right[rows] = [classes[best] == label for best, label in zip(result.best, labels, strict=True)]
         sure[rows] = result.probabilities.max(dim=1).values.numpy()
     return [
         mean_row("obeys y?", "held-out images classified right", right),

@@ -23,7 +23,7 @@ _LEAST = 10  # images of a class, or with and without a label, for a number of i
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelCondition:
     """One of the conditions of a model.
 
     Args:
@@ -54,7 +54,9 @@ class Asked:
         return f"{self.name} alone"
 
 
-def asked_of(adapter: ConditioningAdapter, setting: Setting, id2label: dict[int, str] | None) -> list[Asked]:
+def conditions_of_model(
+    adapter: ConditioningAdapter, setting: Setting, id2label: dict[int, str] | None
+) -> list[ModelCondition]:
     """The conditions of a model, those of a composite one by one.
 
     Args:
@@ -62,40 +64,40 @@ def asked_of(adapter: ConditioningAdapter, setting: Setting, id2label: dict[int,
     """
     parts = getattr(adapter, "parts", None)
     if parts is None:
-        return [Asked("", adapter, setting, id2label or {})]
-    found = []
+        return [ModelCondition("", adapter, setting, id2label or {})]
+    conditions = []
     for name, part in parts.items():
         names = {i: str(i) for i in range(getattr(part, "num_classes", 0))} | getattr(part, "id2label", {})
-        found.append(Asked(name, part, SETTINGS.get(part.conditioning), names))
-    return found
+        conditions.append(ModelCondition(name, part, SETTINGS.get(part.conditioning), names))
+    return conditions
 
 
-def obedience_rows(asked: list[Asked], sets: Sets, pipe: ConditionalPipeline) -> tuple[list[Row], Report]:
+def obedience_rows(
+    model_conditions: list[ModelCondition], sets: Sets, pipe: ConditionalPipeline
+) -> tuple[list[Row], Report]:
     """Rows of every condition, and the classes one by one of a model of labels.
 
     Of a composite, samples that have all conditions come first, then those that have one alone.
     """
     rows: list[Row] = []
     classes: Report = {}
-    for each in asked:
-        mine = sets.asked(each.read, (each.alone,) if each.name else tuple(sets.more))
-        found, of_classes = _rows_of(each, mine, pipe)
-        rows += [
-            found_row | {"name": f"{each.name}: {found_row['name']}"} if each.name else found_row for found_row in found
-        ]
+    for each in model_conditions:
+        mine = sets.with_conditions(each.read, (each.alone,) if each.name else tuple(sets.more))
+        of_condition, of_classes = _rows_of(each, mine, pipe)
+        rows += [one | {"name": f"{each.name}: {one['name']}"} if each.name else one for one in of_condition]
         classes = classes if each.name else of_classes
     return rows, classes
 
 
-def _rows_of(asked: Asked, sets: Sets, pipe: ConditionalPipeline) -> tuple[list[Row], Report]:
-    setting = asked.setting
+def _rows_of(condition: ModelCondition, sets: Sets, pipe: ConditionalPipeline) -> tuple[list[Row], Report]:
+    setting = condition.setting
     if setting is not None and setting.has_classes:
-        several = any(isinstance(condition, tuple) for condition in sets.train.conditions)
-        return (several_label_rows if several else label_rows)(sets, asked.id2label)
+        several = any(isinstance(raw, tuple) for raw in sets.train.conditions)
+        return (several_label_rows if several else label_rows)(sets, condition.id2label)
     if setting is not None and setting.has_captions:
-        return caption_rows(sets, lambda captions: _caption_features(asked.adapter, captions, pipe)), {}
-    if hasattr(asked.adapter, "vector_of"):
-        return vector_rows(sets.asked(asked.adapter.vector_of, tuple(sets.more))), {}
+        return caption_rows(sets, lambda captions: _caption_features(condition.adapter, captions, pipe)), {}
+    if hasattr(condition.adapter, "vector_of"):
+        return vector_rows(sets.with_conditions(condition.adapter.vector_of, tuple(sets.more))), {}
     return [], {}
 
 

@@ -37,7 +37,7 @@ class Part:
         conditions = [c for c, k in zip(self.conditions, keep, strict=True) if k]
         return Part(self.features[keep], conditions, None if self.clip is None else self.clip[keep])
 
-    def asked(self, read: Callable[[object], object]) -> "Part":
+    def with_conditions(self, read: Callable[[object], object]) -> "Part":
         """The same images with another reading of their conditions."""
         return Part(self.features, [read(condition) for condition in self.conditions], self.clip)
 
@@ -56,10 +56,10 @@ class Sets:
     held_out: Part
     more: dict[str, Part] = field(default_factory=dict)
 
-    def asked(self, read: Callable[[object], object], more: tuple[str, ...]) -> "Sets":
+    def with_conditions(self, read: Callable[[object], object], more: tuple[str, ...]) -> "Sets":
         """The same images with another reading of their conditions, and those of `more` that are named."""
-        parts = [part.asked(read) for part in (self.fake, self.train, self.held_out)]
-        return Sets(*parts, {kind: part.asked(read) for kind, part in self.more.items() if kind in more})
+        parts = [part.with_conditions(read) for part in (self.fake, self.train, self.held_out)]
+        return Sets(*parts, {kind: part.with_conditions(read) for kind, part in self.more.items() if kind in more})
 
 
 def row(

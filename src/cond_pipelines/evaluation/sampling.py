@@ -67,14 +67,14 @@ class _Batch:
 
 def _batches(plan: Plan) -> list[_Batch]:
     """All files of a plan. The last of a size is full too, with samples beyond `plan.count`."""
-    found, cycle = [], len(plan.conditions)
+    batches, cycle = [], len(plan.conditions)
     for size, rows in plan.by_size.items():
         whole, rest = divmod(plan.count, cycle)
         count = whole * len(rows) + int((rows < rest).sum())
         for start in range(0, count, _PART):
             samples = [int(rows[j % len(rows)]) + j // len(rows) * cycle for j in range(start, start + _PART)]
-            found.append(_Batch(_file_name(size, start // _PART), size, samples))
-    return found
+            batches.append(_Batch(_file_name(size, start // _PART), size, samples))
+    return batches
 
 
 def _file_name(size: tuple[int, int] | None, number: int) -> str:

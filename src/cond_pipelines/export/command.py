@@ -6,6 +6,7 @@ from pathlib import Path
 from ..console import for_terminal
 from ..errors import OneLineParser, UserError
 from ..files import whole_folder
+from ..folders import check_new_folder
 
 TARGETS = ("stable-diffusion", "ddpm", "onnx")
 
@@ -36,8 +37,7 @@ def export(options: Namespace) -> str:
         UserError: the folder is there already, or the model has no equal of that kind; the line says why.
     """
     out: Path = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already: name a new folder")
+    check_new_folder(out, "name a new folder")
     from ..networks.pretrained import load_pipeline
 
     pipe = load_pipeline(options.model)

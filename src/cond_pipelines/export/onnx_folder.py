@@ -200,11 +200,11 @@ def _difference(module: nn.Module, path: Path, names: Sequence[str], inputs: Seq
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     order = [entry.name for entry in session.get_inputs()]
     given = dict(zip(names, inputs, strict=True))
-    found = session.run(None, {name: given[name].numpy() for name in order})  # an input without effect is left out
+    outputs = session.run(None, {name: given[name].numpy() for name in order})  # an input without effect is left out
     expected = module(*inputs)
     expected = expected if isinstance(expected, tuple) else (expected,)
     worst = 0.0
-    for ours, theirs in zip(expected, map(torch.from_numpy, found), strict=True):
+    for ours, theirs in zip(expected, map(torch.from_numpy, outputs), strict=True):
         if ours.shape != theirs.shape:
             return float("inf")
         scale = max(1.0, float(ours.float().abs().max()))

@@ -32,12 +32,12 @@ def checked_place(given: object) -> object:
     return given
 
 
-def with_plain_metadata(found: Any, given: object) -> Any:
+def with_plain_metadata(loaded: Any, given: object) -> Any:
     """What diffusers' `lora_state_dict` returns, with `plain_lora_metadata` in the place of the header's."""
-    if not (isinstance(found, tuple) and len(found) == 3 and found[2] is not None):
-        return found
+    if not (isinstance(loaded, tuple) and len(loaded) == 3 and loaded[2] is not None):
+        return loaded
     where = str(given) if isinstance(given, str | os.PathLike) else "the LoRA"
-    return *found[:2], plain_lora_metadata(found[2], found[0], where)
+    return *loaded[:2], plain_lora_metadata(loaded[2], loaded[0], where)
 
 
 def plain_lora_metadata(metadata: object, weights: Mapping[str, Tensor], where: str = "the LoRA") -> dict[str, Any]:
@@ -61,9 +61,9 @@ def plain_lora_metadata(metadata: object, weights: Mapping[str, Tensor], where: 
     kept: dict[str, Any] = {}
     for name, value in metadata.items():
         part, _, field = str(name).partition(".")
-        asks = field in _NOT_FOLLOWED and bool(value)
-        asks |= field == "init_lora_weights" and str(value).lower().startswith(_CHANGES_THE_MODEL)
-        if asks:
+        is_refused = field in _NOT_FOLLOWED and bool(value)
+        is_refused |= field == "init_lora_weights" and str(value).lower().startswith(_CHANGES_THE_MODEL)
+        if is_refused:
             raise UserError(f"{where}: its header asks for {field} {str(value)[:60]!r}, which is not followed")
         if (is_right := _FIELDS.get(field)) is None or value is None:
             continue
