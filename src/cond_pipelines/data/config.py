@@ -200,7 +200,7 @@ class DataArguments(_OfTheRun):
         None,
         "Train on this half of the images, 1 or 2, and see none of the other. Default: all images.",
         resume="course",
-        needs=("!streaming", "!class_data_dir"),
+        needs="!streaming",
     )
     cache_images: bool | None = flag(
         None,
