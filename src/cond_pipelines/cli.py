@@ -8,7 +8,7 @@ from pathlib import Path
 from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, UserError, one_line_errors
-from .processes import command_line
+from .processes import command_line, use_all_cores
 from .small_parsers import card_parser, compare_parser, completion_parser, convert_parser, ema_parser, push_parser
 
 _GROUPS = {
@@ -21,6 +21,7 @@ _GROUPS = {
     "Use it": {"sample": "draw images: a row for each condition, a column for each setting"},
     "Measure it": {
         "evaluate": "compare its samples with held-out images: alike? all of it? new? as requested?",
+        "halves": "train on two halves of the images: does the model generalise, or memorise?",
         "compare": "print two evaluations side by side: A B; --pool: one report of several seeds: A B C",
     },
     "Share it": {
@@ -73,6 +74,7 @@ def main(args: list[str] | None = None) -> None:
                 "demo": demo,
                 "inspect": inspect,
                 "compare": compare,
+                "halves": halves,
                 "convert": convert,
                 "ema": ema,
                 "card": card,
@@ -139,6 +141,19 @@ def compare(args: list[str]) -> None:
     from .evaluation.compare import read_report, table
 
     print(lines_for_terminal(table(rows_of(*map(read_report, options.reports)))))
+
+
+def halves(args: list[str]) -> None:
+    """Train on two halves of the images, compare the models, print the answer."""
+    from .halves.arguments import parse_args
+
+    config = parse_args(args)
+    use_all_cores()
+    from .halves.report import table
+    from .halves.run import run_halves
+
+    if report := run_halves(config):
+        print(lines_for_terminal(table(report)))
 
 
 def convert(args: list[str]) -> None:

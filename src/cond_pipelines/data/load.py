@@ -59,7 +59,9 @@ class TrainingData:
         return np.union1d(self.train, self.other_half) if is_half else self.train
 
     def conditions(self, indices: np.ndarray) -> list[Any]:
-        """Raw conditions of rows, the first where a row has several."""
+        """Raw conditions of rows, the first where a row has several; None of each where the setting has none."""
+        if self.dataset.columns.condition is None:
+            return [None] * len(indices)
         return [first(self.dataset.read_condition(int(self.dataset.usable[i]))) for i in indices]
 
     def use_labels(self, label_id: Callable[[str], int], whose: str) -> None:
