@@ -21,7 +21,7 @@ _GROUPS = {
     "Use it": {"sample": "draw images: a row for each condition, a column for each setting"},
     "Measure it": {
         "evaluate": "compare its samples with held-out images: alike? all of it? new? as requested?",
-        "compare": "print two evaluations side by side: A/report.json B/report.json",
+        "compare": "print two evaluations side by side: A B; --pool: one report of several seeds: A B C",
     },
     "Share it": {
         "card": "write its model card again, from what is in its folder",
@@ -124,12 +124,21 @@ def inspect(args: list[str]) -> None:
 
 
 def compare(args: list[str]) -> None:
-    """Print two evaluations side by side, and which differences are larger than chance."""
+    """Print two evaluations side by side and which differences are larger than chance, or pool several seeds."""
     options = compare_parser().parse_args(args)
+    if not options.pool and options.output_dir:
+        raise UserError(f"--output_dir {options.output_dir} has no effect without --pool: leave it out")
+    if not options.pool and len(options.reports) != 2:
+        raise UserError(f"{len(options.reports)} reports: compare takes two, or add --pool for one report of all seeds")
+    if options.pool:
+        from .evaluation.pool import lines_of, pool_and_write
+
+        print(lines_for_terminal(lines_of(pool_and_write(options.reports, options.output_dir or "pool"))))
+        return
     from .evaluation.compare import compare as rows_of
     from .evaluation.compare import read_report, table
 
-    print(lines_for_terminal(table(rows_of(read_report(options.a), read_report(options.b)))))
+    print(lines_for_terminal(table(rows_of(*map(read_report, options.reports)))))
 
 
 def convert(args: list[str]) -> None:

@@ -14,7 +14,7 @@ from .small_parsers import card_parser, compare_parser, completion_parser, conve
 from .training.command_line import training_parser
 
 # Arguments that name a file or a folder.
-_FOLDERS = ("model", "folder", "checkpoint", "a", "b", "config")
+_FOLDERS = ("model", "folder", "checkpoint", "reports", "config")
 _FOLDER_ENDINGS = ("_dir", "_name_or_path", "_file")
 
 

@@ -22,12 +22,13 @@ from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
 from ..settings import Setting, find_setting
 from ..sharing.card import write_card
+from ..sharing.facts import training_versions
 from .config import EvaluationConfig, Report, Row
 from .data import check_setting, load_evaluated_data, recorded_config, setting_name
 from .features import protocol_of
 from .likelihood_rows import bits_rows, classification_rows
 from .obedience import COMBINATIONS, UNSEEN, ModelCondition, conditions_of_model, obedience_rows
-from .publish import write_publication
+from .publish import command_of, write_publication
 from .questions import Sets, distribution_rows, mean_row
 from .reader import Reader, Samples
 from .report import write_pictures, write_report
@@ -111,12 +112,14 @@ def _evaluate(
         **_sampler(config, pipe, is_guided=any(condition is not None for condition in plans[""].drawn)),
         "device": accelerator.device.type,
         "data": data.dataset.fingerprint(),
+        "command": command_of(config),
+        "versions": training_versions(),
         "measures": rows,
         "classes": classes,
     }
     write_report(report, folder)
     write_pictures(folder, samples[""], data, train, pairs, classes)
-    write_publication(report, config, folder)
+    write_publication(report, folder)
     if not config.keep_samples:
         _delete(samples.values())
     if folder.resolve().parent == Path(config.model).resolve():
