@@ -146,9 +146,8 @@ def check_file_limit(modules: Iterable[nn.Module]) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     largest = max((sum(p.nbytes for p in module.parameters()) for module in modules), default=0)
     if limit != resource.RLIM_INFINITY and limit < largest + _HEADER_BYTES:
-        raise ValueError(
-            f"ulimit -f allows files of {limit / 2**20:.1f} MiB, and a file of weights has {largest / 2**20:.1f}: raise it"
-        )
+        sizes = f"ulimit -f allows files of {limit / 2**20:.1f} MiB, and a file of weights has {largest / 2**20:.1f}"
+        raise ValueError(f"{sizes}: raise it")
 
 
 def is_full_disk(error: OSError | SafetensorError) -> bool:
