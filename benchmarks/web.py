@@ -36,6 +36,7 @@ NUM_SEEDS = 20
 # A closed machine: names are not resolved, and nothing else than the page asks for anything.
 _FLAGS = (
     *("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--disable-gpu",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 # From a copy: Chromium warns where a canvas that is shown is read often.
@@ -67,12 +68,12 @@ def server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    """Chromium, through playwright."""
+def browser(*flags: str) -> Iterator[Any]:
+    """Chromium, through playwright, with flags beyond `_FLAGS`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=list(_FLAGS))
+        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=[*_FLAGS, *flags])
         yield chromium
         chromium.close()
 
@@ -102,11 +103,13 @@ class Page:
             lambda request: None if request.url.startswith((origin, "data:")) else faults.append(request.url),
         )
         page.goto(f"{address}/index.html")
-        found.wait_for(1)
+        page.locator("body[data-asked]").wait_for(timeout=120_000)
+        found.wait()
         return found
 
-    def wait_for(self, number: int) -> None:
-        """Until the image of that number, from 1, is drawn and shown."""
+    def wait(self) -> None:
+        """Until the image that was asked for last is drawn and shown."""
+        number = self.page.locator("body").get_attribute("data-asked", timeout=120_000)
         self.page.locator(f"body[data-shown='{number}']").wait_for(timeout=120_000)
 
     def draw(self, **controls: object) -> np.ndarray:
@@ -117,15 +120,9 @@ class Page:
                 control.select_option(str(value))
             else:
                 control.fill(str(value))
-        number = self.number
         self.page.get_by_role("button", name="Draw", exact=True).click()
-        self.wait_for(number + 1)
+        self.wait()
         return self.pixels()
-
-    @property
-    def number(self) -> int:
-        """Of the image that is shown."""
-        return int(self.page.locator("body").get_attribute("data-shown"))
 
     def pixels(self) -> np.ndarray:
         image = self.page.locator("#image")

@@ -75,15 +75,13 @@ def export(options: Namespace) -> str:
 
 
 def _export_page(pipe: "ConditionalPipeline", options: Namespace) -> str:
-    from .onnxruntime_web import onnxruntime_web
     from .web_folder import write_web
 
-    runtime = onnxruntime_web(options.onnxruntime_web)
     is_folder = Path(options.model).is_dir()
     name = Path(options.model).resolve().name if is_folder else options.model.removeprefix("builtin:").split("/")[-1]
     source = f"path/to/{name}" if is_folder else options.model
     with whole_folder(options.out) as unfinished:
-        size = write_web(pipe, unfinished, name=name, source=source, runtime=runtime)
+        size = write_web(pipe, unfinished, name=name, source=source, runtime=options.onnxruntime_web)
     folder = shlex.quote(str(options.out))
     return (
         f"saved to {options.out}, {size / 1e6:.1f} MB; to look at it: python -m http.server --directory {folder} 8000, "

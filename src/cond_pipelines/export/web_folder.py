@@ -9,6 +9,7 @@ model.json                    what the page needs to know of the model
 import copy
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,18 @@ _METHODS = {"FlowMatchEulerDiscreteScheduler": "euler", "FlowMatchHeunDiscreteSc
 
 
 def write_web(
-    pipe: "ConditionalPipeline", folder: Path, *, name: str, source: str, runtime: dict[str, bytes] | None = None
+    pipe: "ConditionalPipeline",
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    runtime: Mapping[str, bytes] | str | Path | None = None,
 ) -> int:
     """Write the page of a model into a folder.
 
     Args:
         name: its title. source: what Python loads the model by.
-        runtime: the files of `onnxruntime_web()`; None: those of the cache, or downloaded.
+        runtime: the files of onnxruntime-web, or what `onnxruntime_web` takes.
 
     Returns:
         The size of the folder in bytes.
@@ -61,7 +67,7 @@ def write_web(
         >>> write_web(pipe, Path("page"), name="Shapes", source="me/shapes")
     """
     facts = _facts(pipe) | {"name": name, "source": source}  # before anything that takes time: it refuses models
-    runtime = onnxruntime_web() if runtime is None else runtime
+    files = runtime if isinstance(runtime, Mapping) else onnxruntime_web(runtime)
     folder.mkdir(parents=True, exist_ok=True)
     is_half = _keeps_images_in_half(pipe, facts["examples"])
     write_onnx(pipe, folder)
@@ -72,7 +78,7 @@ def write_web(
         _store_in_half(folder / f"{network}.onnx")
     for path in PAGE.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    for file, content in runtime.items():
+    for file, content in files.items():
         (folder / file).write_bytes(content)
     write_text(folder / "NOTICE.txt", NOTICE)
     write_text(folder / "model.json", json.dumps(facts, ensure_ascii=False))

@@ -84,7 +84,8 @@ $("surprise").onclick = () => {
 
 function draw() {
   stopFilm();
-  current = { id: ++newest, request: request(), frames: [], seconds: 0 };
+  document.body.dataset.asked = ++newest; // these two for scripts that wait for an image
+  current = { id: newest, request: request(), frames: [], seconds: 0 };
   worker.postMessage({ id: newest, request: current.request });
 }
 
@@ -101,7 +102,7 @@ function finish() {
 function lookAt(image) {
   stopFilm();
   current = image;
-  document.body.dataset.shown = image.id; // for scripts that wait for an image
+  document.body.dataset.shown = image.id;
   const { frames } = image;
   const last = frames.length - 1;
   for (const name of ["film", "python", "drawn"]) $(`${name}-section`).hidden = false;
