@@ -27,7 +27,7 @@ _GROUPS = {
     "Share it": {
         "card": "write its model card again, from what is in its folder",
         "push": "upload its folder to the Hub",
-        "export": "make it work without this package: --to stable-diffusion, ddpm or onnx",
+        "export": "make it work without this package: --to stable-diffusion, ddpm, onnx or web",
     },
     "Set up a shell": {"completion": "print a script that completes commands and flags: bash or zsh"},
     "Change what a run left": {

@@ -73,6 +73,12 @@ def push_parser() -> OneLineParser:
         action="store_true",
         help="upload evaluation/nearest.png too, which shows images of the training data",
     )
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="put a page that draws with the model into a static Space of the same name, and link it in the card",
+    )
+    parser.add_argument("--onnxruntime_web", metavar="PACKAGE", help="with --web: see `cond-pipelines export --help`")
     return parser
 
 
