@@ -193,7 +193,8 @@ def test_every_module_is_in_the_file_tree():
 
 
 DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in TEXTS] + [
-    *("CONTRIBUTING.md", "docs/how_it_works.md", "training/README.md", "studies/README.md")
+    *("CONTRIBUTING.md", "training/README.md", "studies/README.md"),
+    *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md") if path not in TEXTS),
 ]
 
 
