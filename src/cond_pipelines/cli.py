@@ -8,7 +8,7 @@ from pathlib import Path
 from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, UserError, one_line_errors
-from .processes import command_line
+from .processes import command_line, use_all_cores
 from .small_parsers import card_parser, compare_parser, completion_parser, convert_parser, ema_parser, push_parser
 
 _GROUPS = {
@@ -21,12 +21,13 @@ _GROUPS = {
     "Use it": {"sample": "draw images: a row for each condition, a column for each setting"},
     "Measure it": {
         "evaluate": "compare its samples with held-out images: alike? all of it? new? as requested?",
-        "compare": "print two evaluations side by side: A/report.json B/report.json",
+        "halves": "train on two halves of the images: does the model generalise, or memorise?",
+        "compare": "print two evaluations side by side: A B; --pool: one report of several seeds: A B C",
     },
     "Share it": {
         "card": "write its model card again, from what is in its folder",
         "push": "upload its folder to the Hub",
-        "export": "make it work without this package: --to stable-diffusion, ddpm or onnx",
+        "export": "make it work without this package: --to stable-diffusion, ddpm, onnx or web",
     },
     "Set up a shell": {"completion": "print a script that completes commands and flags: bash or zsh"},
     "Change what a run left": {
@@ -73,6 +74,7 @@ def main(args: list[str] | None = None) -> None:
                 "demo": demo,
                 "inspect": inspect,
                 "compare": compare,
+                "halves": halves,
                 "convert": convert,
                 "ema": ema,
                 "card": card,
@@ -124,12 +126,34 @@ def inspect(args: list[str]) -> None:
 
 
 def compare(args: list[str]) -> None:
-    """Print two evaluations side by side, and which differences are larger than chance."""
+    """Print two evaluations side by side and which differences are larger than chance, or pool several seeds."""
     options = compare_parser().parse_args(args)
+    if not options.pool and options.output_dir:
+        raise UserError(f"--output_dir {options.output_dir} has no effect without --pool: leave it out")
+    if not options.pool and len(options.reports) != 2:
+        raise UserError(f"{len(options.reports)} reports: compare takes two, or add --pool for one report of all seeds")
+    if options.pool:
+        from .evaluation.pool import lines_of, pool_and_write
+
+        print(lines_for_terminal(lines_of(pool_and_write(options.reports, options.output_dir or "pool"))))
+        return
     from .evaluation.compare import compare as rows_of
     from .evaluation.compare import read_report, table
 
-    print(lines_for_terminal(table(rows_of(read_report(options.a), read_report(options.b)))))
+    print(lines_for_terminal(table(rows_of(*map(read_report, options.reports)))))
+
+
+def halves(args: list[str]) -> None:
+    """Train on two halves of the images, compare the models, print the answer."""
+    from .halves.arguments import parse_args
+
+    config = parse_args(args)
+    use_all_cores()
+    from .halves.report import table
+    from .halves.run import run_halves
+
+    if report := run_halves(config):
+        print(lines_for_terminal(table(report)))
 
 
 def convert(args: list[str]) -> None:

@@ -8,13 +8,14 @@ from .demo_arguments import demo_parser
 from .errors import UserError
 from .evaluation.config import EvaluationConfig
 from .export.command import parser as export_parser
+from .halves.arguments import parser as halves_parser
 from .inspection import InspectionConfig
 from .sample import parser as sample_parser
 from .small_parsers import card_parser, compare_parser, completion_parser, convert_parser, ema_parser, push_parser
 from .training.command_line import training_parser
 
 # Arguments that name a file or a folder.
-_FOLDERS = ("model", "folder", "checkpoint", "a", "b", "config")
+_FOLDERS = ("model", "folder", "checkpoint", "reports", "config")
 _FOLDER_ENDINGS = ("_dir", "_name_or_path", "_file")
 
 
@@ -27,6 +28,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "demo": demo_parser(),
         "sample": sample_parser(),
         "evaluate": Parser("cond-pipelines evaluate", EvaluationConfig, [EvaluationConfig], ""),
+        "halves": halves_parser(),
         "compare": compare_parser(),
         "card": card_parser(),
         "push": push_parser(),

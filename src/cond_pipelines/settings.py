@@ -296,7 +296,8 @@ def _embedding_adapter(inputs: AdapterInputs) -> "ConditioningAdapter":
     except (TypeError, ValueError) as error:
         why = "no row has a vector" if data.train is not None else "a streaming set needs embedding_dim in it"
         raise ValueError(f"--adapter_config {inputs.config}: {error}; {why}") from error
-    return adapter if data.train is None or {"mean", "std"} & set(given) else adapter.fit(data.conditions(data.train))
+    rows = data.both_halves
+    return adapter if rows is None or {"mean", "std"} & set(given) else adapter.fit(data.conditions(rows))
 
 
 _VECTORS = ("embedding", "embeddings", "vector", "features")

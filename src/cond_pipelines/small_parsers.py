@@ -9,10 +9,14 @@ def compare_parser() -> OneLineParser:
     """Of `cond-pipelines compare`."""
     parser = OneLineParser(
         prog="cond-pipelines compare",
-        description="Print two evaluations side by side, and which differences are larger than chance.",
+        description="Print two evaluations side by side, and which differences are larger than chance. With --pool: "
+        "make one report of several models that differ in the seed of their training.",
     )
-    parser.add_argument("a", help="a report.json, or a model's folder")
-    parser.add_argument("b")
+    parser.add_argument("reports", nargs="+", metavar="REPORT", help="a report.json, or a model's folder")
+    parser.add_argument(
+        "--pool", action="store_true", help="mean of each measure over two or more seeds of training, and its interval"
+    )
+    parser.add_argument("--output_dir", help="of --pool: write report.json, .md, .tex and .html here (default: pool)")
     return parser
 
 
@@ -69,6 +73,12 @@ def push_parser() -> OneLineParser:
         action="store_true",
         help="upload evaluation/nearest.png too, which shows images of the training data",
     )
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="put a page that draws with the model into a static Space of the same name, and link it in the card",
+    )
+    parser.add_argument("--onnxruntime_web", metavar="PACKAGE", help="with --web: see `cond-pipelines export --help`")
     return parser
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from training_common import TrainingConfig
 
 from cond_pipelines.data.load import load_data
-from cond_pipelines.data.split import hold_out, hold_out_rows, num_with_near_duplicate, thumbnail
+from cond_pipelines.data.split import halves, hold_out, hold_out_rows, num_with_near_duplicate, thumbnail
 
 
 def noise(seed, side=16):
@@ -190,3 +190,33 @@ def test_streams_and_folders_agree(tmp_path):
         lines = [line for line in data.summary().splitlines() if not line.startswith("captions: 48 from")]
         found[kind] = ("\n".join(lines), batch.pixels.numpy().tobytes(), batch.inputs["n"].tolist())
     assert all(value == found["folder"] for value in found.values()), found
+
+
+# -------------------------------------------------------------------------------------------------------- halves
+def test_halves_are_disjoint_and_hold_whole_images_and_half_of_each_class():
+    images = [f"image {i // 2}" for i in range(200)]  # each in two rows
+    classes = [(i // 2) % 5 for i in range(200)]
+    rows = np.setdiff1d(np.arange(200), [6, 7])
+    first, second = halves(images, classes, rows, seed=3)
+    assert np.array_equal(np.union1d(first, second), rows) and len(first) + len(second) == len(rows)
+    assert not {images[i] for i in first} & {images[i] for i in second}
+    for label in range(5):
+        counts = [sum(classes[i] == label for i in half) for half in (first, second)]
+        assert abs(counts[0] - counts[1]) <= 2
+    assert not np.array_equal(first, halves(images, classes, rows, seed=4)[0])
+    with pytest.raises(ValueError, match="two different images at least, and there are 1"):
+        halves(["a", "a"], None, np.arange(2), seed=0)
+
+
+def test_a_run_on_a_half_sees_it_alone(tmp_path):
+    """Same held-out images, the other half's never, not even in place of a bad image."""
+    folder = folder_of(tmp_path / "images", {f"{i:03d}": noise(i) for i in range(60)})
+    both = loaded(folder, tmp_path)
+    one, two = (loaded(folder, tmp_path, half=half) for half in (1, 2))
+    assert np.array_equal(one.held_out, both.held_out) and np.array_equal(two.held_out, both.held_out)
+    assert np.array_equal(np.union1d(one.train, two.train), both.train) and not set(one.train) & set(two.train)
+    assert np.array_equal(one.other_half, two.train) and np.array_equal(one.both_halves, both.train)
+    assert np.array_equal(both.both_halves, both.train)
+    stand_ins = set(one.dataset._stand_ins(int(one.train[0])))
+    assert stand_ins == set(one.train.tolist())
+    assert "--half 1: 25 of 50 images for training" in one.summary()

@@ -20,7 +20,7 @@ from cond_pipelines.evaluation.compare import read_report
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
-from cond_pipelines.evaluation.publish import latex, write_publication
+from cond_pipelines.evaluation.publish import command_of, latex, write_publication
 from cond_pipelines.evaluation.questions import is_measure
 from cond_pipelines.evaluation.sampling import (
     Plan,
@@ -93,7 +93,8 @@ def test_names_of_others_forge_nothing(tmp_path):
     report = dict.fromkeys(("num_inference_steps", "guidance_scale", "weights", "data", "protocol"), evil)
     report |= dict.fromkeys(("num_samples", "num_train", "num_held_out"), 1)
     report |= {"model": evil, "feature_extractor": evil, "measures": [row], "classes": {"names": [evil], "auc": [None]}}
-    write_publication(report, EvaluationConfig(model=evil, dataset_name=evil), tmp_path)
+    report |= {"command": command_of(EvaluationConfig(model=evil, dataset_name=evil)), "versions": {evil: evil}}
+    write_publication(report, tmp_path)
     page, table = ((tmp_path / f"report.{end}").read_text() for end in ("html", "tex"))
     assert "<script" not in page and page.count("</td>") == page.count("<td>")
     lines = table.splitlines()

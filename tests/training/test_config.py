@@ -62,6 +62,7 @@ VALUES = {
     "held_out_by": "row",
     "data_format": "images",
     "folder_repeats": True,
+    "half": 2,
     "cache_images": True,
     "cache_latents": True,
     "cache_text_embeddings": True,

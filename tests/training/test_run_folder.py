@@ -81,6 +81,21 @@ def test_a_used_folder_is_refused(folder, left):
     assert everything(folder) == before
 
 
+@pytest.mark.parametrize("name", ["samples", "unet", "ema", "images"])
+def test_a_file_where_the_run_makes_a_folder(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} is a file, and the run needs a folder there"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == [name]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "samples.png", "README.md", "model_index.json"])
+def test_a_folder_where_the_run_writes_a_file(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder, and the run writes a file there"):
+        run(tmp_path)
+
+
 def test_overwriting_deletes_what_the_run_made_and_nothing_else(folder):
     run(folder, conditioning="none", overwrite_output_dir=True)
     for name in MINE:

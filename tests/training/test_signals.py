@@ -7,6 +7,7 @@ have it. Moments are not caught by luck: a data set or a log line that the run i
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN
-from training_common import flags
+from training_common import flags, run
 
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.training.checkpoints import all_checkpoints, broken
@@ -143,6 +144,15 @@ def test_after_the_last_step_samples_are_left_out(tmp_path, warm):
     assert not (tmp_path / "samples.png").exists()
 
 
+def test_in_an_evaluation_the_samples_are_left_out(tmp_path, warm):
+    """They would take minutes here, and a scheduler gives none."""
+    steps = {"evaluation_steps": 1, "default_num_inference_steps": 4_999}
+    process = start(tmp_path, warm, **(SLOW | steps))
+    wait_for(lambda: steps_done(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    end_in_order(process, tmp_path, "SIGTERM")
+
+
 def test_in_the_push_the_line_says_how_to_push(tmp_path, warm, hub):
     hub.fail("POST /api/repos/create", silent=True)
     given = {"hub_model_id": "me/shapes", "hub_token": TOKEN, "push_to_hub": True, "max_train_steps": 1}
@@ -212,6 +222,20 @@ def test_limits_of_the_machine(limit, tmp_path, subprocess_env):
     code, _, told = ended(subprocess.Popen(command, env=env, **pipes))
     assert code in (1, 2), (code, told[-2000:])
     assert len([line for line in told.splitlines() if line.startswith("error:")]) == 1, told[-2000:]
+
+
+def test_a_limit_of_a_files_size(tmp_path):
+    """Before the first step: the weights could be saved nowhere."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(
+            ValueError, match=r"ulimit -f allows files of 1.0 MiB, and a file of weights has [\d.]+: raise"
+        ):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps_done(tmp_path) == 0
 
 
 def test_every_row_of_the_table_is_here():

@@ -196,6 +196,12 @@ class DataArguments(_OfTheRun):
         by="loaded",
         needs="!streaming",
     )
+    half: Literal[1, 2] | None = flag(
+        None,
+        "Train on this half of the images, 1 or 2, and see none of the other. Default: all images.",
+        resume="course",
+        needs="!streaming",
+    )
     cache_images: bool | None = flag(
         None,
         "Keep decoded images in a file. Default: where that takes 32 MiB to 2 GiB and up to 90 s.",

@@ -320,6 +320,10 @@ class ImageDataset(torch.utils.data.Dataset):
         self.splits = [train, held_out]
         return train, held_out
 
+    def use_halves(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Split the training images once more: what stands in for a bad image comes from its own half."""
+        self.splits = [first, second, *self.splits[1:]]
+
     def split(self, fraction: float, most: int = MOST_HELD_OUT) -> tuple[np.ndarray, np.ndarray]:
         """(training, held-out) indices, drawn from the seed by the images' content; see `split.hold_out`."""
         classes = [self._conditions.get(row) for row in self.usable.tolist()] if self.has_classes else None

@@ -26,7 +26,7 @@ from .folder import REPEATS
 from .labels import first
 from .loading import Columns, as_files, find_columns, load_source, readable
 from .prior import balanced, with_prior
-from .split import hold_out, hold_out_rows, number_to_hold_out
+from .split import halves, hold_out, hold_out_rows, number_to_hold_out
 
 
 @dataclass
@@ -40,6 +40,7 @@ class TrainingData:
         account: the files that are left out, and how the others are read.
         content: a fingerprint of all images and conditions; None for a streaming set.
         held_out_by: "row" where that gives the same rows as "content".
+        other_half: indices of the training images that a run with --half does not see.
     """
 
     dataset: ImageDataset
@@ -49,9 +50,18 @@ class TrainingData:
     account: Account = field(default_factory=Account)
     content: str | None = None
     held_out_by: str = "row"
+    other_half: np.ndarray = field(default_factory=lambda: np.array([], dtype=int))
+
+    @property
+    def both_halves(self) -> np.ndarray | None:
+        """`train` and `other_half`: what makes a new network, so that both halves start from the same weights."""
+        is_half = self.train is not None and len(self.other_half)
+        return np.union1d(self.train, self.other_half) if is_half else self.train
 
     def conditions(self, indices: np.ndarray) -> list[Any]:
-        """Raw conditions of rows, the first where a row has several."""
+        """Raw conditions of rows, the first where a row has several; None of each where the setting has none."""
+        if self.dataset.columns.condition is None:
+            return [None] * len(indices)
         return [first(self.dataset.read_condition(int(self.dataset.usable[i]))) for i in indices]
 
     def use_labels(self, label_id: Callable[[str], int], whose: str) -> None:
@@ -187,7 +197,13 @@ def _split(
         account.notes.append(f"fewer than {wanted} images are held out: the last one of a class is trained on")
     say_near_duplicates(keys, dataset, held_out, account)
     rule = "row" if np.array_equal(held_out, by_row) else config.held_out_by
-    return TrainingData(dataset, train, held_out, id2label, account, content, rule)
+    data = TrainingData(dataset, train, held_out, id2label, account, content, rule)
+    if config.half:
+        parts = halves(keys, dataset.conditions() if dataset.has_classes else None, train, config.seed)
+        dataset.use_halves(*parts)
+        data.train, data.other_half = parts[config.half - 1], parts[2 - config.half]
+        account.notes.append(f"--half {config.half}: {len(data.train):,} of {len(train):,} images for training")
+    return data
 
 
 def _with_images(id2label: dict[int, str] | None, dataset: ImageDataset, account: Account) -> dict[int, str] | None:

@@ -71,6 +71,33 @@ def hold_out_rows(num_rows: int, fraction: float, seed: int, most: int = MOST_HE
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:held_out])
 
 
+def halves(
+    images: Sequence[Hashable], classes: Sequence[Any] | None, rows: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint halves of `rows`, sorted: all rows of an image are in one, and half of each class is in each.
+
+    Args:
+        images, classes: of all rows, as for `hold_out`.
+
+    Raises:
+        ValueError: `rows` are fewer than two different images.
+
+    Example:
+        >>> halves(list("aabc"), None, np.arange(4), seed=0)
+        (array([0, 1]), array([2, 3]))
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for row in np.random.default_rng(seed).permutation(rows).tolist():
+        groups.setdefault(images[row], []).append(row)
+    if len(groups) < 2:
+        raise ValueError(f"--half needs two different images at least, and there are {len(groups)}")
+    by_class = sorted(groups.values(), key=lambda group: "" if classes is None else str(classes[group[0]]))
+    parts: tuple[list[int], list[int]] = [], []
+    for number, group in enumerate(by_class):
+        parts[number % 2].extend(group)
+    return np.array(sorted(parts[0]), dtype=np.int64), np.array(sorted(parts[1]), dtype=np.int64)
+
+
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """(H, W, C) uint8, or float32 in [-1, 1], to (8 * 8 * C,) float32, 0 to 255: the means of 8 x 8 blocks."""
     side = min(_THUMBNAIL_PX, *pixels.shape[:2])

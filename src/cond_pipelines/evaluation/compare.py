@@ -1,5 +1,6 @@
 """Two evaluations side by side: which differences are larger than chance."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ..errors import checked, read_json
 from ..folders import check_model_folder
 from .config import Report, Row
 
-_SAME = (
+SAME = (
     "setting",
     "feature_extractor",
     "clip_model",
@@ -17,6 +18,7 @@ _SAME = (
     "data",
     "num_train",
     "num_samples",
+    "is_pool",
 )
 
 
@@ -45,12 +47,7 @@ def compare(a: Report, b: Report) -> list[Row]:
     Raises:
         ValueError: the reports cannot be compared; the message names the first difference.
     """
-    for name in _SAME:
-        if a.get(name) != b.get(name):
-            raise ValueError(
-                f"the reports differ in {name} ({a.get(name)} and {b.get(name)}), so their numbers cannot be compared: "
-                "evaluate both in the same way"
-            )
+    check_same(a, b, SAME)
     rows, theirs = [], {row["name"]: row for row in b["measures"]}
     for row in a["measures"]:
         other = theirs.get(row["name"])
@@ -67,14 +64,30 @@ def compare(a: Report, b: Report) -> list[Row]:
     return rows
 
 
-def read_report(path: str | Path) -> Report:
-    """A report.json, or the one of a model's folder. Raises ValueError where there is none, or an incomplete one."""
+def check_same(a: Report, b: Report, names: Iterable[str]) -> None:
+    """Raise ValueError, which names the first difference, for reports whose numbers mean different things."""
+    for name in names:
+        if a.get(name) != b.get(name):
+            raise ValueError(
+                f"the reports differ in {name} ({a.get(name)} and {b.get(name)}), so their numbers cannot be compared: "
+                "evaluate both in the same way"
+            )
+
+
+def report_file(path: str | Path) -> Path:
+    """The report.json of a path or of a model's folder. Raises ValueError where there is none."""
     path = Path(path)
     if path.is_dir():
         check_model_folder(path)
     file = next((p for p in (path, path / "report.json", path / "evaluation/report.json") if p.is_file()), None)
     if file is None:
         raise ValueError(f"{path} is no evaluation's report.json, and holds none")
+    return file
+
+
+def read_report(path: str | Path) -> Report:
+    """A report.json, or the one of a model's folder. Raises ValueError where there is none, or an incomplete one."""
+    file = report_file(path)
     report = read_json(file)
     checked(_Report, report, file, only_known=False)
     for row in report["measures"]:

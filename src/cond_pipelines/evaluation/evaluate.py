@@ -22,16 +22,17 @@ from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import weights_fingerprint
 from ..settings import Setting, find_setting
 from ..sharing.card import write_card
+from ..sharing.facts import training_versions
 from .config import EvaluationConfig, Report, Row
 from .data import check_setting, load_evaluated_data, recorded_config, setting_name
 from .features import protocol_of
 from .likelihood_rows import bits_rows, classification_rows
 from .obedience import COMBINATIONS, UNSEEN, ModelCondition, conditions_of_model, obedience_rows
-from .publish import write_publication
+from .publish import command_of, write_publication
 from .questions import Sets, distribution_rows, mean_row
 from .reader import Reader, Samples
 from .report import write_pictures, write_report
-from .sampling import Plan, draw_samples, sample_folder, sample_key, weights_of
+from .sampling import Plan, draw_samples, plan_of, sample_folder, sample_key, weights_of
 
 _LEAST = 6  # samples, and training images: precision and recall look at the fifth neighbour
 _ALONE = 1000  # at most so many samples of each condition of a composite by itself
@@ -85,7 +86,7 @@ def _evaluate(
     train = np.sort(rng.permutation(data.train)[: config.num_real])
     _check_counts(config, train)
     model_conditions = conditions_of_model(pipe.adapter, setting, data.id2label)
-    plans = {"": _plan(data, rng.permutation(train), config.num_samples)}
+    plans = {"": plan_of(data, rng.permutation(train), config.num_samples)}
     plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(model_conditions, plans[""])
     # ---- everything that can fail is tried before anything is sampled
     loaded: list[Reader] = []
@@ -111,12 +112,14 @@ def _evaluate(
         **_sampler(config, pipe, is_guided=any(condition is not None for condition in plans[""].drawn)),
         "device": accelerator.device.type,
         "data": data.dataset.fingerprint(),
+        "command": command_of(config),
+        "versions": training_versions(),
         "measures": rows,
         "classes": classes,
     }
     write_report(report, folder)
     write_pictures(folder, samples[""], data, train, pairs, classes)
-    write_publication(report, config, folder)
+    write_publication(report, folder)
     if not config.keep_samples:
         _delete(samples.values())
     if folder.resolve().parent == Path(config.model).resolve():
@@ -137,8 +140,8 @@ def _measure(
     parts = {kind: read.samples(one, f"samples {kind}".strip()) for kind, one in samples.items()}
     sets = Sets(
         fake=parts.pop(""),
-        train=read.real(train, _conditions(data, train), "training images"),
-        held_out=read.real(data.held_out, _conditions(data, data.held_out), "held-out images", scored=True),
+        train=read.real(train, data.conditions(train), "training images"),
+        held_out=read.real(data.held_out, data.conditions(data.held_out), "held-out images", scored=True),
         more=parts,
     )
     rows, pairs = distribution_rows(sets.fake.features, sets.train.features, sets.held_out.features)
@@ -160,23 +163,15 @@ def _check_counts(config: EvaluationConfig, train: np.ndarray) -> None:
         raise ValueError(f"{len(train)} training images: precision and recall need at least {_LEAST}")
 
 
-def _plan(data: TrainingData, rows: np.ndarray, count: int) -> Plan:
-    """Conditions and sizes as often as in the data: those of `rows`, over and over."""
-    sizes = None
-    if data.dataset.buckets is not None:
-        sizes = [data.dataset.size_of(int(data.dataset.usable[row])) for row in rows]
-    return Plan(_conditions(data, rows), count, sizes)
-
-
 def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, Plan]:
     """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
     seen, plans = set(), {}
     for i in data.train:
         seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
-    new = [row for row, c in zip(data.held_out, _conditions(data, data.held_out), strict=True) if c and c not in seen]
-    first = {caption: row for row, caption in reversed(list(zip(new, _conditions(data, np.array(new)), strict=True)))}
+    new = [row for row, c in zip(data.held_out, data.conditions(data.held_out), strict=True) if c and c not in seen]
+    first = {caption: row for row, caption in reversed(list(zip(new, data.conditions(np.array(new)), strict=True)))}
     if first:
-        plans[UNSEEN] = _plan(data, np.sort(list(first.values())), min(len(first), config.num_samples))
+        plans[UNSEEN] = plan_of(data, np.sort(list(first.values())), min(len(first), config.num_samples))
     if config.unseen_captions:
         lines = [line.strip() for line in read_text(config.unseen_captions).splitlines() if line.strip()]
         known = [line for line in lines if line in seen]
@@ -273,9 +268,3 @@ def _classifier_row(config: EvaluationConfig, read: Reader, sets: Sets, samples:
     real = right(read.real_classes(), sets.held_out.conditions)
     ceiling = float(real.mean()) if len(real) else None
     return mean_row("obeys y?", f"class read right by {without_path(config.classifier)}", fake, ceiling)
-
-
-def _conditions(data: TrainingData, rows: np.ndarray) -> list[object]:
-    if data.dataset.columns.condition is None:
-        return [None] * len(rows)
-    return data.conditions(rows)

@@ -5,6 +5,7 @@ Names of classes, captions and models are text of others: each is escaped for th
 
 import base64
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from jinja2 import Environment
 
 from ..files import without_path, write_text
 from ..sharing.escaping import one_line
-from ..sharing.facts import training_versions
 from .config import EvaluationConfig, Report, Row
 
 # A picture, and what stands above it. nearest.png shows training images: report.html is never pushed to the Hub.
@@ -42,11 +42,12 @@ img { max-width: 100%; image-rendering: pixelated } pre { background: #eee; padd
 <p>{{ "{:,}".format(report.num_samples) }} samples against {{ "{:,}".format(report.num_train) }} training images and
 {{ "{:,}".format(report.num_held_out) }} held-out ones, {{ report.num_inference_steps }} steps, guidance scale
 {{ report.guidance_scale }}. Features of {{ report.feature_extractor }}: {{ report.protocol }}.</p>
-<table><tr><th>question</th><th>measure</th><th>samples</th><th>95 % interval</th><th>held-out real images</th>
-<th>better</th></tr>
+<table><tr><th>question</th><th>measure</th><th>{{ "mean over seeds" if report.is_pool else "samples" }}</th>
+<th>95 % interval</th><th>held-out real images</th>
+<th>better</th>{% if report.is_pool %}<th>each seed</th>{% endif %}</tr>
 {% for row in report.measures %}<tr><td>{{ row.question }}</td><td>{{ row.name }}</td><td>{{ row.value }}</td>
 <td>{{ row.interval | join(" to ") if row.interval else "" }}</td><td>{{ "" if row.real is none else row.real }}</td>
-<td>{{ row.better }}</td></tr>
+<td>{{ row.better }}</td>{% if report.is_pool %}<td>{{ row.seeds | join(", ") }}</td>{% endif %}</tr>
 {% endfor %}</table>
 {% if columns %}<h2>Each class</h2>
 <table><tr>{% for name in columns %}<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr>
@@ -56,19 +57,31 @@ img { max-width: 100%; image-rendering: pixelated } pre { background: #eee; padd
 {% for title, data in pictures.items() %}<h2>{{ title }}</h2>
 <img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}<h2>How it was made</h2>
-<pre>{{ command }}</pre>
+<pre>{{ commands | join("\n") }}</pre>
 <p>{% for name, version in versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}. Weights
 {{ report.weights or "of the Hub" }}, data {{ report.data }}.</p>
 </body></html>
 """
 
 
-def write_publication(report: Report, config: EvaluationConfig, folder: Path) -> None:
-    """Write report.tex and report.html; the pictures are there already."""
-    write_text(folder / "report.tex", latex_table(report, command_of(config)))
+def write_publication(report: Report, folder: Path, pictures: Mapping[str, str] | None = None) -> None:
+    """Write report.tex and report.html.
+
+    Args:
+        report: of one model, with its `command`, or of several (`pool`), with their `commands`.
+        pictures: title to PNG in base64; default: those of an evaluation, which are in `folder` already.
+    """
+    commands = report.get("commands") or [report["command"]]
+    write_text(folder / "report.tex", latex_table(report, commands))
     classes = report["classes"]
     made = [name for name in _PICTURES if classes or name in ("samples.png", "nearest.png")]  # others are of before
     columns = {name: values for name, values in classes.items() if name != "confusion"}
+    if pictures is None:
+        pictures = {
+            title: base64.b64encode((folder / name).read_bytes()).decode()
+            for name, title in _PICTURES.items()
+            if name in made and (folder / name).is_file()
+        }
     page = (
         Environment(autoescape=True)
         .from_string(_PAGE)
@@ -76,13 +89,9 @@ def write_publication(report: Report, config: EvaluationConfig, folder: Path) ->
             report=report,
             columns=columns,
             rows=list(zip(*columns.values(), strict=True)),
-            pictures={
-                title: base64.b64encode((folder / name).read_bytes()).decode()
-                for name, title in _PICTURES.items()
-                if name in made and (folder / name).is_file()
-            },
-            command=command_of(config),
-            versions=training_versions(),
+            pictures=pictures,
+            commands=commands,
+            versions=report["versions"],
         )
     )
     write_text(folder / "report.html", page)
@@ -111,8 +120,9 @@ def latex(text: object) -> str:
     return "".join(_LATEX.get(c, c) for c in one_line(text))
 
 
-def latex_table(report: Report, command: str) -> str:
+def latex_table(report: Report, commands: Sequence[str]) -> str:
     """A table of the package booktabs: measure, value with its interval, held-out real images."""
+    value = f"mean of {len(report['models'])} seeds" if report.get("is_pool") else "samples"
 
     def cells(row: Row) -> list[str]:
         interval = "" if row["interval"] is None else f" [{row['interval'][0]}, {row['interval'][1]}]"
@@ -121,11 +131,11 @@ def latex_table(report: Report, command: str) -> str:
         return [f"{latex(row['name'])} {arrow}", f"{row['value']}{interval}", real]
 
     lines = [
-        f"% {command}",
+        *(f"% {one_line(command)}" for command in commands),
         r"% \usepackage{booktabs}",
         r"\begin{tabular}{lll}",
         r"\toprule",
-        r"measure & samples [95\,\% interval] & held-out real images \\",
+        rf"measure & {value} [95\,\% interval] & held-out real images \\",
         r"\midrule",
         *(" & ".join(cells(row)) + r" \\" for row in report["measures"]),
         r"\bottomrule",

@@ -9,19 +9,35 @@ from ..evaluation import kernels
 from ..evaluation import measures as m
 from .config import Row
 
-# How the names of all rows begin, those of a condition in a composite after "NAME: ".
-MEASURES = (
-    *("Frechet distance", "kernel distance", "CMMD", "precision", "density", "recall", "coverage", "Vendi score"),
-    *("closer to a training image than 99 % of held-out ones", "bits per dimension", "class read right by"),
-    *("class imbalance", "labels separated by linear probes", "held-out images classified right"),
-    *("calibration error of that", "R@1 of", "R@5 of", "matched against shuffled, AUC", "CLIP score"),
-    *("correlation of the vector with what is read",),
-)
+_NO_END = float("inf")
+# How the names of all rows begin, those of a condition in a composite after "NAME: ", and the values that there can be.
+RANGES = {
+    **dict.fromkeys(("Frechet distance", "kernel distance", "CMMD", "density"), (0.0, _NO_END)),
+    **dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0)),
+    "Vendi score": (1.0, _NO_END),
+    "closer to a training image than 99 % of held-out ones": (0.0, 1.0),
+    "bits per dimension": (-_NO_END, _NO_END),
+    **dict.fromkeys(("class read right by", "class imbalance", "labels separated by linear probes"), (0.0, 1.0)),
+    **dict.fromkeys(("held-out images classified right", "calibration error of that"), (0.0, 1.0)),
+    **dict.fromkeys(("R@1 of", "R@5 of", "matched against shuffled, AUC"), (0.0, 1.0)),
+    "CLIP score": (0.0, 100.0),
+    "correlation of the vector with what is read": (-1.0, 1.0),
+}
+MEASURES = tuple(RANGES)
 
 
 def is_measure(name: str) -> bool:
     """Whether a report can have a row of this name."""
     return name.startswith(MEASURES) or name.partition(": ")[2].startswith(MEASURES)
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """The values that a row of this name can have; any where it is no row of ours."""
+    for part in (name, name.partition(": ")[2]):
+        for start, ends in RANGES.items():
+            if part.startswith(start):
+                return ends
+    return -_NO_END, _NO_END
 
 
 @dataclass

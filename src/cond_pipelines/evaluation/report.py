@@ -19,20 +19,22 @@ from .sampling import to_image
 def write_report(report: Report, folder: Path) -> None:
     """report.json and report.md."""
     write_json(folder / "report.json", report)
+    is_pool = report.get("is_pool", False)
+    value = "mean over seeds" if is_pool else "samples"
     lines = [
         f"# Evaluation of {markdown_text(report['model'])}\n",
         f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
         f"{report['num_held_out']:,} held-out ones, {report['num_inference_steps']} steps, guidance scale "
         f"{report['guidance_scale']}. Features of {markdown_text(report['feature_extractor'])}: "
         f"{markdown_text(report['protocol'])}.\n",
-        "| question | measure | samples | 95 % interval | held-out real images | better |",
-        "|---|---|---|---|---|---|",
+        f"| question | measure | {value} | 95 % interval | held-out real images | better |" + " each seed |" * is_pool,
+        "|---" * (6 + is_pool) + "|",
     ]
     for row in report["measures"]:
         interval = "" if row["interval"] is None else f"{row['interval'][0]} to {row['interval'][1]}"
         real = "" if row["real"] is None else row["real"]
         cells = [row["question"], row["name"], row["value"], interval, real, row["better"]]
-        lines.append(_table_line(cells))
+        lines.append(_table_line([*cells, ", ".join(map(str, row["seeds"]))] if is_pool else cells))
     lines += _class_lines(report["classes"])
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..console import say
+from ..data.load import TrainingData
 from ..files import load_array, own_seal, save_array, write_json
 from ..networks.denoiser import unwrapped
 from ..pipelines.conditional import ConditionalPipeline
@@ -54,6 +55,15 @@ class Plan:
         """The rows of each size, in order."""
         sizes = [self.size(i) for i in range(len(self.conditions))]
         return {size: np.array([i for i, s in enumerate(sizes) if s == size]) for size in dict.fromkeys(sizes)}
+
+
+def plan_of(data: TrainingData, rows: np.ndarray, count: int) -> Plan:
+    """Conditions and sizes as often as in the data: those of `rows`, over and over."""
+    sizes = None
+    if data.dataset.buckets is not None:
+        of_rows = (data.dataset.size_of(int(data.dataset.usable[row])) for row in rows)
+        sizes = [size if isinstance(size, tuple) else (size, size) for size in of_rows]
+    return Plan(data.conditions(rows), count, sizes)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ _MAX_CARD_BYTES = 2**24
 MARK = "<!-- Written by cond-pipelines card: change card.yaml, not this page. -->"
 
 
-def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
-    """The card of a model that is, or will be, at `repo_id`."""
+def render_card(facts: CardFacts, repo_id: str, space: str | None = None) -> ModelCard:
+    """The card of a model that is, or will be, at `repo_id`; `space`: of a Space that draws with it."""
     user, training, name = facts.user, facts.training, facts.user.name or repo_id.split("/")[-1]
     dataset = user.dataset or (training.dataset if training else None)
     base_model = user.base_model or (training.base_model if training else None)
@@ -63,6 +63,7 @@ def render_card(facts: CardFacts, repo_id: str) -> ModelCard:
         name=name,
         authors=user.authors or "its authors",
         repo_id=code_line(repo_id),
+        space=code_line(space or user.space or ""),
         quoted_repo_id=python_source(quoted(repo_id)),
         setting=facts.card,
         call=python_source(facts.row.card.call(dict(enumerate(facts.id2label.values())), facts.examples)),
@@ -94,15 +95,19 @@ def _template() -> Template:
     return _TEMPLATES.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
-    """Render README.md in `folder`; one that was not written by this library is left alone."""
+def write_card(folder: str | Path, repo_id: str | None = None, space: str | None = None) -> Path:
+    """Render README.md in `folder`; one that was not written by this library is left alone.
+
+    Args:
+        repo_id: the model's name on the Hub. space: of a Space that draws with it; None: that of card.yaml.
+    """
     folder, path = Path(folder), inside(folder, "README.md")
     check_model_folder(folder)
     if path.is_file() and not is_our_card(path):
         return path
     facts = CardFacts.of_folder(folder)
     with reading(str(path)), whole_file(path) as unfinished:  # the Hub's library refuses some values, as of a licence
-        render_card(facts, repo_id or folder.resolve().name).save(unfinished)
+        render_card(facts, repo_id or folder.resolve().name, space).save(unfinished)
     _write_eval_results(facts, folder)
     return path
 

@@ -27,6 +27,7 @@ class UserFacts:
         license: an identifier of the Hub, such as "apache-2.0".
         dataset: the data set's id on the Hub, or what it is in words.
         base_model: the id of the model it was fine-tuned from.
+        space: the name of a Space that draws with it, which the card links.
     """
 
     name: str | None = None
@@ -39,6 +40,7 @@ class UserFacts:
     tags: list[str] = field(default_factory=list)
     limits: str | None = None
     citation: str | None = None
+    space: str | None = None
 
 
 @dataclass

@@ -4,12 +4,13 @@ import glob
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, RepoUrl
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from ..console import say
@@ -18,6 +19,7 @@ from .card import write_card
 from .contents import copy_model, copy_page
 from .hub_waiting import is_silence, limited_waiting, waiting_for
 from .leaks import refuse_secrets, secrets_of
+from .space import name_space, write_space
 
 # What another model in a repository cannot have left: these stay where they are.
 _NOT_OF_A_MODEL = re.compile(r"\.git\w+|(LICENSE|NOTICE)[\w.-]*|CITATION\.cff|[\w-]+\.md", re.ASCII)
@@ -59,6 +61,8 @@ class Push:
         revision: the branch to commit to; made where it does not exist.
         keep: leave files of another model that are in the repository, instead of deleting them in the same commit.
         include_training_images: upload evaluation/nearest.png too, which shows images of the training data.
+        web: put a page that draws with the model into a static Space of the same name, and link it in the card.
+        onnxruntime_web: for that page, see `export.onnxruntime_web`; None: downloaded once.
     """
 
     private: bool | None = None
@@ -68,6 +72,12 @@ class Push:
     revision: str | None = None
     keep: bool = False
     include_training_images: bool = False
+    web: bool = False
+    onnxruntime_web: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.web and (self.create_pr or self.revision is not None):
+            raise ValueError("--web shows what is on the main branch: leave out --create_pr and --revision")
 
 
 def push_folder(folder: str | Path, repo_id: str, **how: Any) -> CommitInfo:
@@ -79,7 +89,8 @@ def push_folder(folder: str | Path, repo_id: str, **how: Any) -> CommitInfo:
     Args:
         folder: what `save_pretrained` or a training run wrote.
         repo_id: "name" or "user/name"; made where it does not exist.
-        how: fields of `Push`: private, token, commit_message, create_pr, revision, keep, include_training_images.
+        how: fields of `Push`: private, token, commit_message, create_pr, revision, keep, include_training_images,
+            web, onnxruntime_web.
 
     Returns:
         The commit, which is also a string: its address.
@@ -99,35 +110,64 @@ def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
     """Push the model in `folder` with the page of the folder `page_of`; neither is changed."""
     api = HfApi(token=how.token)
     with tempfile.TemporaryDirectory() as name:
-        stage = Path(name)
+        stage, space = Path(name, "model"), Path(name, "space")
+        stage.mkdir()
         copy_model(folder, stage)
         private = copy_page(page_of, stage, how.include_training_images)
         if private:
             say(f"{', '.join(private)} stays here: it shows training images; --include_training_images uploads it")
         write_card(stage, repo_id)  # a bad card.yaml is an error before anything is made on the Hub
-        refuse_secrets(stage, secrets_of(_folders_of(page_of), [how.token, _recorded_token(page_of)], repo_id))
-        repository = _Repository(api, repo_id, how.private)
-        try:
-            with limited_waiting():
-                repo_id = repository.make()
-                if how.revision is not None and not how.create_pr:
-                    branch = how.revision
-                    _try(f"branch {branch}", lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-                write_card(stage, repo_id)
-                others = [] if how.keep else _of_another_model(api, repo_id, how.revision, stage)
-                return _try(
-                    "the upload",
-                    lambda: api.upload_folder(
-                        repo_id=repo_id,
-                        folder_path=stage,
-                        commit_message=how.commit_message or "Upload model",
-                        create_pr=how.create_pr,
-                        revision=how.revision,
-                        delete_patterns=[glob.escape(other) for other in others] or None,
-                    ),
-                )
-        except Exception as error:  # of huggingface_hub, of the HTTP library below it, of the file system
-            raise PushError(f"not pushed to {repo_id}: {_explain(error)}. {repository.state}") from error
+        secrets = secrets_of(_folders_of(page_of), [how.token, _recorded_token(page_of)], repo_id)
+        refuse_secrets(stage, secrets)
+        if how.web:  # before anything is made on the Hub, too
+            write_space(stage, space, repo_id, how.onnxruntime_web)
+            refuse_secrets(space, secrets)
+        address = None
+        if how.web:
+            address = _push_space(_Repository(api, repo_id, how.private, "space"), space, how)
+        return _push_model(_Repository(api, repo_id, how.private), stage, how, address)
+
+
+def _push_model(repository: "_Repository", stage: Path, how: Push, space: str | None) -> CommitInfo:
+    api = repository.api
+    with repository.failing_in_one_line():
+        repo_id = repository.make()
+        if how.revision is not None and not how.create_pr:
+            branch = how.revision
+            _try(f"branch {branch}", lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+        write_card(stage, repo_id, space)
+        others = [] if how.keep else _of_another_model(repository, how.revision, stage)
+        return _try(
+            "the upload",
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                folder_path=stage,
+                commit_message=how.commit_message or "Upload model",
+                create_pr=how.create_pr,
+                revision=how.revision,
+                delete_patterns=[glob.escape(other) for other in others] or None,
+            ),
+        )
+
+
+def _push_space(repository: "_Repository", stage: Path, how: Push) -> str:
+    """Push the page; returns the full name of its Space."""
+    api = repository.api
+    with repository.failing_in_one_line():
+        repo_id = repository.make()
+        name_space(stage, repo_id)
+        others = [] if how.keep else _of_another_model(repository, None, stage)
+        _try(
+            "the upload of the page",
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=stage,
+                commit_message=how.commit_message or "Upload page",
+                delete_patterns=[glob.escape(other) for other in others] or None,
+            ),
+        )
+        return repo_id
 
 
 def _folders_of(folder: Path) -> list[Path]:
@@ -142,9 +182,10 @@ def _recorded_token(folder: Path) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _of_another_model(api: HfApi, repo_id: str, revision: str | None, stage: Path) -> list[str]:
+def _of_another_model(repository: "_Repository", revision: str | None, stage: Path) -> list[str]:
     """What lies in the repository and is not of the model in `stage`; a line says that it will be deleted."""
-    there = _try("the list of files", lambda: api.list_repo_files(repo_id, revision=revision))
+    api, repo_id, repo_type = repository.api, repository.repo_id, repository.repo_type
+    there = _try("the list of files", lambda: api.list_repo_files(repo_id, revision=revision, repo_type=repo_type))
     mine = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
     others = sorted(name for name in there if name not in mine and not _NOT_OF_A_MODEL.fullmatch(name))
     if others:
@@ -156,19 +197,36 @@ def _of_another_model(api: HfApi, repo_id: str, revision: str | None, stage: Pat
 class _Repository:
     """The repository of a push, made where it is not there; `state` is what is true of it after a failure."""
 
-    def __init__(self, api: HfApi, repo_id: str, private: bool | None):
-        self.api, self.repo_id, self.private = api, repo_id, private
+    def __init__(self, api: HfApi, repo_id: str, private: bool | None, repo_type: str | None = None):
+        self.api, self.repo_id, self.private, self.repo_type = api, repo_id, private, repo_type
         self.state = "Nothing was changed there"
+
+    @contextmanager
+    def failing_in_one_line(self) -> Iterator[None]:
+        """Raise PushError, with `state`, for whatever goes wrong in the block."""
+        try:
+            with limited_waiting():
+                yield
+        except Exception as error:  # of huggingface_hub, of the HTTP library below it, of the file system
+            where = f"the Space {self.repo_id}" if self.repo_type == "space" else self.repo_id
+            raise PushError(f"not pushed to {where}: {_explain(error)}. {self.state}") from error
 
     def make(self) -> str:
         """Returns its full name."""
         self.failed_before = False
-        return _try("the repository", self._make)
+        self.repo_id = _try("the repository", self._make)
+        return self.repo_id
+
+    def _create(self, exist_ok: bool = False) -> RepoUrl:
+        sdk = "static" if self.repo_type == "space" else None
+        return self.api.create_repo(
+            self.repo_id, private=self.private, repo_type=self.repo_type, space_sdk=sdk, exist_ok=exist_ok
+        )
 
     def _make(self) -> str:
         unsure = "Whether a new repository was made there is not known"
         try:
-            found = self.api.create_repo(self.repo_id, private=self.private)
+            found = self._create()
         except Exception as error:
             status = _status(error)
             if status not in (403, 409):  # 403: it may be there, and only making one be forbidden
@@ -177,7 +235,7 @@ class _Repository:
                 raise
             # It is there already, unless an earlier try, whose answer was lost, made it.
             self.state = unsure if self.failed_before else "Nothing was changed there"
-            return str(self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id)
+            return str(self._create(exist_ok=True).repo_id)
         self.state = f"The repository {found.repo_id} is new and still empty: push again, or delete it on {found}"
         return str(found.repo_id)
 

@@ -172,9 +172,7 @@ def average_of_length(output_dir: Path, length: float) -> dict[str, Tensor]:
     Raises:
         ValueError: there are no snapshots, or no average has that length.
     """
-    run = run_of_folder(output_dir)
-    files = [path for path in (output_dir / SNAPSHOTS).glob("*.safetensors") if path.stem.isdecimal()]
-    files = [path for path in sorted(files, key=lambda path: int(path.stem)) if belongs(path, run)]
+    files = list(snapshots(output_dir).values())
     if not files:
         raise ValueError(f"{output_dir} has no ema/*.safetensors: train with --ema_lengths 0.05 0.10")
     terms, names = [], []
@@ -201,16 +199,39 @@ def pipeline_of_length(folder: str | Path, length: float) -> ConditionalPipeline
         ValueError: there is no such pipeline, no such average, or its snapshots are of another network.
     """
     pipe = load_pipeline(folder)
-    weights = average_of_length(Path(folder), length)
-    parameters = _parameters(pipe)
-    with torch.no_grad():
-        for name, value in weights.items():
-            if name not in parameters or parameters[name].shape != value.shape:
-                raise UserError(
-                    f"{Path(folder) / SNAPSHOTS}: {name} is not of this model: were they made by another run?"
-                )
-            parameters[name].copy_(value)
+    _put(pipe, average_of_length(Path(folder), length), Path(folder) / SNAPSHOTS)
     return pipe
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """The snapshots that the run of a folder left, by their step, in order."""
+    run = run_of_folder(folder)
+    files = [
+        path for path in (folder / SNAPSHOTS).glob("*.safetensors") if path.stem.isdecimal() and belongs(path, run)
+    ]
+    return {int(path.stem): path for path in sorted(files, key=lambda path: int(path.stem))}
+
+
+def put_snapshot(pipe: ConditionalPipeline, path: Path, length: float) -> None:
+    """Give the run's pipeline the weights of one snapshot: the average of a length of `--ema_lengths` at its step.
+
+    Raises:
+        UserError: the file is damaged, or of another network.
+    """
+    with reading(str(path)), safe_open(path, "pt") as snapshot:
+        start = f"{length}:"
+        names = [key for key in snapshot.keys() if key.startswith(start)]  # noqa: SIM118
+        weights = {key.removeprefix(start): snapshot.get_tensor(key) for key in names}
+    _put(pipe, weights, path)
+
+
+@torch.no_grad()
+def _put(pipe: ConditionalPipeline, weights: dict[str, Tensor], where: Path) -> None:
+    parameters = _parameters(pipe)
+    for name, value in weights.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            raise UserError(f"{where}: {name} is not of this model: were they made by another run?")
+        parameters[name].copy_(value)
 
 
 def mixture(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:

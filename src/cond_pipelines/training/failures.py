@@ -1,10 +1,11 @@
 """What ends a run before its time: a signal, or a failure. Neither loses more than the steps since the last save."""
 
 import errno
+import resource
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import nn
 
 from ..data.rows import BadRow
 from ..data.workers import STOPPING
@@ -21,6 +23,7 @@ from .checkpoints import Progress, all_checkpoints
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
 _ALWAYS = {signal.SIGTERM, signal.SIGINT}  # even where they are ignored, as of a shell's background job
+_HEADER_BYTES = 2**20  # of a file of weights, at most
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
 
@@ -136,6 +139,15 @@ def writable_folder(path: str) -> Path:
             return folder
     except OSError as error:
         raise ValueError(f"--output_dir {path} cannot be written to: {error.strerror}: name another") from error
+
+
+def check_file_limit(modules: Iterable[nn.Module]) -> None:
+    """Refuse a limit of the shell under which the weights cannot be saved. Raises ValueError."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    largest = max((sum(p.nbytes for p in module.parameters()) for module in modules), default=0)
+    if limit != resource.RLIM_INFINITY and limit < largest + _HEADER_BYTES:
+        sizes = f"ulimit -f allows files of {limit / 2**20:.1f} MiB, and a file of weights has {largest / 2**20:.1f}"
+        raise ValueError(f"{sizes}: raise it")
 
 
 def is_full_disk(error: OSError | SafetensorError) -> bool:

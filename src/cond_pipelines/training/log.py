@@ -200,8 +200,8 @@ class TrainingLog:
                     tracker.log_images({"samples": pixels}, step=progress.step)
 
     def evaluation(self, progress: Progress, values: dict[str, float]) -> None:
-        """Note a small evaluation of samples."""
-        if self.accelerator.is_main_process:
+        """Note a small evaluation of samples; nothing where a signal has ended it."""
+        if values:
             self._write({"step": progress.step, "images": progress.position, **values})
             self.print(f"step {progress.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
 

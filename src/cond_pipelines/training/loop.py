@@ -72,7 +72,7 @@ def _train(run: Run, stop: StopSignal) -> Path:
         num_workers=config.dataloader_num_workers or 0,
         pin_memory=device.type == "cuda",
     )
-    evaluator = Evaluator(run) if config.evaluation_steps else None
+    evaluator = Evaluator(run, stop) if config.evaluation_steps else None
     hub = HubPush(config, accelerator.is_main_process)
     run.folder.start(state.progress, state.resumed_run)
     log = TrainingLog(run, state.progress)

@@ -149,9 +149,10 @@ def _text_encoder(
         return _pretrained("--text_encoder_name_or_path", config.text_encoder_name_or_path, load_text_encoder)
     if parent is not None and parent.components.get("text_encoder") is not None:
         return parent.text_encoder, parent.tokenizer
-    if data.train is None:
+    rows = data.both_halves
+    if rows is None:
         raise ValueError("a text encoder cannot be made from a streaming set: give --text_encoder_name_or_path")
-    captions = (data.dataset.read_condition(int(data.dataset.usable[i])) for i in data.train)
+    captions = (data.dataset.read_condition(int(data.dataset.usable[i])) for i in rows)
     return new_text_encoder(all_of(captions))
 
 

@@ -16,6 +16,7 @@ from .config import TrainingConfig
 from .defaults import decide
 from .device import tune_network
 from .dtypes import hold_float32
+from .failures import check_file_limit
 from .identity import RunIdentity, loaded_identity, parent_fingerprint, with_split_of_before
 from .model import build_pipeline, image_channels, load_parent, load_vae
 from .objective import build_objective
@@ -129,6 +130,7 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
     loaded = loaded_identity(config, pipe, data, objective, parent_weights)
     hold_float32(pipe)
     trained = make_trainable(pipe, config, parent)
+    check_file_limit([] if config.use_lora else trained)
     pipe.to(accelerator.device)
     for tuned in [pipe] if teacher is None else [pipe, teacher.pipe]:
         tune_network(tuned, config, accelerator.device, accelerator.distributed_type == DistributedType.FSDP)

@@ -33,6 +33,7 @@ _COMPONENT_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*config.json", "modeling_cond_*.py", "tokenizer.json"),
     *("vocab.*", "merges.txt", "*tokens*.json", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
 )
+_MADE_FOLDERS = ("unet", "adapter", "vae", "text_encoder", "tokenizer", "scheduler")
 _INPUTS = (
     *("train_data_dir", "class_data_dir", "pretrained_model_name_or_path", "text_encoder_name_or_path"),
     *("pretrained_vae_model_name_or_path", "resume_from_checkpoint"),
@@ -91,7 +92,7 @@ class RunFolder:
 
         The folder may be one that somebody else made.
         """
-        fixed = ("README.md", ".lock", "unet", "adapter", "vae", "text_encoder", "tokenizer", "scheduler")
+        fixed = ("README.md", ".lock", *_MADE_FOLDERS)
         names = (*_FILES, *_FOLDERS, *fixed, *self._components(), self.config.logging_dir)
         tops = {Path(name).parts[0] for name in names if Path(name).parts and not Path(name).is_absolute()}
         places = {path.name for top in tops - {".."} for path in self.path.glob(top)}
@@ -106,6 +107,7 @@ class RunFolder:
     def _check(self) -> None:
         """Look, before anything is loaded, whether this run may write here."""
         config, resume = self.config, self.config.resume_from_checkpoint
+        self._check_kinds()
         holds = self._holds()
         if config.overwrite_output_dir:
             for name in _INPUTS:
@@ -119,6 +121,16 @@ class RunFolder:
         elif holds and not resume:
             again = ", or --resume_from_checkpoint latest to go on with its run" if all_checkpoints(self.path) else ""
             raise ValueError(f"--output_dir {self.path} holds {holds}: name another{again}, or {_OVERWRITE}")
+
+    def _check_kinds(self) -> None:
+        """Refuse a file where the run makes a folder, and a folder where it writes a file: it would fail at its end."""
+        folders = {Path(name).parts[0] for name in (*_FILES, *_FOLDERS) if "/" in name} | set(_MADE_FOLDERS)
+        files = {name for name in _FILES if "/" not in name and "*" not in name} | {"README.md"}
+        for path in sorted(self.path.iterdir()):
+            if path.name in folders and not path.is_dir():
+                raise ValueError(f"--output_dir {self.path}: {path.name} is a file, and the run needs a folder there")
+            if path.name in files and path.is_dir():
+                raise ValueError(f"--output_dir {self.path}: {path.name} is a folder, and the run writes a file there")
 
     def _would_delete(self, value: str) -> bool:
         """Whether clearing the folder takes away something of an input that is a path."""

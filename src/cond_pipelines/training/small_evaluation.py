@@ -7,6 +7,7 @@ from ..evaluation import measures as m
 from ..evaluation.features import extract, load_extractor
 from ..evaluation.sampling import to_image
 from ..pipelines.conditional import ConditionalPipeline
+from .failures import StoppedAtOnce, StopSignal
 from .run import Run
 from .validation import sample_images
 
@@ -21,16 +22,18 @@ class Evaluator:
 
     Args:
         run: of its configuration num_evaluation_samples and feature_extractor.
+        stop: a signal ends the sampling, so that the run is saved soon.
 
     Raises:
         ValueError: a streaming set, no such feature extractor, or images that are not of 8 bits.
 
     Example:
-        >>> Evaluator(run)(pipe)
+        >>> Evaluator(run, stop)(pipe)
         {'kernel_distance': 0.8, 'precision': 0.7, 'recall': 0.4}
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, stop: StopSignal):
+        self.stop = stop
         config, data, accelerator = run.config, run.data, run.accelerator
         if data.train is None or config.value_range or config.aspect_buckets:
             raise ValueError("--evaluation_steps needs square 8-bit images that are not streamed")
@@ -52,10 +55,15 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, pipe: ConditionalPipeline) -> dict[str, float]:
-        """Sample in all processes, measure in the main one; the others get nothing."""
+        """Sample in all processes, measure in the main one; the others get nothing, nor does a run that is to stop."""
         desc = f"Sampling {len(self.conditions)} images to evaluate"
         sampling = {"num_inference_steps": None, "desc": desc, "batch_size": self.batch_size}
-        images = sample_images(pipe, self.conditions, self.accelerator, **sampling)
+        try:
+            images = sample_images(pipe, self.conditions, self.accelerator, on_step=self.stop.check, **sampling)
+        except StoppedAtOnce as stopped:
+            if str(stopped):  # a second Ctrl-C
+                raise
+            return {}
         if not self.accelerator.is_main_process:
             return {}
         fake = extract(self.extractor, images, len(images), what="samples")

@@ -1,0 +1,157 @@
+"""Several seeds of training as one report: the mean of each measure, and its interval over seeds."""
+
+import base64
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..console import for_terminal
+from ..errors import UserError
+from ..files import without_path
+from ..folders import inside
+from ..sharing.escaping import one_line
+from .compare import SAME, check_same, read_report, report_file
+from .config import Report, Row
+from .data import recorded_config
+from .publish import write_publication
+from .questions import range_of, rounded, row
+from .report import write_report
+
+_SAMPLER = ("num_inference_steps", "guidance_scale", "guide_scale", "guider", "protocol")
+# What two runs of one configuration may differ in, besides the seed: names, and how much goes through a device at once.
+_FREE = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_model_id", "logging_dir", "report_to"}
+_FREE |= {"cache_dir", "tracker_project_name", "train_batch_size", "gradient_accumulation_steps", "train_data_dir"}
+
+
+def pool_and_write(paths: Sequence[str], output_dir: str) -> Report:
+    """Pool reports, and write report.json, report.md, report.tex and report.html.
+
+    Args:
+        paths: of each model its folder or its report.json.
+
+    Raises:
+        ValueError: see `pool`; models of different configurations, or of the same seed.
+    """
+    files = [report_file(path) for path in paths]
+    reports = [read_report(file) for file in files]
+    report = pool(reports)
+    _check_runs(files, [_config_of(file) for file in files])
+    names = " ".join(shlex.quote(str(without_path(path))) for path in paths)
+    report["commands"] = [*(one_line(r.get("command", _UNKNOWN)) for r in reports)]
+    report["commands"].append(one_line(f"cond-pipelines compare {names} --pool"))
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(report, folder)
+    write_publication(report, folder, _pictures(files, report["models"]))
+    return report
+
+
+_UNKNOWN = "(a report of an earlier version, which does not hold its command)"
+
+
+def pool(reports: Sequence[Report]) -> Report:
+    """One report of several models that differ in the seed of their training.
+
+    A row's value is the mean over seeds. Its interval is Student's t (1908): it holds the choice of seeds and, since
+    each seed has samples of its own, that of samples. `seeds` are the values one by one.
+
+    Raises:
+        ValueError: fewer than two reports, two of the same weights, or numbers that cannot be compared.
+    """
+    if len(reports) < 2:
+        raise UserError(f"--pool needs the reports of two seeds at least, and there is {len(reports)}")
+    first = reports[0]
+    names = [str(report.get("model", "")) for report in reports]
+    for number, report in enumerate(reports):
+        if report.get("is_pool"):
+            raise UserError(f"report {number + 1} is a pool already: give the reports that it was made of")
+        check_same(first, report, (*SAME, *_SAMPLER))
+        for earlier in range(number):
+            if report.get("weights") is not None and report["weights"] == reports[earlier].get("weights"):
+                raise UserError(
+                    f"reports {earlier + 1} and {number + 1} are of the same weights ({report['weights']}): "
+                    "pool models of different seeds"
+                )
+    shared = {name: first[name] for name in first if name not in ("command", "classes", "measures", "model", "weights")}
+    return shared | {
+        "model": f"{len(reports)} seeds: {', '.join(names)}",
+        "models": names,
+        "weights": ", ".join(str(report.get("weights")) for report in reports),
+        "is_pool": True,
+        "num_seeds": len(reports),
+        "measures": [_pooled([_row_of(report, each["name"]) for report in reports]) for each in first["measures"]],
+        "classes": {},
+    }
+
+
+def _row_of(report: Report, name: str) -> Row:
+    for each in report["measures"]:
+        if each["name"] == name:
+            found: Row = each
+            return found
+    raise UserError(f"the report of {report.get('model')} has no {name!r}: evaluate all models in the same way")
+
+
+def _pooled(rows: list[Row]) -> Row:
+    """The mean, and mean -+ t s / sqrt(n), within the values that the measure can have."""
+    from scipy.stats import t
+
+    values, first = np.array([each["value"] for each in rows], dtype=np.float64), rows[0]
+    mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
+    reach = t.ppf(0.975, len(values) - 1) * error
+    low, high = range_of(first["name"])
+    ends = min(mean, max(low, mean - reach)), max(mean, min(high, mean + reach))
+    floors = [each["real"] for each in rows if each.get("real") is not None]
+    real = float(np.mean(floors)) if len(floors) == len(rows) else None
+    pooled = row(first.get("question", ""), first["name"], mean, ends, real, first["better"])
+    return pooled | {"seeds": [rounded(value) for value in values]}
+
+
+def _config_of(file: Path) -> Report:
+    """The configuration of the training run whose folder holds a report; nothing where that is not there."""
+    for folder in (file.parent.parent, file.parent):
+        if (folder / "model_index.json").is_file():
+            return recorded_config(str(folder))
+    return {}
+
+
+def _check_runs(files: list[Path], configs: list[Report]) -> None:
+    """Raise UserError for runs that differ in more than their seed, or not even in that."""
+    known = [(file, config) for file, config in zip(files, configs, strict=True) if config]
+    seeds: dict[object, Path] = {}
+    for file, config in known:
+        first = known[0][1]
+        different = [name for name in first if name not in _FREE | {"seed"} and first[name] != config.get(name)]
+        if different:
+            name = different[0]
+            raise UserError(
+                f"{file} is of a model of another configuration ({name} {config.get(name)}, and of the first "
+                f"{first[name]}): pool models that differ in --seed alone"
+            )
+        if config.get("seed") in seeds:
+            raise UserError(f"{file} and {seeds[config['seed']]} are both of seed {config['seed']}: train with others")
+        seeds[config.get("seed")] = file
+
+
+def _pictures(files: list[Path], names: list[str]) -> dict[str, str]:
+    """The samples of each model that lie with its report, by their title, in base64."""
+    pictures = {}
+    for number, (file, name) in enumerate(zip(files, names, strict=True)):
+        path = inside(file.parent, "samples.png")
+        if path.is_file():
+            data = base64.b64encode(path.read_bytes()).decode()
+            pictures[f"The first samples of {one_line(name)}, report {number + 1}"] = data
+    return pictures
+
+
+def lines_of(report: Report) -> str:
+    """As text, a row a line."""
+    rows = [each | {"name": for_terminal(each["name"])} for each in report["measures"]]
+    width = max((len(each["name"]) for each in rows), default=10)
+    lines = [f"{'measure':{width}}  {'mean [95 % over seeds]':30}  each seed"]
+    for each in rows:
+        shown = f"{each['value']:g} [{each['interval'][0]:g}, {each['interval'][1]:g}]"
+        lines.append(f"{each['name']:{width}}  {shown:30}  {', '.join(f'{value:g}' for value in each['seeds'])}")
+    return "\n".join(lines)
