@@ -12,7 +12,8 @@ CARDS = sorted(p.parent for p in (Path(__file__).parents[1] / "model_cards").glo
 
 def test_every_recipe_has_a_card():
     recipes = (Path(__file__).parents[1] / "training/recipes").glob("*.yaml")
-    assert {p.name for p in CARDS} == {p.stem for p in recipes if not p.stem.startswith("debug")}
+    run = {p.stem for p in recipes if not p.read_text().startswith("# Waits for a GPU")}
+    assert {p.name for p in CARDS} == {name for name in run if not name.startswith("debug")}
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda p: p.name)
