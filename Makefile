@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --no-compile  # Python compiles what is imported; half of the time
 
-.PHONY: demo test test-oldest clean
+.PHONY: demo test test-oldest docs clean
 
 # The same virtual environment for both commands.
 .venv/.done: constraints.txt setup.cfg pyproject.toml
@@ -34,5 +34,8 @@ test-oldest: .venv/.done  ## the lowest versions that setup.cfg allows; diffuser
 	.venv/bin/python tests/oldest.py floors
 	.venv/bin/python tests/oldest.py alone
 
+docs: .venv/.done  ## the site, in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-oldest demo
+	rm -rf .venv .venv-oldest demo site

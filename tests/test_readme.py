@@ -29,12 +29,13 @@ from cond_pipelines.data.load import load_data
 from cond_pipelines.data.shapes import SHAPES, load_shapes
 from cond_pipelines.networks.surgery import with_end_time
 from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.training.command_line import training_parser
 from cond_pipelines.training.config import parse_args
 from cond_pipelines.training.lora import add_lora, save_model
 from cond_pipelines.training.model import build_pipeline, image_channels, load_parent, load_vae
 
 ROOT = Path(__file__).parents[1]
-TEXTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]}
+TEXTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 BLOCKS = [
     (f"{path.stem}-{number}", language, code)
     for path, text in TEXTS.items()
@@ -126,6 +127,23 @@ def test_a_training_command_of_the_documents_parses(command, folder, monkeypatch
     parse_args(shlex.split(command)[2:])
 
 
+LAUNCHED = [
+    line
+    for _, language, code in [*BLOCKS, ("", "text", (ROOT / "training/README.md").read_text())]
+    for line in code.replace("\\\n", " ").splitlines()
+    if language in ("bash", "text") and "-m cond_pipelines.training " in line
+]
+
+
+def test_flags_of_launched_commands_are_known():
+    """`torchrun ... -m cond_pipelines.training --flag`, in the guides and the training document."""
+    known = set(training_parser()._option_string_actions)
+    flags = [
+        flag for line in LAUNCHED for flag in re.findall(r"--\w+", line.partition("-m cond_pipelines.training ")[2])
+    ]
+    assert len(LAUNCHED) >= 4 and flags and [flag for flag in flags if flag not in known] == []
+
+
 PARENTS = re.findall(
     r"`(--conditioning \w+ [^`]*--pretrained_model_name_or_path [^`]+)`",
     (ROOT / "docs/guides/checkpoints.md").read_text(),
@@ -193,7 +211,7 @@ def test_every_module_is_in_the_file_tree():
 
 
 DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in TEXTS] + [
-    *("CONTRIBUTING.md", "docs/how_it_works.md", "training/README.md", "studies/README.md")
+    *("CONTRIBUTING.md", "training/README.md", "studies/README.md"),
 ]
 
 
