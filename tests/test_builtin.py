@@ -14,6 +14,7 @@ from cond_pipelines import ConditionalPipeline, builtin_model
 from cond_pipelines.builtin import FOLDER, NAMES
 from cond_pipelines.cli import main
 from cond_pipelines.data.shapes import SHAPES, caption, read_attributes, split_combinations
+from cond_pipelines.export.web_folder import PAGE
 
 ROOT = Path(__file__).parents[1]
 _MAX_BYTES = 3_000_000
@@ -33,13 +34,14 @@ def draw(pipe, conditions):
 
 
 def test_a_wheel_holds_them(monkeypatch):
-    """As setuptools builds it: every file, and less than 3 MB a model."""
+    """As setuptools builds it: every file, and less than 3 MB a model; the page of `export --to web` too."""
     monkeypatch.chdir(ROOT)
     build = Distribution()
     build.parse_config_files(["setup.cfg"])
     command = build.get_command_obj("build_py")
     command.ensure_finalized()
     held = {Path(source, name) for _, source, _, names in command.data_files for name in names}
+    assert {os.path.relpath(path, ROOT) for path in PAGE.iterdir()} <= {os.path.relpath(path, ROOT) for path in held}
     for name in NAMES:
         files = [path for path in (FOLDER / name).rglob("*") if path.is_file()]
         assert {os.path.relpath(path, ROOT) for path in files} <= {os.path.relpath(path, ROOT) for path in held}

@@ -317,6 +317,10 @@ def test_samples_do_not_depend_on_where_they_were_cut_off_nor_on_how_many_there_
     assert np.array_equal(arrays(tmp_path / "few", Plan([None], 40)), arrays(tmp_path / "whole", plan)[:40])
     assert draw_samples(pipe, plan, tmp_path / "few", Accelerator(), key) == 64  # the others
     assert np.array_equal(arrays(tmp_path / "few", plan), arrays(tmp_path / "whole", plan))
+    large = Plan([None], 100, batch_size=50)  # other files, the same images but for rounding
+    assert draw_samples(pipe, large, tmp_path / "large", Accelerator(), sample_key(pipe, large)) == 100
+    apart = arrays(tmp_path / "large", large).astype(int) - arrays(tmp_path / "whole", plan)
+    assert np.abs(apart).max() <= 1 and sample_key(pipe, large) != key
 
 
 def test_each_size_has_its_share_and_its_order():

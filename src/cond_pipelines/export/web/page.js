@@ -3,7 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const controls = $("controls").querySelector("fieldset");
 const worker = new Worker("worker.js", { type: "module" });
-const MAX_DRAWN = 24;
+const MAX_DRAWN = 15;
 const FRAMES_IN_STRIP = 8;
 
 let facts;
