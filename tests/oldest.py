@@ -55,7 +55,9 @@ def lowest_versions() -> dict[str, str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-    text = config["options"]["install_requires"] + "".join(extras[name] for name in extras if name != "test")
+    text = config["options"]["install_requires"] + "".join(
+        extras[name] for name in extras if name not in ("test", "docs")
+    )
     lowest = dict(re.findall(r"^([\w-]+)>=([\w.]+)$", text, re.MULTILINE))
     return {name: number for name, number in lowest.items() if name != "torch"}
 
