@@ -404,11 +404,11 @@ def test_a_page_that_is_too_large_and_weights_that_half_precision_would_change(m
     weights = [p.clone() for p in pipe.unet.parameters()]
     assert web_folder._keeps_images_in_half(pipe, [])
     monkeypatch.setattr(web_folder, "_MAX_DIFFERENCE", 0.0)
-    monkeypatch.setattr(web_folder, "MAX_BYTES", 1_000_000)
-    with pytest.raises(
-        UserError, match=r"would have \d\.\d MB, and 1 MB is the limit: .* in single, since .* a smaller one"
-    ):
-        web_folder.write_web(pipe, tmp_path / "out", name="x", source="x", runtime={})
+    for most, words in ((1, "in half precision; train"), (3, "in single, since half .*; train")):
+        monkeypatch.setattr(web_folder, "MAX_BYTES", most * sum(p.numel() for p in weights))
+        with pytest.raises(UserError, match=rf"would have \d\.\d MB, and \d MB is the limit: .* {words} a smaller one"):
+            web_folder.write_web(pipe, tmp_path / "out", name="x", source="x", runtime={})
+        assert (tmp_path / "out").exists() == (most == 3)  # the first is refused before anything is made
     assert "single precision" in capsys.readouterr().err
     assert all(map(torch.equal, weights, pipe.unet.parameters()))
 

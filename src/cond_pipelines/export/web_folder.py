@@ -69,6 +69,7 @@ def write_web(
     """
     facts = _facts(pipe) | {"name": name, "source": source}  # before anything that takes time: it refuses models
     files = runtime if isinstance(runtime, Mapping) else onnxruntime_web(runtime)
+    _check_size(2 * _num_weights(pipe) + sum(map(len, files.values())), pipe, "half")  # no export would be smaller
     folder.mkdir(parents=True, exist_ok=True)
     is_half = _keeps_images_in_half(pipe, facts["examples"])
     write_onnx(pipe, folder)
@@ -84,14 +85,17 @@ def write_web(
     write_text(folder / "NOTICE.txt", NOTICE)
     write_text(folder / "model.json", json.dumps(facts, ensure_ascii=False))
     size = sum(path.stat().st_size for path in folder.rglob("*"))
+    _check_size(size, pipe, "half" if is_half else "single, since half precision changes its images")
+    return size
+
+
+def _check_size(size: int, pipe: "ConditionalPipeline", precision: str) -> None:
     if size > MAX_BYTES:
-        precision = "half" if is_half else "single, since half precision changes its images"
         raise UserError(
             f"the page would have {size / 1e6:.1f} MB, and {MAX_BYTES / 1e6:.0f} MB is the limit: its networks have "
-            f"{sum(map(_num_parameters, _networks(pipe).values())) / 1e6:.1f} million weights in {precision} "
-            "precision; train a smaller one (--unet_size s)"
+            f"{_num_weights(pipe) / 1e6:.1f} million weights in {precision} precision; train a smaller one "
+            "(--unet_size s)"
         )
-    return size
 
 
 # ------------------------------------------------------------------------------------------------- what the page knows
@@ -213,8 +217,8 @@ def _networks(pipe: "ConditionalPipeline") -> dict[str, nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
-def _num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _num_weights(pipe: "ConditionalPipeline") -> int:
+    return sum(p.numel() for part in _networks(pipe).values() for p in part.parameters())
 
 
 @torch.no_grad()
