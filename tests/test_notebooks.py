@@ -19,6 +19,7 @@ spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
 execute = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(execute)
 RARE = ("other real sevens", "one model", "a separate model")
+OF_THREE = r" +(?:honest|copies|one image) +([\d.]+)"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 FEW = {
     1: {"num_steps": 60, "num_points": 200, "num_images": 8},
@@ -108,6 +109,34 @@ def test_what_the_committed_outputs_claim():
     assert float(few) < 0.3 and float(many) > 0.8
     right = [numbers(rf"{name} +(\d+) of 60", seven)[0] for name in ("student, 4 steps", "student, 1 step ")]
     assert right[0] >= 57 > right[1] + 5
+
+
+def test_the_solutions_of_the_exercises():
+    """The committed answers, as the comments next to them say."""
+    one = texts(committed(1))
+    assert numbers(r" 1 steps +to data: ([\d.]+) +data to samples: ([\d.]+)", one)[1] > 1
+    assert numbers(r"16 steps +to data: [\d.]+ +data to samples: ([\d.]+)", one)[0] < 0.05
+    two = texts(committed(2))
+    distances = [numbers(rf"\b{count} sevens: [^\d]*([\d.]+)", two)[0] for count in (5, 20, 80)]
+    assert distances == sorted(distances) and "unknown class label 'star'" in two
+    three = texts(committed(3))
+    assert "answers that change: 0 of 40" in three and numbers(r"colours right: (\d) of 6", three)[0] >= 5
+    right = [numbers(rf"num_noise={count}: (\d+) of 40", three)[0] for count in (1, 2, 8)]
+    assert right == sorted(right)
+    four = texts(committed(4))
+    assert numbers(r"wordings right: (\d+) of 10", four)[0] >= 9
+    assert all(int(share) >= 7 for share in re.findall(r"(\d) of 8: ", four))
+    sizes = [float(share) for share in re.findall(r"covers ([\d.]+) of the image", four)]
+    assert sizes == sorted(sizes) and len(sizes) == 3
+    six = texts(committed(6))
+    gap, closed = numbers(r"to the image's: ([\d.]+), after the prior ([\d.]+)", six)
+    assert gap < closed and "3145728 -> 65536" in six
+    seven = texts(committed(7))
+    honest, copies, one_image = numbers(r"99 % of held-out ones" + 3 * OF_THREE, seven[-700:])
+    assert (copies, one_image) == (1, 0) and honest < 0.05
+    assert numbers(r"recall" + 3 * OF_THREE, seven[-700:])[2] == 0
+    drawn, new = numbers(r"among the samples: (\d+) +among new images: (\d+)", seven)
+    assert drawn > 72 >= new
 
 
 @pytest.mark.parametrize("number", FEW)
