@@ -4,7 +4,8 @@
 
 A memoriser is trained on 50 drawn shapes in a long run, a healthy model on 2,000 in a run of as many steps. Each seed
 has images, weights and noise of its own. The table says how often each is flagged (memorised, or leans), and how often
-the held-out loss alone would flag it: where it has risen by more than 2 % since the lowest step that was measured.
+the held-out loss alone would flag it: where it has risen by more than 2 % since the lowest step that was measured. The
+last column looks at the step where that loss is lowest, where whoever goes by it stops: how often samples lean there.
 Calls that are finished are kept, so the command can be given again with more seeds.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.evaluation.halves import LEANS
 from cond_pipelines.files import write_text
 from cond_pipelines.halves.arguments import HalvesConfig
 from cond_pipelines.halves.run import run_halves
@@ -74,6 +76,7 @@ def call(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return report | {
         "flagged": report["verdict"] in ("memorised", "leans"),
         "loss_flags": losses[-1] > RISEN * min(losses),
+        "leans_at_lowest": report["course"][int(np.argmin(losses))]["interval"][0] > LEANS,
         "seconds": json.loads((home / "seconds.json").read_text()),
     }
 
@@ -82,8 +85,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Counts of each kind, and the range of what decides."""
     lines = [
         "| model | calls | flagged | verdicts | flagged by the held-out loss alone | attributable share | "
-        "nearest-training ratio | minutes of a call |",
-        "|---" * 8 + "|",
+        "nearest-training ratio | minutes of a call | leans where the held-out loss is lowest |",
+        "|---" * 9 + "|",
     ]
     for kind, reports in results.items():
         if not reports:
@@ -95,7 +98,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(
             f"| {kind} | {len(reports)} | {sum(r['flagged'] for r in reports)} | {counts} | "
             f"{sum(r['loss_flags'] for r in reports)} | {min(shares):.2f} to {max(shares):.2f} | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} | {minutes:.1f} |"
+            f"{min(ratios):.2f} to {max(ratios):.2f} | {minutes:.1f} | "
+            f"{sum(r['leans_at_lowest'] for r in reports)} |"
         )
     return "\n".join(lines) + "\n"
 

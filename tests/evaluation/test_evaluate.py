@@ -221,12 +221,13 @@ def test_what_has_no_meaning_is_refused_before_sampling(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("model", ["none", "text"], indirect=True)
 def test_a_sweep(model, tmp_path, capsys):
     """A report for each setting, whose samples differ; the table, the plot, and the best as the model's default."""
     setting, folder = model
     copy = folder.parent / "swept"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
-    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--num_likelihood", "0"]
+    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "40", "--num_likelihood", "0"]
     flags += ["--write_best", "Frechet distance"]
     main(
         [
@@ -316,6 +317,10 @@ def test_samples_do_not_depend_on_where_they_were_cut_off_nor_on_how_many_there_
     assert np.array_equal(arrays(tmp_path / "few", Plan([None], 40)), arrays(tmp_path / "whole", plan)[:40])
     assert draw_samples(pipe, plan, tmp_path / "few", Accelerator(), key) == 64  # the others
     assert np.array_equal(arrays(tmp_path / "few", plan), arrays(tmp_path / "whole", plan))
+    large = Plan([None], 100, batch_size=50)  # other files, the same images but for rounding
+    assert draw_samples(pipe, large, tmp_path / "large", Accelerator(), sample_key(pipe, large)) == 100
+    apart = arrays(tmp_path / "large", large).astype(int) - arrays(tmp_path / "whole", plan)
+    assert np.abs(apart).max() <= 1 and sample_key(pipe, large) != key
 
 
 def test_each_size_has_its_share_and_its_order():

@@ -48,6 +48,9 @@ class EvaluationConfig:
     )
     num_real: int = flag(50_000, "Compare with at most this many training images.", bounds=AT_LEAST_ONE)
     batch_size: int = flag(64, "Put this many images at once through the feature extractor.", bounds=AT_LEAST_ONE)
+    sampling_batch_size: int = flag(
+        32, "Draw this many samples at once: 256 is faster on a GPU. Another number draws anew.", bounds=AT_LEAST_ONE
+    )
     guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
     guide_scale: float | None = flag(
         None,

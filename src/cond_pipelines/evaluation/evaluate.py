@@ -86,7 +86,7 @@ def _evaluate(
     train = np.sort(rng.permutation(data.train)[: config.num_real])
     _check_counts(config, train)
     model_conditions = conditions_of_model(pipe.adapter, setting, data.id2label)
-    plans = {"": plan_of(data, rng.permutation(train), config.num_samples)}
+    plans = {"": plan_of(data, rng.permutation(train), config.num_samples, config.sampling_batch_size)}
     plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(model_conditions, plans[""])
     # ---- everything that can fail is tried before anything is sampled
     loaded: list[Reader] = []
@@ -171,7 +171,9 @@ def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, 
     new = [row for row, c in zip(data.held_out, data.conditions(data.held_out), strict=True) if c and c not in seen]
     first = {caption: row for row, caption in reversed(list(zip(new, data.conditions(np.array(new)), strict=True)))}
     if first:
-        plans[UNSEEN] = plan_of(data, np.sort(list(first.values())), min(len(first), config.num_samples))
+        plans[UNSEEN] = plan_of(
+            data, np.sort(list(first.values())), min(len(first), config.num_samples), config.sampling_batch_size
+        )
     if config.unseen_captions:
         lines = [line.strip() for line in read_text(config.unseen_captions).splitlines() if line.strip()]
         known = [line for line in lines if line in seen]
@@ -180,7 +182,9 @@ def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, 
                 f"--unseen_captions {config.unseen_captions}: "
                 + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
             )
-        plans[COMBINATIONS] = Plan(lines, min(config.num_samples, max(256, len(lines))))
+        plans[COMBINATIONS] = Plan(
+            lines, min(config.num_samples, max(256, len(lines))), batch_size=config.sampling_batch_size
+        )
     return plans
 
 
@@ -192,7 +196,7 @@ def _alone(model_conditions: list[ModelCondition], plan: Plan) -> dict[str, Plan
         if rows:
             conditions: list[object] = [{each.name: plan.conditions[i][each.name]} for i in rows]
             sizes = None if plan.sizes is None else [plan.sizes[i] for i in rows]
-            plans[each.alone] = Plan(conditions, min(plan.count, _ALONE), sizes)
+            plans[each.alone] = Plan(conditions, min(plan.count, _ALONE), sizes, plan.batch_size)
     return plans
 
 

@@ -19,8 +19,7 @@ from ..files import load_array, own_seal, save_array, write_json
 from ..networks.denoiser import unwrapped
 from ..pipelines.conditional import ConditionalPipeline
 
-# Images of a file and of a batch. A batch is always full: a sample is rounded alike however many are wanted.
-_PART = 32
+BATCH_SIZE = 32  # where none is given
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,14 @@ class Plan:
         conditions: at least one.
         count: of samples.
         sizes: (height, width) in px of each condition's image; None: the model's own size.
+        batch_size: samples of a file, which are drawn at once. A batch is always full: a sample is rounded alike
+            however many are wanted.
     """
 
     conditions: list[object]
     count: int
     sizes: list[tuple[int, int]] | None = None
+    batch_size: int = BATCH_SIZE
 
     def condition(self, i: int) -> object:
         """Of sample i."""
@@ -57,13 +59,13 @@ class Plan:
         return {size: np.array([i for i, s in enumerate(sizes) if s == size]) for size in dict.fromkeys(sizes)}
 
 
-def plan_of(data: TrainingData, rows: np.ndarray, count: int) -> Plan:
+def plan_of(data: TrainingData, rows: np.ndarray, count: int, batch_size: int = BATCH_SIZE) -> Plan:
     """Conditions and sizes as often as in the data: those of `rows`, over and over."""
     sizes = None
     if data.dataset.buckets is not None:
         of_rows = (data.dataset.size_of(int(data.dataset.usable[row])) for row in rows)
         sizes = [size if isinstance(size, tuple) else (size, size) for size in of_rows]
-    return Plan(data.conditions(rows), count, sizes)
+    return Plan(data.conditions(rows), count, sizes, batch_size)
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ class _Batch:
 
 def _batches(plan: Plan) -> list[_Batch]:
     """All files of a plan. The last of a size is full too, with samples beyond `plan.count`."""
-    batches, cycle = [], len(plan.conditions)
+    batches, cycle, part = [], len(plan.conditions), plan.batch_size
     for size, rows in plan.by_size.items():
         whole, rest = divmod(plan.count, cycle)
         count = whole * len(rows) + int((rows < rest).sum())
-        for start in range(0, count, _PART):
-            samples = [int(rows[j % len(rows)]) + j // len(rows) * cycle for j in range(start, start + _PART)]
-            batches.append(_Batch(_file_name(size, start // _PART), size, samples))
+        for start in range(0, count, part):
+            samples = [int(rows[j % len(rows)]) + j // len(rows) * cycle for j in range(start, start + part)]
+            batches.append(_Batch(_file_name(size, start // part), size, samples))
     return batches
 
 
@@ -99,7 +101,7 @@ def draw_samples(
     key: dict[str, object],
     settings: dict[str, object] | None = None,
 ) -> int:
-    """Write the samples of `plan` into `folder`, as files of 32; those that are there are kept.
+    """Write the samples of `plan` into `folder`, a file for each batch; those that are there are kept.
 
     Image i comes from the seed `key["seed"] * 10**9 + i` and its own condition and size, so neither the number of
     processes nor where a run was cut off changes it, nor how many images are drawn.
@@ -121,15 +123,17 @@ def draw_samples(
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     pipe.set_progress_bar_config(disable=True)
     top, dtype = (65535, np.uint16) if pipe.config.value_range else (255, np.uint8)
-    for batch in tqdm(mine, desc=f"Sampling, {_PART} images each", disable=not accelerator.is_local_main_process):
+    for batch in tqdm(
+        mine, desc=f"Sampling, {plan.batch_size} images each", disable=not accelerator.is_local_main_process
+    ):
         generators = [torch.Generator().manual_seed(int(str(key["seed"])) * 10**9 + i) for i in batch.samples]
         size = {} if batch.size is None else {"height": batch.size[0], "width": batch.size[1]}
         conditions = [plan.condition(i) for i in batch.samples]
         images = pipe.sample(conditions, generator=generators, output_type="np", **size, **(settings or {})).images
-        # (32, H, W, C) in [0, 1]
+        # (B, H, W, C) in [0, 1]
         save_array(folder / batch.name, (images * top).round().astype(dtype), own_seal(key | {"file": batch.name}))
     accelerator.wait_for_everyone()
-    return len(missing) * _PART
+    return len(missing) * plan.batch_size
 
 
 def sample_folder(folder: Path, kind: str, key: dict[str, object]) -> Path:
@@ -147,7 +151,8 @@ def sample_key(
         weights: `weights_of(pipe)`, where it is known.
     """
     conditions = json.dumps([plan.conditions, plan.sizes], default=lambda x: np.asarray(x).tolist())
-    return {
+    batch: dict[str, object] = {} if plan.batch_size == BATCH_SIZE else {"batch_size": plan.batch_size}
+    return batch | {
         "seed": seed,
         "weights": weights or weights_of(pipe),
         "sampler": sampler_of(pipe, settings or {}),

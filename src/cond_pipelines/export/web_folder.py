@@ -26,6 +26,7 @@ from ..errors import UserError, read_json
 from ..files import remove, write_text
 from ..networks.text_encoders import train_tokenizer
 from ..pipelines.image_inputs import num_channels_latents
+from ..pipelines.schedulers import is_flow_model, set_timesteps
 from .onnx_folder import write_onnx
 from .onnxruntime_web import NOTICE, onnxruntime_web
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent / "web"
 MAX_BYTES = 30_000_000
-_MAX_STEPS = 50
+_MAX_STEPS, _NUM_CHECKED = 50, 4
 _MAX_DIFFERENCE = 1.0  # of 255, between images of the weights in half precision and of the model's own
 _NUM_COMPARED = 4  # images
 _SMALL = 256  # numbers of a tensor that stays in float32
@@ -147,11 +148,14 @@ def _method(pipe: "ConditionalPipeline") -> str:
 
 def _steps(pipe: "ConditionalPipeline") -> dict[str, dict[str, list[float]]]:
     """The scheduler's own timesteps and sigmas, for each number of steps that it can make."""
-    default = int(pipe.config.default_num_inference_steps)
-    found = {}
+    default, found = int(pipe.config.default_num_inference_steps), {}
+    is_flow = is_flow_model(pipe.config.objective, pipe.scheduler)
     for n in range(1, max(_MAX_STEPS, default) + 1):
         try:
-            timesteps = pipe.set_timesteps(n)
+            if n <= _NUM_CHECKED or n == default:  # what a scheduler cannot do shows in few steps; a check takes time
+                timesteps = pipe.set_timesteps(n)
+            else:
+                timesteps = set_timesteps(pipe.scheduler, n, torch.device("cpu"), is_flow, {})
         except ValueError as error:
             if n == default:
                 raise _refused(f"its scheduler cannot make its {n} steps", str(error)) from error

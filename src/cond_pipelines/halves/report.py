@@ -27,6 +27,7 @@ _RULE = (
     f"lies above {LEANS}, generalised where it lies below {MEMORISES} and the models agree more than for unrelated "
     "noise."
 )
+_FAR = 2.0  # times as far from the nearest image as held-out images are
 _TITLES = ["model of half 1", "model of half 2", "nearest in half 1", "nearest in half 2"]
 _PICTURES = {
     "halves.png": "Over training",
@@ -75,6 +76,12 @@ def lines_of(report: Report) -> list[str]:
         _stop(report),
         _RULE,
     ]
+    far = next(row for row in report["measures"] if row["name"].startswith("distance to the nearest image"))
+    if far["interval"][0] > _FAR:
+        lines.append(
+            f"Its samples are {far['value']:g} times as far from the nearest image as held-out images are: look "
+            "whether they are like the images, since a model that is hardly trained copies nothing either."
+        )
     if duplicates := report["num_near_duplicates_across_halves"]:
         lines.append(
             f"{duplicates:,} images of half 1 are nearly the same as one of half 2: a copy of such an image is as near "
