@@ -49,7 +49,7 @@ from cond_pipelines import (
 from cond_pipelines.networks.surgery import with_socket
 
 diffusers.logging.set_verbosity_error()
-NUM_CONFIGURATIONS = 16
+NUM_CONFIGURATIONS = 8
 
 
 # ------------------------------------------------------------------------------ equality with Stable Diffusion
@@ -630,10 +630,12 @@ def small_picture(size_px: int) -> Image.Image:
     return picture(0).resize((size_px, size_px))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("latent", [False, True])
-@pytest.mark.parametrize("setting", TOLD)
-def test_image_modes(setting, latent, scheduler):
+# Every setting with every scheduler and both kinds of space, though not all three at once.
+@pytest.mark.parametrize(
+    ("setting", "scheduler", "latent"),
+    [(setting, name, (i + j) % 2 == 1) for i, setting in enumerate(TOLD) for j, name in enumerate(SCHEDULERS)],
+)
+def test_image_modes(setting, scheduler, latent):
     pipe, size = small_pipe(setting, scheduler, latent), 16 if latent else 8
     image = small_picture(size)
     given = TOLD[setting] | {"num_inference_steps": 8, "guidance_scale": 2.0}

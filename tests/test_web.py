@@ -110,19 +110,27 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(models, tmp_path_factory):
-    """The address of a folder with the page of each model."""
+def package(tmp_path_factory):
+    """The folder of onnxruntime-web, which the package of npm holds."""
     needed("onnxruntime-web", PACKAGE.is_file())
+    folder = tmp_path_factory.mktemp("package")
+    for name, content in runtime.onnxruntime_web(PACKAGE).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(models, package, tmp_path_factory):
+    """The address of a folder with the page of each model."""
     needed("chromium", find_chromium() is not None)
     pytest.importorskip("playwright")
     folder = tmp_path_factory.mktemp("pages")
     command = ["export", "builtin:shapes-class", str(folder / "shapes-class"), "--to", "web"]
-    main([*command, "--onnxruntime_web", str(PACKAGE)])
-    files = {name: (folder / "shapes-class" / name).read_bytes() for name in runtime.FILES}
+    main([*command, "--onnxruntime_web", str(package)])
     others = {"shapes-text": builtin_model("shapes-text")} | {path.name: path for path in models.iterdir()}
     for name, path in others.items():
         pipe = ConditionalPipeline.from_pretrained(path)
-        web_folder.write_web(pipe, folder / name, name=name, source=f"me/{name}", runtime=files)
+        web_folder.write_web(pipe, folder / name, name=name, source=f"me/{name}", runtime=package)
         assert sum(x.stat().st_size for x in (folder / name).iterdir()) < 30e6
     with server(folder) as address:
         yield address
@@ -301,10 +309,9 @@ def test_a_newer_request_ends_the_one_before(opened):
 
 
 # ----------------------------------------------------------------------------------------------------------- the Hub
-def test_push_puts_the_page_into_a_static_space_that_the_card_links(models, hub, capsys):
-    needed("onnxruntime-web", PACKAGE.is_file())
+def test_push_puts_the_page_into_a_static_space_that_the_card_links(models, package, hub, capsys):
     command = ["push", str(models / "few-steps"), "few-steps", "--token", TOKEN, "--private"]
-    command += ["--web", "--onnxruntime_web", str(PACKAGE)]
+    command += ["--web", "--onnxruntime_web", str(package)]
     main(command)
     assert capsys.readouterr().out.strip().startswith(f"{hub.url}/me/few-steps/commit/")
     assert {made.get("type"): made.get("sdk") for made in hub.created} == {"space": "static", None: None}
@@ -318,6 +325,14 @@ def test_push_puts_the_page_into_a_static_space_that_the_card_links(models, hub,
     card = hub.repos["me/few-steps"].files()["README.md"].decode()
     assert "(https://huggingface.co/spaces/me/few-steps)" in card
     assert str(models) not in str(files) and TOKEN.encode() not in b"".join(files.values())
+
+
+def test_a_space_of_somebody_s_own_is_left_alone(models, package, hub, capsys):
+    space = hub.add("spaces/me/guide", {"app.py": b"mine", "README.md": b"mine"})
+    with pytest.raises(SystemExit):
+        main(["push", str(models / "guide"), "me/guide", "--token", TOKEN, "--web", "--onnxruntime_web", str(package)])
+    assert "holds something else (app.py)" in capsys.readouterr().err
+    assert space.files() == {"app.py": b"mine", "README.md": b"mine"} and set(hub.repos) == {"spaces/me/guide"}
 
 
 def test_a_model_that_cannot_be_a_page_is_not_pushed(models, hub, tmp_path, capsys):
@@ -389,11 +404,11 @@ def test_a_page_that_is_too_large_and_weights_that_half_precision_would_change(m
     weights = [p.clone() for p in pipe.unet.parameters()]
     assert web_folder._keeps_images_in_half(pipe, [])
     monkeypatch.setattr(web_folder, "_MAX_DIFFERENCE", 0.0)
-    monkeypatch.setattr(web_folder, "MAX_BYTES", 1_000_000)
-    with pytest.raises(
-        UserError, match=r"would have \d\.\d MB, and 1 MB is the limit: .* in single, since .* a smaller one"
-    ):
-        web_folder.write_web(pipe, tmp_path / "out", name="x", source="x", runtime={})
+    for most, words in ((1, "in half precision; train"), (3, "in single, since half .*; train")):
+        monkeypatch.setattr(web_folder, "MAX_BYTES", most * sum(p.numel() for p in weights))
+        with pytest.raises(UserError, match=rf"would have \d\.\d MB, and \d MB is the limit: .* {words} a smaller one"):
+            web_folder.write_web(pipe, tmp_path / "out", name="x", source="x", runtime={})
+        assert (tmp_path / "out").exists() == (most == 3)  # the first is refused before anything is made
     assert "single precision" in capsys.readouterr().err
     assert all(map(torch.equal, weights, pipe.unet.parameters()))
 

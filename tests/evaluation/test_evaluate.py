@@ -221,12 +221,13 @@ def test_what_has_no_meaning_is_refused_before_sampling(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("model", ["none", "text"], indirect=True)
 def test_a_sweep(model, tmp_path, capsys):
     """A report for each setting, whose samples differ; the table, the plot, and the best as the model's default."""
     setting, folder = model
     copy = folder.parent / "swept"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
-    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "70", "--num_likelihood", "0"]
+    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "40", "--num_likelihood", "0"]
     flags += ["--write_best", "Frechet distance"]
     main(
         [

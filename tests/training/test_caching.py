@@ -116,8 +116,7 @@ def test_bad_images_are_known_from_the_file_too(trained, images, capsys):
 
 
 # ------------------------------------------------------------------------------------------------------ latents
-@pytest.mark.parametrize("kind", ["kl", "tiny"])
-@pytest.mark.parametrize("random_flip", [True, False])
+@pytest.mark.parametrize(("kind", "random_flip"), [("kl", True), ("tiny", False)])
 def test_latents(trained, tmp_path, kind, random_flip):
     """The same flips and draws from the posterior; another VAE has a file of its own."""
     tiny_vae(kind).save_pretrained(tmp_path / "vae")

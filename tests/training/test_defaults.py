@@ -208,7 +208,7 @@ def test_a_batch_is_chosen_said_and_saved(tmp_path, capsys, monkeypatch):
     folders = []
     for free in (2**40, 2 * 10**7):
         monkeypatch.setattr(defaults, "free_bytes", lambda _, free=free: free)
-        folders.append(run(tmp_path / str(free), train_batch_size=None, max_train_steps=3))
+        folders.append(run(tmp_path / str(free), train_batch_size=None, max_train_steps=2))
         said = capsys.readouterr().out
         assert "images at a time" in said and "GiB estimated" in said
     much, little = (yaml.safe_load((folder / "training_config.yaml").read_text()) for folder in folders)

@@ -26,6 +26,7 @@ from ..errors import UserError, read_json
 from ..files import remove, write_text
 from ..networks.text_encoders import train_tokenizer
 from ..pipelines.image_inputs import num_channels_latents
+from ..pipelines.schedulers import is_flow_model, set_timesteps
 from .onnx_folder import write_onnx
 from .onnxruntime_web import NOTICE, onnxruntime_web
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent / "web"
 MAX_BYTES = 30_000_000
-_MAX_STEPS = 50
+_MAX_STEPS, _NUM_CHECKED = 50, 4
 _MAX_DIFFERENCE = 1.0  # of 255, between images of the weights in half precision and of the model's own
 _NUM_COMPARED = 4  # images
 _SMALL = 256  # numbers of a tensor that stays in float32
@@ -68,6 +69,7 @@ def write_web(
     """
     facts = _facts(pipe) | {"name": name, "source": source}  # before anything that takes time: it refuses models
     files = runtime if isinstance(runtime, Mapping) else onnxruntime_web(runtime)
+    _check_size(2 * _num_weights(pipe) + sum(map(len, files.values())), pipe, "half")  # no export would be smaller
     folder.mkdir(parents=True, exist_ok=True)
     is_half = _keeps_images_in_half(pipe, facts["examples"])
     write_onnx(pipe, folder)
@@ -83,14 +85,17 @@ def write_web(
     write_text(folder / "NOTICE.txt", NOTICE)
     write_text(folder / "model.json", json.dumps(facts, ensure_ascii=False))
     size = sum(path.stat().st_size for path in folder.rglob("*"))
+    _check_size(size, pipe, "half" if is_half else "single, since half precision changes its images")
+    return size
+
+
+def _check_size(size: int, pipe: "ConditionalPipeline", precision: str) -> None:
     if size > MAX_BYTES:
-        precision = "half" if is_half else "single, since half precision changes its images"
         raise UserError(
             f"the page would have {size / 1e6:.1f} MB, and {MAX_BYTES / 1e6:.0f} MB is the limit: its networks have "
-            f"{sum(map(_num_parameters, _networks(pipe).values())) / 1e6:.1f} million weights in {precision} "
-            "precision; train a smaller one (--unet_size s)"
+            f"{_num_weights(pipe) / 1e6:.1f} million weights in {precision} precision; train a smaller one "
+            "(--unet_size s)"
         )
-    return size
 
 
 # ------------------------------------------------------------------------------------------------- what the page knows
@@ -147,11 +152,14 @@ def _method(pipe: "ConditionalPipeline") -> str:
 
 def _steps(pipe: "ConditionalPipeline") -> dict[str, dict[str, list[float]]]:
     """The scheduler's own timesteps and sigmas, for each number of steps that it can make."""
-    default = int(pipe.config.default_num_inference_steps)
-    found = {}
+    default, found = int(pipe.config.default_num_inference_steps), {}
+    is_flow = is_flow_model(pipe.config.objective, pipe.scheduler)
     for n in range(1, max(_MAX_STEPS, default) + 1):
         try:
-            timesteps = pipe.set_timesteps(n)
+            if n <= _NUM_CHECKED or n == default:  # what a scheduler cannot do shows in few steps; a check takes time
+                timesteps = pipe.set_timesteps(n)
+            else:
+                timesteps = set_timesteps(pipe.scheduler, n, torch.device("cpu"), is_flow, {})
         except ValueError as error:
             if n == default:
                 raise _refused(f"its scheduler cannot make its {n} steps", str(error)) from error
@@ -209,8 +217,8 @@ def _networks(pipe: "ConditionalPipeline") -> dict[str, nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
-def _num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _num_weights(pipe: "ConditionalPipeline") -> int:
+    return sum(p.numel() for part in _networks(pipe).values() for p in part.parameters())
 
 
 @torch.no_grad()

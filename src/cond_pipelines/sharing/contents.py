@@ -48,7 +48,7 @@ def copy_model(folder: Path, stage: Path) -> None:
     components = component_names(index, folder / "model_index.json")
     pairs = [index.get("_class_name"), *(index[name] for name in components)]
     named = all(isinstance(p, list) and len(p) == 2 and all(isinstance(x, str | None) for x in p) for p in pairs)
-    code = [f"{index[name][0]}.py" for name in ("_class_name", "adapter")] if named and "adapter" in index else []
+    code = [f"{index[name][0]}.py" for name in ("_class_name", "adapter")] if named and "adapter" in components else []
     if not code or not all(re.fullmatch(r"\w+\.py", name, re.ASCII) for name in code):
         raise UserError(
             f"{folder} is no model to push (its model_index.json lacks an adapter, or code): load it with "

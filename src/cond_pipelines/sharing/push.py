@@ -23,6 +23,7 @@ from .space import name_space, write_space
 
 # What another model in a repository cannot have left: these stay where they are.
 _NOT_OF_A_MODEL = re.compile(r"\.git\w+|(LICENSE|NOTICE)[\w.-]*|CITATION\.cff|[\w-]+\.md", re.ASCII)
+_IN_EACH_PAGE, _IN_NEW_SPACES = "sampler.js", {".gitattributes", "README.md", "index.html", "style.css"}
 _NUM_TRIES = 3
 
 
@@ -155,6 +156,12 @@ def _push_space(repository: "_Repository", stage: Path, how: Push) -> str:
     api = repository.api
     with repository.failing_in_one_line():
         repo_id = repository.make()
+        there = _try("the list of files", lambda: api.list_repo_files(repo_id, repo_type="space"))
+        if _IN_EACH_PAGE not in there and (foreign := sorted(set(there) - _IN_NEW_SPACES)):
+            raise PushError(
+                f"not pushed: the Space {repo_id} holds something else ({', '.join(foreign[:3])}): push to another "
+                "name, or delete that Space. Nothing was changed there"
+            )
         name_space(stage, repo_id)
         others = [] if how.keep else _of_another_model(repository, None, stage)
         _try(
@@ -207,6 +214,8 @@ class _Repository:
         try:
             with limited_waiting():
                 yield
+        except PushError:
+            raise
         except Exception as error:  # of huggingface_hub, of the HTTP library below it, of the file system
             where = f"the Space {self.repo_id}" if self.repo_type == "space" else self.repo_id
             raise PushError(f"not pushed to {where}: {_explain(error)}. {self.state}") from error

@@ -68,6 +68,12 @@ $("controls").onsubmit = (event) => {
   draw();
 };
 
+$("steps").oninput = () => {
+  const { value, max } = $("steps");
+  const isKnown = facts.steps[value] || !value || Number(value) > Number(max); // the browser says what is wrong itself
+  $("steps").setCustomValidity(isKnown ? "" : `This model cannot draw in ${value} steps`);
+};
+
 $("caption").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
