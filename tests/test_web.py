@@ -104,7 +104,12 @@ def models(tmp_path_factory):
         unet, FLOW(stochastic_sampling=True), label, **common, objective={"name": "distillation"}
     ).save_pretrained(folder / "few-steps")
     UnconditionalPipeline(
-        gray, FlowMatchHeunDiscreteScheduler(shift=2.0), UnconditionalAdapter.for_unet(gray), guide=weaker, **common
+        gray,
+        FlowMatchHeunDiscreteScheduler(shift=2.0),
+        UnconditionalAdapter.for_unet(gray),
+        guide=weaker,
+        default_num_inference_steps=3,
+        default_guidance_scale=-0.5,  # beyond what the page's control has
     ).save_pretrained(folder / "guide")
     return folder
 
@@ -308,6 +313,21 @@ def test_a_newer_request_ends_the_one_before(opened):
     assert page.page.locator("#drawn li").count() <= before + 3
 
 
+def test_a_page_opened_as_a_file_or_without_javascript_says_what_it_needs(chromium):
+    for is_on in (True, False):
+        page = chromium.new_context(java_script_enabled=is_on).new_page()
+        page.goto((web_folder.PAGE / "index.html").as_uri())
+        assert "needs JavaScript and a web server" in page.locator("#status").inner_text()
+        page.context.close()
+
+
+def test_steps_that_are_no_numbers_are_none_of_the_page():
+    pipe = none_pipe(scheduler=FLOW(shift_terminal=0.1))  # in one step, 0 / 0
+    assert list(web_folder._steps(pipe)) == [str(n) for n in range(2, 51)]
+    with pytest.raises(ValueError, match="cannot make 1 steps: its options give timesteps that are no numbers"):
+        pipe.sample([None], num_inference_steps=1)
+
+
 # ----------------------------------------------------------------------------------------------------------- the Hub
 def test_push_puts_the_page_into_a_static_space_that_the_card_links(models, package, hub, capsys):
     command = ["push", str(models / "few-steps"), "few-steps", "--token", TOKEN, "--private"]
@@ -391,6 +411,8 @@ def foreign_tokenizer():
             "--objective flow_matching",
         ),
         (lambda: none_pipe(unet_of(channels=2)), "1, 3 or 4"),
+        (lambda: none_pipe(build_unet("xxs", sample_size=2, block_out_channels=(32, 32))), "2 x 2 px"),
+        (lambda: none_pipe(scheduler=FLOW(use_dynamic_shifting=True)), "cannot make its 2 steps"),
     ],
 )
 def test_what_the_page_cannot_draw_is_refused_in_one_line(make, words, tmp_path):

@@ -40,6 +40,7 @@ MAX_BYTES = 30_000_000
 _MAX_STEPS, _NUM_CHECKED = 50, 4
 _MAX_DIFFERENCE = 1.0  # of 255, between images of the weights in half precision and of the model's own
 _NUM_COMPARED = 4  # images
+_FEWEST_NUMBERS = 16  # of an image: torch.randn draws fewer in another way, see noise.js
 _SMALL = 256  # numbers of a tensor that stays in float32
 _METHODS = {"FlowMatchEulerDiscreteScheduler": "euler", "FlowMatchHeunDiscreteScheduler": "heun"}
 
@@ -83,7 +84,7 @@ def write_web(
     for file, content in files.items():
         (folder / file).write_bytes(content)
     write_text(folder / "NOTICE.txt", NOTICE)
-    write_text(folder / "model.json", json.dumps(facts, ensure_ascii=False))
+    write_text(folder / "model.json", json.dumps(facts, ensure_ascii=False, allow_nan=False))
     size = sum(path.stat().st_size for path in folder.rglob("*"))
     _check_size(size, pipe, "half" if is_half else "single, since half precision changes its images")
     return size
@@ -114,6 +115,10 @@ def _facts(pipe: "ConditionalPipeline") -> dict[str, Any]:
         raise _refused(f"its network takes {config.in_channels} channels", "the page shows 1, 3 or 4: use --to onnx")
     size = config.sample_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
+    if channels * height * width < _FEWEST_NUMBERS:
+        raise _refused(
+            f"its images have {height} x {width} px", "the page's noise begins with larger ones: use --to onnx"
+        )
     method = _method(pipe)
     is_fused = method == "stochastic" and takes_end_time(pipe.unet)
     has_guidance = pipe.components.get("guide") is not None or not isinstance(adapter, UnconditionalAdapter)

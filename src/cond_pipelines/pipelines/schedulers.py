@@ -197,6 +197,8 @@ def set_timesteps(
     else:
         scheduler.set_timesteps(num_inference_steps, device=device)
     result: Tensor = scheduler.timesteps
+    if not result.isfinite().all():  # shift_terminal with one step, of diffusers 0.42: 0 / 0
+        raise ValueError("its options give timesteps that are no numbers")
     return result
 
 

@@ -6,6 +6,8 @@ const worker = new Worker("worker.js", { type: "module" });
 const MAX_DRAWN = 15;
 const FRAMES_IN_STRIP = 8;
 
+say("Loading the model ..."); // in place of what a page shows that was opened as a file, where no script runs
+
 let facts;
 let current; // {id, request, frames, seconds}: what is drawn now, or is looked at
 let newest = 0;
@@ -41,7 +43,9 @@ function start(loaded) {
   }
   $("steps").max = Math.max(...Object.keys(facts.steps));
   $("steps").value = facts.default_steps;
-  $("guidance").value = facts.guidance.default;
+  const scale = facts.guidance.default;
+  [$("guidance").min, $("guidance").max] = [Math.min($("guidance").min, scale), Math.max($("guidance").max, scale)];
+  $("guidance").value = scale;
   $("guidance-row").hidden = $("guidance").disabled = !facts.guidance.is_shown;
   controls.disabled = false;
   draw();
