@@ -85,7 +85,7 @@ TEXTS = [
 
 
 def needed(what: str, is_there: bool) -> None:
-    """Skip what this machine lacks; .ci/run, which has installed it, sets PAGES_ARE_TESTED, and then it must be there."""
+    """Skip what this machine lacks; a failure where .ci/run has installed it, and has set PAGES_ARE_TESTED."""
     if not is_there:
         (pytest.fail if os.environ.get("PAGES_ARE_TESTED") else pytest.skip)(f"{what} is not installed: see Makefile")
 
