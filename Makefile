@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/.done  ## train the three settings on drawn shapes; pictures and report in demo/
 	HF_HUB_OFFLINE=1 .venv/bin/python -m cond_pipelines.demo --output_dir demo
 
-# For the tests of pages, which need Chromium too; without npm or Chromium these are skipped, and CI fails.
+# For the tests of pages, which need Chromium too; without npm or Chromium these are skipped, but not in .ci/run.
 NPM_PACKAGES = onnxruntime-web@1.30.0 axe-core@4.14.1
 .venv/npm/.done: .venv/.done Makefile
 	mkdir -p .venv/npm
