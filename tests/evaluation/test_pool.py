@@ -9,7 +9,7 @@ from PIL import Image
 
 from cond_pipelines.cli import main
 from cond_pipelines.evaluation.compare import read_report
-from cond_pipelines.evaluation.pool import pool
+from cond_pipelines.evaluation.pool import pool, pool_and_write
 from cond_pipelines.evaluation.questions import RANGES, range_of
 
 SHARED = {
@@ -17,6 +17,9 @@ SHARED = {
     **{"unseen_captions": None, "resolution_px": 16, "data": "abc", "num_train": 90, "num_held_out": 10},
     **{"num_samples": 64, "num_inference_steps": 30, "guidance_scale": 1.0, "versions": {"torch": "2"}, "classes": {}},
 }
+
+NAMES = ("Frechet distance", "precision")
+MORE = {"question": "alike?", "name": "more", "value": 1.0, "interval": None, "real": None, "better": "higher"}
 
 
 def report(number, frechet, precision=0.9, **more):
@@ -113,15 +116,39 @@ def test_the_pages_and_two_pools_side_by_side(tmp_path, capsys):
         ({"num_train": 5}, ["--pool"], "differ in num_train (90 and 5)"),
         ({"guidance_scale": 2.0}, ["--pool"], "differ in guidance_scale (1.0 and 2.0)"),
         ({"measures": []}, ["--pool"], "the report of seed_2 has no 'Frechet distance'"),
+        ({"measures": [*report(2, 2.0)["measures"], MORE]}, ["--pool"], "the report of seed_1 has no 'more'"),
+        ({"measures": [MORE | {"value": float("nan")}]}, ["--pool"], "report.json: 'more' is no number (NaN)"),
+        ({"measures": [MORE | {"real": "x"}]}, ["--pool"], "measures: real is 'x', which is not of type float"),
+        ({"measures": [MORE | {"name": n} for n in NAMES]}, ["--pool"], "differ in better (lower and higher)"),
+        ({"num_held_out": None}, ["--pool"], "num_held_out is 'None', which is not of type int"),
+        (
+            {},
+            ["--pool", "--output_dir", "seed_1/evaluation"],
+            "holds a model or the report of one: name another folder",
+        ),
+        ({}, ["--pool", "--output_dir", "seed_1"], "holds a model or the report of one: name another folder"),
     ],
 )
-def test_one_line_for_what_cannot_be_pooled(second, flags, words, tmp_path, capsys):
+def test_one_line_for_what_cannot_be_pooled(second, flags, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     models = [folder_of(tmp_path, 1, 1.0), folder_of(tmp_path, 2, 2.0, **second), folder_of(tmp_path, 3, 3.0)]
     with pytest.raises(SystemExit) as stop:
         main(["compare", *models, *flags])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1
+    assert json.loads((tmp_path / "seed_1/evaluation/report.json").read_text()) == report(1, 1.0)
+
+
+def test_reports_of_the_hub_and_of_an_earlier_version(tmp_path):
+    """A model of the Hub has no fingerprint of its weights; an earlier report does not say its command and versions."""
+    for number, name in enumerate(("me/a", "me/b", "me/a")):
+        old = report(number, 1.0, model=name, weights=None)
+        (tmp_path / f"{number}.json").write_text(json.dumps({k: old[k] for k in old.keys() - {"command", "versions"}}))
+    first, other, again = (str(tmp_path / f"{number}.json") for number in range(3))
+    assert pool_and_write([first, other], str(tmp_path / "out"))["num_seeds"] == 2
+    with pytest.raises(ValueError, match="reports 1 and 2 are both of me/a: pool models of different seeds"):
+        pool_and_write([first, again], str(tmp_path / "out"))
 
 
 def test_one_report_is_no_pool(tmp_path, capsys):

@@ -1,11 +1,12 @@
 """Two evaluations side by side: which differences are larger than chance."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..console import for_terminal
-from ..errors import checked, read_json
+from ..errors import UserError, checked, read_json
 from ..folders import check_model_folder
 from .config import Report, Row
 
@@ -92,6 +93,10 @@ def read_report(path: str | Path) -> Report:
     checked(_Report, report, file, only_known=False)
     for row in report["measures"]:
         checked(_Row, row, f"{file}, measures", only_known=False)
+        if any(math.isnan(number) for number in (row["value"], *(row["interval"] or ()))):
+            raise UserError(
+                f"{file}: {row['name']!r} is no number (NaN), and says nothing of the model: evaluate it again"
+            )
     return report
 
 

@@ -3,12 +3,13 @@
 import base64
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..console import for_terminal
-from ..errors import UserError
+from ..errors import UserError, checked, read_json
 from ..files import without_path
 from ..folders import inside
 from ..sharing.escaping import one_line
@@ -25,6 +26,29 @@ _FREE = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_mo
 _FREE |= {"cache_dir", "tracker_project_name", "train_batch_size", "gradient_accumulation_steps", "train_data_dir"}
 
 
+@dataclass
+class _Report:
+    """What must be in a report, for the pages."""
+
+    model: str
+    num_samples: int
+    num_train: int
+    num_held_out: int
+    num_inference_steps: object
+    guidance_scale: object
+    feature_extractor: str
+    protocol: str
+    versions: dict[str, str] = field(default_factory=dict)  # not in a report of an earlier version
+
+
+@dataclass
+class _Row:
+    """What may be in a row of its measures."""
+
+    question: str = ""
+    real: float | None = None
+
+
 def pool_and_write(paths: Sequence[str], output_dir: str) -> Report:
     """Pool reports, and write report.json, report.md, report.tex and report.html.
 
@@ -32,22 +56,40 @@ def pool_and_write(paths: Sequence[str], output_dir: str) -> Report:
         paths: of each model its folder or its report.json.
 
     Raises:
-        ValueError: see `pool`; models of different configurations, or of the same seed.
+        ValueError: see `pool`; models of different configurations, or of the same seed; an incomplete report; an output
+            folder that holds a model or the report of one.
     """
+    folder = Path(output_dir)
+    _check_place(folder)
     files = [report_file(path) for path in paths]
-    reports = [read_report(file) for file in files]
+    reports = [_read(file) for file in files]
     report = pool(reports)
     _check_runs(files, [_config_of(file) for file in files])
     names = " ".join(shlex.quote(str(without_path(path))) for path in paths)
     report["commands"] = [*(one_line(r.get("command", _UNKNOWN)) for r in reports)]
     report["commands"].append(one_line(f"cond-pipelines compare {names} --pool"))
-    folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_report(report, folder)
     write_publication(report, folder, _pictures(files, report["models"]))
     return report
 
 
+def _check_place(folder: Path) -> None:
+    """Refuse a folder in which the pool would take the place of a model's report."""
+    file = folder / "report.json"
+    if (folder / "model_index.json").exists() or (file.is_file() and not read_json(file).get("is_pool")):
+        raise UserError(f"--output_dir {folder} holds a model or the report of one: name another folder")
+
+
+def _read(file: Path) -> Report:
+    report = read_report(file)
+    checked(_Report, report, file, only_known=False)
+    for each in report["measures"]:
+        checked(_Row, each, f"{file}, measures", only_known=False)
+    return {"versions": {}} | report
+
+
+_OTHERS = "pool models of different seeds"
 _UNKNOWN = "(a report of an earlier version, which does not hold its command)"
 
 
@@ -71,9 +113,11 @@ def pool(reports: Sequence[Report]) -> Report:
         for earlier in range(number):
             if report.get("weights") is not None and report["weights"] == reports[earlier].get("weights"):
                 raise UserError(
-                    f"reports {earlier + 1} and {number + 1} are of the same weights ({report['weights']}): "
-                    "pool models of different seeds"
+                    f"reports {earlier + 1} and {number + 1} are of the same weights ({report['weights']}): {_OTHERS}"
                 )
+            if report.get("weights") is None and names[number] == names[earlier]:  # of the Hub
+                raise UserError(f"reports {earlier + 1} and {number + 1} are both of {names[number]}: {_OTHERS}")
+    measures = dict.fromkeys(each["name"] for report in reports for each in report["measures"])
     shared = {name: first[name] for name in first if name not in ("command", "classes", "measures", "model", "weights")}
     return shared | {
         "model": f"{len(reports)} seeds: {', '.join(names)}",
@@ -81,7 +125,7 @@ def pool(reports: Sequence[Report]) -> Report:
         "weights": ", ".join(str(report.get("weights")) for report in reports),
         "is_pool": True,
         "num_seeds": len(reports),
-        "measures": [_pooled([_row_of(report, each["name"]) for report in reports]) for each in first["measures"]],
+        "measures": [_pooled([_row_of(report, name) for report in reports]) for name in measures],
         "classes": {},
     }
 
@@ -98,6 +142,8 @@ def _pooled(rows: list[Row]) -> Row:
     """The mean, and mean -+ t s / sqrt(n), within the values that the measure can have."""
     from scipy.stats import t
 
+    for each in rows[1:]:
+        check_same(rows[0], each, ["better"])
     values, first = np.array([each["value"] for each in rows], dtype=np.float64), rows[0]
     mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
     reach = t.ppf(0.975, len(values) - 1) * error
