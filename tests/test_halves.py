@@ -1,12 +1,14 @@
 """Two halves: statistics with known answers, one tiny run, resumed; every error in one line."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from at_an_event import signal_at
 from training_common import TINY
 
 from cond_pipelines.cli import main
@@ -25,6 +27,7 @@ from cond_pipelines.halves.run import run_halves
 from cond_pipelines.networks.pretrained import load_pipeline
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.ema import put_snapshot, snapshots
+from cond_pipelines.training.failures import Interrupted
 
 
 # ----------------------------------------------------------------------------------------------- known answers
@@ -113,6 +116,17 @@ def test_the_table_of_a_memoriser_and_of_a_model_that_is_healthy():
 )
 def test_the_rule(interval, agrees, answer):
     assert verdict(interval, agrees) == answer
+
+
+def test_copies_of_images_that_both_halves_have_are_not_called_generalised():
+    """Nine images of ten have a near-duplicate in the other half, and all samples are copies of images."""
+    rng = np.random.default_rng(0)
+    half = rng.standard_normal((400, 16)).astype(np.float32)
+    halves = [np.concatenate([half[:360], other]) for other in rng.standard_normal((2, 40, 16)).astype(np.float32)]
+    near = Nearest.of([x[rng.integers(400, size=256)] for x in halves], halves)
+    assert 0.0 < near.attributable < 0.2
+    assert verdict(near.interval, (0.9, 1.0)) == "generalised"
+    assert verdict(near.interval, (0.9, 1.0), in_both=0.9) == "undecided"
 
 
 def test_where_to_stop():
@@ -259,8 +273,22 @@ def test_a_lora_is_refused(capsys):
 def test_a_folder_of_somebody_else_is_not_overwritten(text, tmp_path):
     folder, _ = text
     shutil.copytree(folder / "half-1", tmp_path / "out/half-1")
-    with pytest.raises(ValueError, match="holds a finished model"):
-        run_halves(config(tmp_path / "out", conditioning="text", caption_column="caption"))
+    for _ in range(2):  # nor taken for a half by the second call
+        with pytest.raises(ValueError, match=r"half-1 is not of this command: name another --output_dir"):
+            run_halves(config(tmp_path / "out", conditioning="text", caption_column="caption"))
+    assert (tmp_path / "out/half-1/model_index.json").is_file() and not (tmp_path / "out/half-2").exists()
+
+
+def test_a_run_that_stops_says_how_to_go_on_and_no_old_half_is_kept(text, tmp_path):
+    """Begun anew with --overwrite_output_dir, and stopped in the first half: the second one of before is gone."""
+    folder, _ = text
+    shutil.copytree(folder, tmp_path / "out")
+    signal_at("os.rename", f"{tmp_path / 'out/half-1/ema'}{os.sep}", 1, "SIGTERM")  # in the first step
+    again = config(tmp_path / "out", conditioning="text", caption_column="caption", learning_rate=1e-4)
+    again.training.overwrite_output_dir = True
+    with pytest.raises(Interrupted, match=r"half-1/checkpoint-1; go on with the same command$"):
+        run_halves(again)
+    assert not (tmp_path / "out/half-2/model_index.json").exists()
 
 
 def test_the_command_line():

@@ -132,12 +132,14 @@ def final_rows(
     return rows
 
 
-def verdict(interval: tuple[float, float], agrees: tuple[float, float]) -> str:
+def verdict(interval: tuple[float, float], agrees: tuple[float, float], in_both: float = 0.0) -> str:
     """ "memorised", "leans", "generalised" or "undecided", by 95 % intervals.
 
     Args:
         interval: of the share of samples attributable to the half that was seen.
         agrees: of the agreement of both models against unrelated noise.
+        in_both: the share of images with a near-duplicate in the other half. Copies of them are as near to either half,
+            so as many samples may be copies that `interval` does not see.
 
     Example:
         >>> verdict((0.9, 1.0), (0.7, 0.8)), verdict((0.1, 0.2), (0.9, 1.0))
@@ -147,7 +149,7 @@ def verdict(interval: tuple[float, float], agrees: tuple[float, float]) -> str:
         return "memorised"
     if interval[0] > LEANS:
         return "leans"
-    return "generalised" if interval[1] < MEMORISES and agrees[0] > 0.5 else "undecided"
+    return "generalised" if interval[1] + in_both < MEMORISES and agrees[0] > 0.5 else "undecided"
 
 
 def from_step(steps: Sequence[int], lows: Sequence[float], threshold: float) -> int | None:

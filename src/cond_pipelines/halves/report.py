@@ -24,8 +24,8 @@ _ANSWERS = {
 }
 _RULE = (
     f"The rule: memorised where the 95 % interval of the attributable share lies above {MEMORISES}, leans where it "
-    f"lies above {LEANS}, generalised where it lies below {MEMORISES} and the models agree more than for unrelated "
-    "noise."
+    f"lies above {LEANS}, generalised where it lies below {MEMORISES}, with the share of images added that have a "
+    "near-duplicate in the other half, and the models agree more than for unrelated noise."
 )
 _FAR = 2.0  # times as far from the nearest image as held-out images are
 _TITLES = ["model of half 1", "model of half 2", "nearest in half 1", "nearest in half 2"]
@@ -85,7 +85,7 @@ def lines_of(report: Report) -> list[str]:
     if duplicates := report["num_near_duplicates_across_halves"]:
         lines.append(
             f"{duplicates:,} images of half 1 are nearly the same as one of half 2: a copy of such an image is as near "
-            "to either half, and is not seen."
+            "to either half, and is not seen. Leave such images out for an answer that is sure."
         )
     return lines
 

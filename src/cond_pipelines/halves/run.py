@@ -25,7 +25,7 @@ from ..evaluation.questions import rounded
 from ..evaluation.reader import Reader, Samples, real_image, real_pixels
 from ..evaluation.sampling import draw_samples, plan_of, sample_folder, sample_key, to_image, weights_of
 from ..files import without_path, write_text
-from ..locks import locked_folder
+from ..locks import by_main_process, locked_folder
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
 from ..provenance import SUMMARY_FILE
@@ -34,6 +34,7 @@ from ..training.arguments import OutputArguments
 from ..training.checkpoints import all_checkpoints
 from ..training.config import TrainingConfig
 from ..training.ema import DEFAULT_LENGTH, put_snapshot, snapshots
+from ..training.failures import HOW_TO_RESUME, Interrupted, TrainingFailure
 from ..training.loop import train
 from ..training.objective import build_objective
 from ..training.run_folder import check_place
@@ -119,8 +120,18 @@ def _train_both(config: TrainingConfig, folder: Path, data: TrainingData, is_mai
                 f"--output_dir {folder} holds halves of another configuration ({name} {before.get(name)}, and now "
                 f"{values[name]}): name another folder, or --overwrite_output_dir"
             )
-    if is_main and not (is_ours and not overwrite):
-        write_text(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def prepare() -> None:
+        halves = [folder / f"half-{half}" for half in (1, 2)]
+        for half in halves:
+            if overwrite:  # otherwise a later call could keep what is left of the halves of before
+                (half / "model_index.json").unlink(missing_ok=True)
+            elif not is_ours and half.exists():
+                raise UserError(f"{half} is not of this command: name another --output_dir, or --overwrite_output_dir")
+        if overwrite or not is_ours:
+            write_text(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    by_main_process(prepare, is_main)
     first = _trained(replace(config, half=1, output_dir=str(folder / "half-1")), is_ours, overwrite)
     # The second run is as long, in batches as large, at the same rate: nothing is chosen anew.
     chosen = read_yaml(first / "training_config.yaml")
@@ -142,8 +153,16 @@ def _trained(config: TrainingConfig, is_ours: bool, overwrite: bool) -> Path:
             say(f"{folder} is finished, and kept")
             return folder
         if all_checkpoints(folder):
-            return train(replace(config, overwrite_output_dir=False, resume_from_checkpoint="latest"))
-    return train(replace(config, overwrite_output_dir=is_ours or overwrite))
+            return _train(replace(config, overwrite_output_dir=False, resume_from_checkpoint="latest"))
+    return _train(replace(config, overwrite_output_dir=is_ours or overwrite))
+
+
+def _train(config: TrainingConfig) -> Path:
+    """A run, whose last line where it stops early says how to go on with `halves`."""
+    try:
+        return train(config)
+    except (Interrupted, TrainingFailure) as error:
+        raise type(error)(str(error).replace(HOW_TO_RESUME, "go on with the same command")) from error
 
 
 def _steps(models: list[Path]) -> list[int]:
@@ -247,13 +266,16 @@ class Comparison:
         intervals = {row["name"]: row["interval"] for row in rows}
         thumbnails = [[thumbnail(real_pixels(data, row)) for row in rows] for rows in self.rows]
         scale = 1.0 if data.dataset.value_range is None else 127.5
+        in_both = num_with_near_duplicate(*thumbnails, scale=scale)
         report: Report = {
-            "verdict": verdict(last.near.interval, intervals["agreement against unrelated noise"]),
+            "verdict": verdict(
+                last.near.interval, intervals["agreement against unrelated noise"], in_both / len(thumbnails[0])
+            ),
             "p_value": last.near.p_value,
             **where_to_stop([point.step for point in along], lows, losses),
             "setting": self.pipes[0].adapter.conditioning,
             "num_images_of_half": [len(rows) for rows in self.rows],
-            "num_near_duplicates_across_halves": num_with_near_duplicate(*thumbnails, scale=scale),
+            "num_near_duplicates_across_halves": in_both,
             "num_held_out": len(data.held_out),
             "num_samples": self.config.num_samples,
             "num_inference_steps": self.config.sampling_steps,

@@ -22,6 +22,7 @@ from ..user_code import raised_by_user_code
 from .checkpoints import Progress, all_checkpoints
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
+HOW_TO_RESUME = "go on with the same command and --resume_from_checkpoint latest"
 _ALWAYS = {signal.SIGTERM, signal.SIGINT}  # even where they are ignored, as of a shell's background job
 _HEADER_BYTES = 2**20  # of a file of weights, at most
 _CHECK_EVERY = 8  # steps, where several processes must agree
@@ -162,7 +163,7 @@ def how_to_go_on(output_dir: Path) -> str:
     checkpoints = all_checkpoints(output_dir)
     if not checkpoints:
         return "nothing was saved yet (--checkpointing_steps saves now and then)"
-    return f"{checkpoints[-1]} is whole: go on with the same command and --resume_from_checkpoint latest"
+    return f"{checkpoints[-1]} is whole: {HOW_TO_RESUME}"
 
 
 def _reason(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from .caching import cache, x_0_of
 from .conditions import ConditionEncoder
 from .config import TrainingConfig
 from .device import build_accelerator
-from .failures import Interrupted, StopSignal, one_line_failures, writable_folder
+from .failures import HOW_TO_RESUME, Interrupted, StopSignal, one_line_failures, writable_folder
 from .finish import finish
 from .log import TrainingLog
 from .optimizers import check_packages
@@ -123,7 +123,7 @@ def _train(run: Run, stop: StopSignal) -> Path:
                 log.save_to(state.progress)
                 raise Interrupted(
                     f"{stop.name}: step {state.progress.step:,} is done and saved in {state.save_checkpoint()}; "
-                    "go on with the same command and --resume_from_checkpoint latest"
+                    f"{HOW_TO_RESUME}"
                 )
     with state.averaged(restore=False), one_line_failures(state.progress, run.output_dir):
         return finish(run, state, log, hub, stop)
