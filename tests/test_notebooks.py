@@ -135,6 +135,9 @@ def test_the_solutions_of_the_exercises():
     assert all(int(share) >= 7 for share in re.findall(r"(\d) of 8: ", four))
     sizes = [float(share) for share in re.findall(r"covers ([\d.]+) of the image", four)]
     assert sizes == sorted(sizes) and len(sizes) == 3
+    five, source = texts(committed(5)), committed(5).cells[-1].source
+    assert "{0.0: 0.0, " in five and "among these 20 images none did" in source
+    assert five.count("'yellow': ") == five.count("'green': ") == 1 and "of two colours of six" in source
     six = texts(committed(6))
     gap, closed = numbers(r"to the image's: ([\d.]+), after the prior ([\d.]+)", six)
     assert gap < closed and "3145728 -> 65536" in six
