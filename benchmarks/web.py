@@ -104,10 +104,10 @@ class Page:
         )
         page.goto(f"{address}/index.html")
         page.locator("body[data-asked]").wait_for(timeout=120_000)
-        found.wait()
+        found.wait_until_shown()
         return found
 
-    def wait(self) -> None:
+    def wait_until_shown(self) -> None:
         """Until the image that was asked for last is drawn and shown."""
         number = self.page.locator("body").get_attribute("data-asked", timeout=120_000)
         self.page.locator(f"body[data-shown='{number}']").wait_for(timeout=120_000)
@@ -121,7 +121,7 @@ class Page:
             else:
                 control.fill(str(value))
         self.page.get_by_role("button", name="Draw", exact=True).click()
-        self.wait()
+        self.wait_until_shown()
         return self.pixels()
 
     def pixels(self) -> np.ndarray:

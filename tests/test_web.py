@@ -259,7 +259,7 @@ def test_by_keyboard_alone(opened):
         keys.press("Control+A")
         keys.type(text)
         keys.press("Enter")
-        page.wait()
+        page.wait_until_shown()
         keys.press("Tab")
     assert image.get_attribute("aria-label") == "a green cross, seed 12, 3 steps"
     last = page.pixels()
@@ -271,7 +271,7 @@ def test_by_keyboard_alone(opened):
     keys.press("ArrowRight")
     assert slider.get_attribute("aria-valuetext") == "step 1 of 3"
     page.page.get_by_role("button", name="Surprise me").press("Enter")
-    page.wait()
+    page.wait_until_shown()
     assert page.page.get_by_role("status").inner_text().startswith("Drawn in ")
     assert (page.pixels() != last).any()
     page.page.get_by_role("button", name="Show again: a green cross, seed 12, 3 steps").press("Enter")
@@ -308,7 +308,7 @@ def test_a_newer_request_ends_the_one_before(opened):
     for seed in ("1", "2", "3"):
         page.page.get_by_label("Seed", exact=True).fill(seed)
         page.page.get_by_role("button", name="Draw", exact=True).click()
-    page.wait()
+    page.wait_until_shown()
     assert "seed 3, 20 steps" in page.page.locator("#image").get_attribute("aria-label")
     assert page.page.locator("#drawn li").count() <= before + 3
 

@@ -16,7 +16,7 @@ from cond_pipelines.cli import main
 from cond_pipelines.errors import of_a_limit
 
 # Of the damaged files every n-th: loading a model, pushing it and training take their time.
-EVERY = {"compare": 1, "recipe without data": 5, "card": 11, "ema": 11, "evaluate": 29, "train": 19, "push": 37}
+EVERY = {"compare": 1, "recipe without data": 5, "card": 11, "ema": 11, "evaluate": 29, "train": 19, "push": 31}
 EVERY |= {"recipe": 29}  # primes: no kind of damage is always passed over
 
 
