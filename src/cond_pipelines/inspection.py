@@ -14,7 +14,7 @@ from .command_line import Parser
 from .console import for_terminal
 from .data.config import ConditionColumn, DataArguments
 from .files import whole_file
-from .flags import flag
+from .flags import SEED, flag
 from .settings import find_setting
 
 _NUM_SHOWN, _NUM_LOOKED_AT, _LEFT_OUT_SIDE_PX = 64, 2000, 96
@@ -27,7 +27,7 @@ class InspectionConfig(DataArguments):
     conditioning: str = flag(
         "none", "Read the conditions of this setting: none, class, text, embedding, custom.", common=3
     )
-    seed: int = flag(0, "Hold out the images that a run with this seed holds out.")
+    seed: int = flag(0, "Hold out the images that a run with this seed holds out.", bounds=SEED)
     output_dir: str = flag(".", "Write inspect.png and left_out.png into this folder.", common=5)
 
     @property

@@ -9,11 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 from training_common import run
 
-from cond_pipelines import ConditionalPipeline
+from cond_pipelines import ConditionalPipeline, UnconditionalAdapter, UnconditionalPipeline, build_unet
 from cond_pipelines.cli import main
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.evaluation.compare import read_report
@@ -301,7 +303,6 @@ def arrays(folder, plan):
 
 
 def test_samples_do_not_depend_on_where_they_were_cut_off_nor_on_how_many_there_are(model, tmp_path):
-    from accelerate import Accelerator
 
     _, folder = model
     pipe = ConditionalPipeline.from_pretrained(folder)
@@ -377,11 +378,25 @@ def test_the_command(model, capsys):
     assert "Frechet distance: " in capsys.readouterr().out
 
 
+def test_images_that_are_no_numbers_are_not_measured_as_black_ones(tmp_path):
+    unet = build_unet("xxs", sample_size=8, block_out_channels=(32, 32))
+    torch.nn.init.constant_(unet.conv_out.bias, float("nan"))
+    pipe = UnconditionalPipeline(unet, FlowMatchEulerDiscreteScheduler(), UnconditionalAdapter.for_unet(unet))
+    plan = Plan([None], 3, batch_size=2)
+    with pytest.raises(
+        ValueError, match=r"draws values that are no numbers \(seed 0, samples from 0 on\): its weights"
+    ):
+        draw_samples(pipe, plan, tmp_path, Accelerator(cpu=True), sample_key(pipe, plan), {"num_inference_steps": 1})
+    assert not list(tmp_path.glob("*.npy"))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         ([], "name a model"),
         (["nowhere", "--num_samples", "0"], "--num_samples 0"),
+        (["nowhere", "--seed", "-1"], "--seed -1 must not be negative"),
+        (["nowhere", "--seed", str(2**63)], f"--seed {2**63} must be at most"),
         (
             ["{folder}", "--feature_extractor", "no_module:f", "--num_samples", "70", "--dataset_name", DATA],
             "no_module:f",

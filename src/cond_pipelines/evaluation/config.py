@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..command_line import Parser
-from ..flags import AT_LEAST_ONE, NOT_NEGATIVE, check_needs, check_values, flag
+from ..flags import AT_LEAST_ONE, NOT_NEGATIVE, SEED, check_needs, check_values, flag
 
 Row = dict[str, Any]  # of a table of measures: see `questions.row`
 Report = dict[str, Any]  # report.json, and its part "classes"
@@ -57,7 +57,7 @@ class EvaluationConfig:
         "Draw samples with autoguidance of this scale, by the model's guide; --guidance_scale is then classifier-free.",
     )
     num_inference_steps: int | None = flag(None, "Draw samples in this many steps. Default: the pipeline's own.")
-    seed: int = flag(0, "Set the seed of the samples.")
+    seed: int = flag(0, "Set the seed of the samples.", bounds=SEED)
     clip_model: str | None = flag(None, "Measure the CLIP score of samples of captions with this transformers model.")
     unseen_captions: str | None = flag(None, "Measure captions that training never saw apart: a text file, one a line.")
     classifier: str | None = flag(

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..console import say
 from ..data.load import TrainingData
+from ..errors import UserError
 from ..files import load_array, own_seal, save_array, write_json
 from ..networks.denoiser import unwrapped
 from ..pipelines.conditional import ConditionalPipeline
@@ -113,6 +114,9 @@ def draw_samples(
 
     Returns:
         How many were drawn, by all processes: 0 where all were there.
+
+    Raises:
+        UserError: an image has values that are no numbers.
     """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,11 @@ def draw_samples(
         conditions = [plan.condition(i) for i in batch.samples]
         images = pipe.sample(conditions, generator=generators, output_type="np", **size, **(settings or {})).images
         # (B, H, W, C) in [0, 1]
+        if not np.isfinite(images).all():  # as numbers of 8 bits they would be black images
+            raise UserError(
+                f"the model draws values that are no numbers (seed {key['seed']}, samples from {batch.samples[0]} on): "
+                "its weights are damaged, or its dtype is too small for it"
+            )
         save_array(folder / batch.name, (images * top).round().astype(dtype), own_seal(key | {"file": batch.name}))
     accelerator.wait_for_everyone()
     return len(missing) * plan.batch_size
