@@ -303,7 +303,6 @@ def arrays(folder, plan):
 
 
 def test_samples_do_not_depend_on_where_they_were_cut_off_nor_on_how_many_there_are(model, tmp_path):
-
     _, folder = model
     pipe = ConditionalPipeline.from_pretrained(folder)
     plan = Plan([None], 100)
@@ -396,6 +395,7 @@ def test_images_that_are_no_numbers_are_not_measured_as_black_ones(tmp_path):
         ([], "name a model"),
         (["nowhere", "--num_samples", "0"], "--num_samples 0"),
         (["nowhere", "--seed", "-1"], "--seed -1 must not be negative"),
+        (["nowhere", "--num_samples", "40", "--sampling_batch_size", "41"], "draws more than --num_samples 40: give a"),
         (["nowhere", "--seed", str(2**63)], f"--seed {2**63} must be at most"),
         (
             ["{folder}", "--feature_extractor", "no_module:f", "--num_samples", "70", "--dataset_name", DATA],

@@ -8,6 +8,7 @@ from ..command_line import Parser
 from ..flags import AT_LEAST_ONE, NOT_NEGATIVE, SEED, check_needs, check_values, flag
 
 Row = dict[str, Any]  # of a table of measures: see `questions.row`
+BATCH_SIZE = 32  # samples that are drawn at once, where nothing is given
 Report = dict[str, Any]  # report.json, and its part "classes"
 
 
@@ -49,7 +50,9 @@ class EvaluationConfig:
     num_real: int = flag(50_000, "Compare with at most this many training images.", bounds=AT_LEAST_ONE)
     batch_size: int = flag(64, "Put this many images at once through the feature extractor.", bounds=AT_LEAST_ONE)
     sampling_batch_size: int = flag(
-        32, "Draw this many samples at once: 256 is faster on a GPU. Another number draws anew.", bounds=AT_LEAST_ONE
+        BATCH_SIZE,
+        "Draw this many samples at once: 256 is faster on a GPU. Another number draws anew.",
+        bounds=AT_LEAST_ONE,
     )
     guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
     guide_scale: float | None = flag(
@@ -85,6 +88,11 @@ class EvaluationConfig:
         if not self.model:
             raise ValueError("name a model: a folder or an id on the Hub")
         check_values(self)
+        if self.sampling_batch_size > max(self.num_samples, BATCH_SIZE):  # a batch is always full
+            raise ValueError(
+                f"--sampling_batch_size {self.sampling_batch_size:,} draws more than --num_samples "
+                f"{self.num_samples:,}: give a smaller one"
+            )
         check_needs(self)
 
     def sampler(self, setting: str) -> dict[str, Any]:

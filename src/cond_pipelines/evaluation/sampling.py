@@ -19,8 +19,7 @@ from ..errors import UserError
 from ..files import load_array, own_seal, save_array, write_json
 from ..networks.denoiser import unwrapped
 from ..pipelines.conditional import ConditionalPipeline
-
-BATCH_SIZE = 32  # where none is given
+from .config import BATCH_SIZE
 
 
 @dataclass(frozen=True)
