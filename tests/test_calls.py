@@ -1,5 +1,6 @@
 """The calls that people make: the right thing, or one line that names the argument."""
 
+import logging
 import re
 import threading
 
@@ -43,6 +44,18 @@ def images_of(pipe, **call):
 
 
 # ------------------------------------------------------------------------------------------------- the right thing
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_black_pictures_of_damaged_weights_are_warned_of(caplog):
+    pipe = quiet(ClassConditionalPipeline(**make_components("class")))
+    logging.getLogger("cond_pipelines").propagate = True
+    images_of(pipe, output_type="pil")
+    assert not caplog.messages
+    next(pipe.unet.parameters()).data.fill_(torch.nan)
+    assert np.isnan(images_of(pipe)).all() and not caplog.messages  # an array says it itself
+    images_of(pipe, output_type="pil")
+    assert len(caplog.messages) == 1 and "values that are no numbers" in caplog.text
+
+
 def test_an_int_is_a_seed(pipe):
     one = images_of(pipe, generator=torch.Generator().manual_seed(42))
     for seed in (42, np.int64(42)):

@@ -14,6 +14,7 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from cond_pipelines.adapters.base import Conditioning
 
     from .sampling import Images, SamplingArguments
+
+logger = logging.get_logger(__name__)
 
 
 class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState):
@@ -269,6 +272,10 @@ class ConditionalPipeline(PipelineWithDefaults, PipelineWithScheduler, CallState
             latents, timesteps = edit.latents, edit.timesteps
         latents = self.denoise(latents, timesteps, cond, null, call, edit)
         images = latents if call.output_type == "latent" else self.decode(latents)
+        if call.output_type == "pil" and not images.isfinite().all():
+            logger.warning(
+                "the model draws values that are no numbers, which a picture shows in black: damaged weights?"
+            )
         images = self.image_processor.postprocess(images, output_type=call.output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if call.return_dict else (images,)
