@@ -76,9 +76,10 @@ def test_the_estimate_is_what_the_allocator_gave_out(name, size, precision, chec
     for batch_size in (4, 12):
         real, estimated = measured(unet, batch_size, size, precision, tmp_path), memory.peak(batch_size)
         # Within an operator a kernel holds what no dispatcher sees: of a convolution's backward pass the input, the
-        # gradient and the weights in a layout of its own, each at most as large as the largest activation.
+        # gradients and the weights in a layout of its own; where the processor has no bfloat16, in float32.
         activation = batch_size * 2 * unet.config.block_out_channels[0] * size**2 * 4
-        assert estimated <= 1.01 * real and real <= estimated + 4 * activation
+        weights = max(4 * p.numel() for p in unet.parameters())
+        assert estimated <= 1.01 * real and real <= estimated + 4 * activation + 2 * weights
 
 
 def test_a_text_encoder_that_is_trained_counts():
