@@ -93,8 +93,8 @@ class Page:
     @classmethod
     def opened(cls, chromium: Any, address: str, **context: Any) -> "Page":
         """Open it, and wait for the first image, which it draws by itself."""
-        found = cls(chromium.new_context(**context).new_page())
-        page, faults, origin = found.page, found.faults, address.rpartition("/")[0]
+        drawing = cls(chromium.new_context(**context).new_page())
+        page, faults, origin = drawing.page, drawing.faults, address.rpartition("/")[0]
         page.on("console", lambda message: faults.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
@@ -103,13 +103,13 @@ class Page:
             lambda request: None if request.url.startswith((origin, "data:")) else faults.append(request.url),
         )
         page.goto(f"{address}/index.html")
-        page.locator("body[data-asked]").wait_for(timeout=120_000)
-        found.wait_until_shown()
-        return found
+        page.locator("body[data-requested]").wait_for(timeout=120_000)
+        drawing.wait_until_shown()
+        return drawing
 
     def wait_until_shown(self) -> None:
-        """Until the image that was asked for last is drawn and shown."""
-        number = self.page.locator("body").get_attribute("data-asked", timeout=120_000)
+        """Until the image that was requested last is drawn and shown."""
+        number = self.page.locator("body").get_attribute("data-requested", timeout=120_000)
         self.page.locator(f"body[data-shown='{number}']").wait_for(timeout=120_000)
 
     def draw(self, **controls: object) -> np.ndarray:

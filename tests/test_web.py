@@ -144,8 +144,8 @@ def pages(models, package, tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium(pages):
     # For the few images here, what the optimizing compiler costs is more than it gives.
-    with browser("--js-flags=--liftoff-only") as found:
-        yield found
+    with browser("--js-flags=--liftoff-only") as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")
@@ -291,14 +291,14 @@ NOTE_LABELS = """() => {
 def test_a_film_plays_to_its_end_and_a_wrong_number_draws_nothing(opened):
     page = opened("shapes-class")
     last, body = page.draw(Steps=3), page.page.locator("body")
-    number = body.get_attribute("data-asked")
+    number = body.get_attribute("data-requested")
     page.page.evaluate(NOTE_LABELS)
     page.page.get_by_role("button", name="Play the film").click()
     page.page.locator("body[data-labels='Stop,Play the film']").wait_for(timeout=120_000)
     assert (page.pixels() == last).all()
     page.page.get_by_label("Steps", exact=True).fill("51")
     page.page.get_by_role("button", name="Draw", exact=True).click()
-    assert page.page.locator("input:invalid").count() == 1 and body.get_attribute("data-asked") == number
+    assert page.page.locator("input:invalid").count() == 1 and body.get_attribute("data-requested") == number
     page.page.get_by_label("Steps", exact=True).fill("3")
 
 

@@ -157,12 +157,12 @@ def from_step(steps: Sequence[int], lows: Sequence[float], threshold: float) -> 
 
     It must hold at all later steps too, so looking at many steps finds nothing where the last one does not.
     """
-    found = None
+    first = None
     for step, low in zip(reversed(steps), reversed(lows), strict=True):
         if low <= threshold:
             break
-        found = step
-    return found
+        first = step
+    return first
 
 
 def where_to_stop(steps: Sequence[int], lows: Sequence[float], losses: Sequence[float]) -> dict[str, int | bool | None]:

@@ -133,8 +133,8 @@ def pool(reports: Sequence[Report]) -> Report:
 def _row_of(report: Report, name: str) -> Row:
     for each in report["measures"]:
         if each["name"] == name:
-            found: Row = each
-            return found
+            of_name: Row = each
+            return of_name
     raise UserError(f"the report of {report.get('model')} has no {name!r}: evaluate all models in the same way")
 
 

@@ -57,8 +57,8 @@ def onnxruntime_web(given: str | Path | None = None) -> dict[str, bytes]:
         >>> onnxruntime_web("onnxruntime-web-1.30.0.tgz").keys()
     """
     if given is not None:
-        found, where = _read(Path(given)), f"--onnxruntime_web {given}"
-        return {name: _checked(name, found.get(name), where) for name in FILES}
+        contents, where = _read(Path(given)), f"--onnxruntime_web {given}"
+        return {name: _checked(name, contents.get(name), where) for name in FILES}
     from huggingface_hub import cached_assets_path
 
     folder = cached_assets_path("cond_pipelines", namespace=PACKAGE, subfolder=VERSION)

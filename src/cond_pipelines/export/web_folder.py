@@ -157,7 +157,7 @@ def _method(pipe: "ConditionalPipeline") -> str:
 
 def _steps(pipe: "ConditionalPipeline") -> dict[str, dict[str, list[float]]]:
     """The scheduler's own timesteps and sigmas, for each number of steps that it can make."""
-    default, found = int(pipe.config.default_num_inference_steps), {}
+    default, schedules = int(pipe.config.default_num_inference_steps), {}
     is_flow = is_flow_model(pipe.config.objective, pipe.scheduler)
     for n in range(1, max(_MAX_STEPS, default) + 1):
         try:
@@ -169,8 +169,8 @@ def _steps(pipe: "ConditionalPipeline") -> dict[str, dict[str, list[float]]]:
             if n == default:
                 raise _refused(f"its scheduler cannot make its {n} steps", str(error)) from error
             continue
-        found[str(n)] = {"timesteps": timesteps.tolist(), "sigmas": pipe.scheduler.sigmas.tolist()}
-    return found
+        schedules[str(n)] = {"timesteps": timesteps.tolist(), "sigmas": pipe.scheduler.sigmas.tolist()}
+    return schedules
 
 
 def _classes(adapter: ClassLabelAdapter) -> list[dict[str, object]]:
@@ -184,8 +184,8 @@ def _classes(adapter: ClassLabelAdapter) -> list[dict[str, object]]:
 def _examples(pipe: "ConditionalPipeline") -> list[str]:
     """Captions of the training data, as the run noted them."""
     path = Path(str(pipe.config.get("_name_or_path") or "")) / "training_summary.json"
-    found = read_json(path).get("example_conditions") if path.is_file() else None
-    return [text for text in found if isinstance(text, str)][:32] if isinstance(found, list) else []
+    captions = read_json(path).get("example_conditions") if path.is_file() else None
+    return [text for text in captions if isinstance(text, str)][:32] if isinstance(captions, list) else []
 
 
 def _tokenizer(pipe: "ConditionalPipeline") -> dict[str, object]:

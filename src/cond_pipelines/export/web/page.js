@@ -26,7 +26,7 @@ worker.onmessage = ({ data }) => {
 };
 worker.onerror = (event) => say(`This page cannot draw in this browser: ${event.message ?? "its worker did not start"}`);
 
-// ------------------------------------------------------------------------------------------------- what is asked for
+// ------------------------------------------------------------------------------------------------- the request
 
 function start(loaded) {
   facts = loaded;
@@ -94,7 +94,7 @@ $("surprise").onclick = () => {
 
 function draw() {
   stopFilm();
-  document.body.dataset.asked = ++newest; // these two for scripts that wait for an image
+  document.body.dataset.requested = ++newest; // these two for scripts that wait for an image
   current = { id: newest, request: request(), frames: [], seconds: 0 };
   worker.postMessage({ id: newest, request: current.request });
 }
