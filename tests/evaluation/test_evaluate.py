@@ -471,6 +471,7 @@ def test_compare(model, tmp_path, capsys):
         ("better", better),
         ("other", report | {"feature_extractor": "x"}),
         ("clip", report | {"clip_model": "x"}),
+        ("fewer", report | {"measures": report["measures"][1:]}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     main(["compare", str(folder), str(tmp_path / "same.json")])
@@ -479,6 +480,12 @@ def test_compare(model, tmp_path, capsys):
     main(["compare", str(folder), str(tmp_path / "better.json")])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Frechet"))
     assert line.endswith("B is better")
+    first = report["measures"][0]["name"]
+    for files, verdict in ((("same", "fewer"), "only A has it"), (("fewer", "same"), "only B has it")):
+        main(["compare", *(str(tmp_path / f"{file}.json") for file in files)])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 1 + len(report["measures"])
+        assert next(line for line in lines if line.startswith(first)).endswith(verdict)
     with pytest.raises(SystemExit):
         main(["compare", str(folder), str(tmp_path / "other.json")])
     assert f"differ in feature_extractor ({EXTRACTOR} and x)" in capsys.readouterr().err

@@ -41,7 +41,7 @@ class _Row:
 
 
 def compare(a: Report, b: Report) -> list[Row]:
-    """Rows of {"name", "a", "b", "difference", "verdict"}.
+    """Rows of {"name", "a", "b", "difference", "verdict"}; for a measure of one report only, the other is None.
 
     A difference counts as larger than chance where the two 95 % intervals do not meet, which errs on the side of doubt.
 
@@ -53,6 +53,7 @@ def compare(a: Report, b: Report) -> list[Row]:
     for row in a["measures"]:
         other = theirs.get(row["name"])
         if other is None:
+            rows.append({"name": row["name"], "a": row, "b": None, "difference": None, "verdict": "only A has it"})
             continue
         difference = other["value"] - row["value"]
         if row["interval"] is None or other["interval"] is None:
@@ -62,7 +63,12 @@ def compare(a: Report, b: Report) -> list[Row]:
         else:
             verdict = "B is better" if (difference > 0) == (row["better"] == "higher") else "A is better"
         rows.append({"name": row["name"], "a": row, "b": other, "difference": difference, "verdict": verdict})
-    return rows
+    names = {row["name"] for row in a["measures"]}
+    return rows + [
+        {"name": row["name"], "a": None, "b": row, "difference": None, "verdict": "only B has it"}
+        for row in b["measures"]
+        if row["name"] not in names
+    ]
 
 
 def check_same(a: Report, b: Report, names: Iterable[str]) -> None:
@@ -103,7 +109,9 @@ def read_report(path: str | Path) -> Report:
 def table(rows: list[Row]) -> str:
     """As text, a row a line."""
 
-    def shown(row: Row) -> str:
+    def shown(row: Row | None) -> str:
+        if row is None:
+            return "-"
         interval = "" if row["interval"] is None else f" [{row['interval'][0]:g}, {row['interval'][1]:g}]"
         return f"{row['value']:g}{interval}"
 
