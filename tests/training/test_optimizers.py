@@ -266,7 +266,9 @@ def test_a_run_goes_on_with_the_optimizer_it_began_with(tmp_path):
 def test_refused_in_one_line(arguments, message):
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1e-3}]
     with pytest.raises(ValueError, match=message) as error:
-        build_optimizer(TrainingConfig(learning_rate=1e-3, **{"optimizer": "adamw", "adapter_lr": None} | arguments), parameters)
+        build_optimizer(
+            TrainingConfig(learning_rate=1e-3, **{"optimizer": "adamw", "adapter_lr": None} | arguments), parameters
+        )
     assert "\n" not in str(error.value)
 
 

@@ -122,8 +122,8 @@ class OptimizationArguments:
     )
     optimizer: str | None = flag(
         None,
-        "Use adamw, adamw8bit, prodigy, schedulefree, muon, adafactor, or module:Class. "
-        "Default: muon for a new network, adamw for a pretrained one.",
+        "Use adamw, adamw8bit, prodigy, schedulefree, muon, adafactor or module:Class. "
+        "Default: muon; of a pretrained UNet adamw.",
         resume="course",
     )
     optimizer_config: str | None = flag(
