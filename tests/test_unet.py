@@ -19,6 +19,7 @@ MILLIONS_OF_PARAMETERS = {
     "xxs": (0.9, 1.1),
     "xs": (1.5, 1.8),
     "s": (2.7, 3.0),
+    "s32": (3, 4),
     "m": (15.5, 16),
     "l": (138, 140),
     "xl": (414, 417),
@@ -72,7 +73,7 @@ class TestSizes:
         with torch.device("meta"):
             unet = build_unet(size, sample_size=64)
         attentions = [m for name, m in unet.named_modules() if name.endswith(("attn1", "attn2"))]
-        width = 32 if size in ("xxs", "xs", "s", "m") else 64
+        width = 32 if size in ("xxs", "xs", "s", "s32", "m") else 64
         assert attentions and {m.to_q.out_features // m.heads for m in attentions} == {width}
 
 
@@ -124,7 +125,7 @@ def test_overrides_reach_the_unet():
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (("xxxl", 32), "--unet_size 'xxxl' is not one of xxs, xs, s, m, l, xl, xxl, nor module:SIZE"),
+        (("xxxl", 32), "--unet_size 'xxxl' is not one of xxs, xs, s, s32, m, l, xl, xxl, nor module:SIZE"),
         (("l", 4), "UNet size 'l' halves 3 times: sample_size 4 is too small"),
         (("s", (32, 2)), r"UNet size 's' halves 2 times: sample_size \(32, 2\) is too small"),
     ],

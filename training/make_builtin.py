@@ -1,7 +1,7 @@
 """Make the models that are installed with the package again: python training/make_builtin.py
 
-The demo's trainings with a smaller network, 8 minutes each at most; then half precision, a card, and what an exact
-reader sees in the samples. Training is given minutes and not steps: a slower or busier machine reaches less.
+The demo's trainings with a smaller network, longer, about half an hour in all; then half precision, a card, and what an
+exact reader sees in the samples.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from cond_pipelines.networks.text_encoders import new_text_encoder
 from cond_pipelines.networks.unet_sizes import NetworkSize, find_size
 from cond_pipelines.provenance import save_picture
 
-# (folder of the run, the demo's model, the run that it starts from, minutes)
+# (folder of the run, the demo's model, the run that it starts from, steps)
 RUNS = (
-    ("start", "unconditional", None, 8.0),
-    ("unconditional", "unconditional", "start", 8.0),
-    ("class_conditional", "class_conditional", "unconditional", 6.0),
-    ("text_to_image", "text_to_image", "unconditional", 8.0),
+    ("start", "unconditional", None, 4000),
+    ("unconditional", "unconditional", "start", 4000),
+    ("class_conditional", "class_conditional", "unconditional", 3000),
+    ("text_to_image", "text_to_image", "unconditional", 3500),
 )
 NAMES = {
     "unconditional": "shapes-unconditional",
@@ -49,7 +49,7 @@ SIZE = _smaller(find_size("s"))
 
 def train_runs(output_dir: Path, only: list[str], speed: float) -> None:
     """The runs in order; one that is not in `only` is taken as it lies in `output_dir`."""
-    for name, model, parent, minutes in RUNS:
+    for name, model, parent, steps in RUNS:
         if name not in only:
             continue
         changes: dict[str, object] = {"unet_size": "make_builtin:SIZE"} if parent is None else {}
@@ -57,7 +57,7 @@ def train_runs(output_dir: Path, only: list[str], speed: float) -> None:
             encoder = _small_text_encoder(output_dir / "text_encoder")
             changes = {"text_encoder_name_or_path": str(encoder), "train_text_encoder": True}
         start = None if parent is None else output_dir / parent
-        train(demo_config(model, output_dir / name, start, minutes / speed, **changes))
+        train(demo_config(model, output_dir / name, start, max(1, round(steps / speed)), **changes))
 
 
 def _small_text_encoder(folder: Path) -> Path:

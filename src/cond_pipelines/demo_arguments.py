@@ -20,9 +20,7 @@ def demo_parser() -> OneLineParser:
         description="Train the three settings on drawn shapes, sample each of them, and measure what the samples show.",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="write models and report here (demo)")
-    parser.add_argument(
-        "--speed", type=_positive, default=1.0, help="divide the 9 minutes given to training by this (1)"
-    )
+    parser.add_argument("--speed", type=_positive, default=1.0, help="divide the steps of training by this (1)")
     parser.add_argument(
         "--num_samples", type=_count, default=256, help="read this many for each line of the report (256)"
     )

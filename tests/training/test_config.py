@@ -346,7 +346,10 @@ def test_a_length_of_the_command_line_is_instead_of_the_recipes(args, lengths, t
             "error: --conditioning 'label' is not one of none, class, text, embedding, custom",
         ),
         (["--mixed_precision", "fp64"], "error: --mixed_precision 'fp64' is not one of no, fp16, bf16"),
-        (["--unet_size", "huge"], "error: --unet_size 'huge' is not one of xxs, xs, s, m, l, xl, xxl, nor module:SIZE"),
+        (
+            ["--unet_size", "huge"],
+            "error: --unet_size 'huge' is not one of xxs, xs, s, s32, m, l, xl, xxl, nor module:SIZE",
+        ),
         (["--channels", "2"], "error: --channels 2 needs --value_range: 8-bit images have 1, 3 or 4"),
         (["--channels", "17"], "error: --channels 17 is not one of 1, 2, 3, 4"),
         (["--value_range", "1"], "error: --value_range [1.0] must be two numbers, the lower one first"),

@@ -50,15 +50,17 @@ def _unet(
     learning_rate: float,
     channels: tuple[int, ...],
     attention: tuple[bool, ...],
-    layers: int,
+    layers: int | tuple[int, ...],
     head_dim: int,
     socket: tuple[int, int],
+    groups: int | None = None,
 ) -> NetworkSize:
     """A row of UNet2DConditionModel.
 
     Args:
         channels: of each level. attention: at each level; in the middle there always is one.
-        layers: residual blocks of a level. socket: (token_dim, pooled_dim), which every adapter fits.
+        layers: residual blocks of every level, or of each; 0: it only halves, and the way up has one block there.
+        socket: (token_dim, pooled_dim), which every adapter fits. groups: of the group norms; None: see below.
     """
     arguments = {
         "block_out_channels": channels,
@@ -69,7 +71,7 @@ def _unet(
         "attention_head_dim": tuple(max(1, c // head_dim) for c in channels),
         # With the usual 32, a layer of 32 channels forgets the mean of each of them, so its colours: on the drawn
         # shapes, in equal time, a class-conditional model had 32 % of its shapes right with 32 groups, 58 % with 8.
-        "norm_num_groups": min(32, channels[0] // 4),
+        "norm_num_groups": groups or min(32, channels[0] // 4),
         "cross_attention_dim": socket[0],
         "class_embed_type": "projection",
         "projection_class_embeddings_input_dim": socket[1],
@@ -83,7 +85,9 @@ def _unet(
 SIZES = {
     "xxs": _unet(1.0,   2e-3, (32, 64),               (False, True),              1,    32,  (64, 64)),    # tests
     "xs":  _unet(1.7,   2e-3, (48, 96),               (False, False),             1,    32,  (96, 96)),    # 8 px
-    "s":   _unet(2.8,   2e-3, (32, 64, 128),          (False, False, False),      1,    32,  (128, 128)),  # 16, 32 px
+    "s":   _unet(2.8,   2e-3, (32, 64, 128),          (False, False, False),      1,    32,  (128, 128)),  # 16 px
+    # "s" spends most of its time at full size; "s32" has one block there, of fewer channels, and learns sooner.
+    "s32": _unet(3.5,   2e-3, (24, 48, 96, 128),      (False,) * 4, (0, 1, 1, 1),       32,  (128, 128), 8),  # 32 px
     "m":   _unet(16,    8e-4, (64, 128, 256),         (False, False, True),       1,    32,  (256, 256)),
     "l":   _unet(139,   2e-4, (128, 256, 384, 512),   (False, True, True, True),  2,    64,  (512, 512)),
     "xl":  _unet(416,   1e-4, (192, 384, 576, 768),   (False, True, True, True),  3,    64,  (768, 768)),  # ADM

@@ -21,6 +21,7 @@ from .config import TrainingConfig
 from .guide import GUIDANCE_SCALE as AUTOGUIDANCE_SCALE
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
+from .sharding import SHARDED
 from .teacher import GUIDANCE_SCALE, NUM_STEPS, is_distillation, with_teacher
 
 
@@ -63,6 +64,7 @@ def decide(
         device=device,
         decoded=data.dataset.decoded,
         num_parameters=num_parameters,
+        sharded=accelerator.distributed_type in SHARDED,
     )
     if given.learning_rate is None:
         what = (
@@ -185,6 +187,7 @@ def fill_defaults(
     device: torch.device,
     decoded: bool = True,
     num_parameters: int | None = None,
+    sharded: bool = False,
 ) -> TrainingConfig:
     """A copy of `config` with every None that has to be decided, decided.
 
@@ -193,6 +196,7 @@ def fill_defaults(
         sample_size: of what the UNet denoises, in pixels or latent pixels.
         decoded: the images are decoded already, so loading needs no worker processes.
         num_parameters: of a pretrained UNet; the larger, the lower the learning rate and the batch.
+        sharded: each process holds a part of each weight.
     """
     on_cpu = device.type == "cpu"
     size = config.unet_size or _unet_size(sample_size, on_cpu)
@@ -205,7 +209,8 @@ def fill_defaults(
         adapter_lr = max(learning_rate, _LARGE_PARENT["adapter"])
     if fine_tuning:  # so is the text encoder, where it is the parent's
         text_encoder_lr = min(text_encoder_lr, learning_rate)
-    averages_itself = config.optimizer == "schedulefree"
+    optimizer = config.optimizer or _optimizer(config, fine_tuning, sharded)
+    averages_itself = optimizer == "schedulefree"
     accumulation = config.gradient_accumulation_steps or 1
     batch_of_all = batch_size * accumulation * _world_size()
     max_train_steps, num_train_epochs = _length(config, num_images, batch_of_all)
@@ -215,6 +220,7 @@ def fill_defaults(
         "train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
+        "optimizer": optimizer,
         "adapter_lr": config.adapter_lr or adapter_lr,
         "text_encoder_lr": config.text_encoder_lr
         or (learning_rate if config.optimizer == "prodigy" else text_encoder_lr),
@@ -299,6 +305,13 @@ def _is_large(size: NetworkSize) -> bool:
     return size.millions > _LARGE_MILLIONS
 
 
+def _optimizer(config: TrainingConfig, fine_tuning: bool, sharded: bool) -> str:
+    """Muon for a new network: benchmarks/results/ablations.md. It needs whole matrices."""
+    if fine_tuning or sharded or config.optimizer_config is not None:  # whose arguments are AdamW's
+        return "adamw"
+    return "muon"
+
+
 def _learning_rate(config: TrainingConfig, size: NetworkSize, fine_tuning: bool) -> float:
     if config.optimizer == "prodigy":  # which finds the rate; this is a factor of it
         return 1.0
@@ -311,7 +324,7 @@ def _unet_size(sample_size: int, on_cpu: bool) -> str:
     if sample_size < 12:
         return "xs"
     if on_cpu:
-        return "s" if sample_size <= 32 else "m"
+        return "s" if sample_size <= 20 else "s32" if sample_size <= 40 else "m"
     return "s" if sample_size <= 20 else "m" if sample_size <= 48 else "l" if sample_size <= 96 else "xl"
 
 

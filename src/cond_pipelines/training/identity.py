@@ -27,19 +27,27 @@ _DECLARED = {setting.name: setting.metadata for setting in settings_of(TrainingC
 # What takes effect but is nothing to report: where a run writes, and what the line on the batch says already.
 _UNSAID = {setting.name for setting in fields(OutputArguments)} | {"train_batch_size", "gradient_accumulation_steps"}
 FILE_TIMES = "times of the files"
+_CHOSEN_ONCE = ("unet_size", "optimizer")  # by `defaults`, whose choices change with the versions
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
 
 
-def with_split_of_before(config: TrainingConfig, folder: Path) -> TrainingConfig:
-    """The configuration of a run that goes on: one whose checkpoints say nothing of it held out rows, not images."""
-    if not config.resume_from_checkpoint or config.streaming:
+def with_settings_of_before(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """The configuration of a run that goes on: what it leaves open is chosen as in the newest checkpoint.
+
+    So a run goes on as it began, also where a newer version of this package would choose otherwise.
+    """
+    if not config.resume_from_checkpoint:
         return config
     before = []
     for path in all_checkpoints(folder):
         with suppress(ValueError):  # a damaged one, as the resume says
             before.append(read_manifest(path).identity)
-    rows = before and not any("held_out_by" in values for values in before)
-    return replace(config, held_out_by="row") if rows else config
+    if not before:
+        return config
+    chosen = {name: before[-1].get(name) for name in _CHOSEN_ONCE if getattr(config, name) is None}
+    if not config.streaming and not any("held_out_by" in values for values in before):
+        chosen["held_out_by"] = "row"  # of checkpoints that say nothing of it
+    return replace(config, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def parent_fingerprint(parent: ConditionalPipeline | None) -> str | None:

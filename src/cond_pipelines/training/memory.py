@@ -22,7 +22,7 @@ from .config import TrainingConfig
 from .optimizers import trains_parameter
 
 # Bytes of optimizer state for each trained parameter, where it is not AdamW's two moments in float32.
-_STATE_BYTES = {"adamw8bit": 2, "prodigy": 16, "adafactor": 1}
+_STATE_BYTES = {"adamw8bit": 2, "prodigy": 16, "adafactor": 1, "muon": 5}
 _NUM_TOKENS = 77  # of a caption
 _USABLE = 0.8  # of what is free: the rest is for workspaces of kernels, fragments and what else the process does
 

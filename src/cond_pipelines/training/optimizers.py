@@ -2,11 +2,10 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import arguments_of, reading
 from ..pipelines.conditional import ConditionalPipeline
@@ -22,7 +21,7 @@ OPTIMIZERS: dict[str, tuple[str, str, dict[str, object]]] = {
     "adamw8bit": ("bitsandbytes.optim:AdamW8bit", "bitsandbytes", {}),
     "prodigy": ("prodigyopt:Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
     "schedulefree": ("schedulefree:AdamWScheduleFree", "schedulefree", {}),
-    "muon": ("cond_pipelines.training.optimizers:MuonAndAdamW", "torch", {}),
+    "muon": ("cond_pipelines.training.muon:MuonAndAdamW", "torch", {}),
     # The rate is the one given, instead of one relative to the weights' size, which starves those that begin at zero.
     "adafactor": ("transformers:Adafactor", "transformers", {"scale_parameter": False, "relative_step": False}),
 }
@@ -105,11 +104,28 @@ def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[
     """
     rates = {"unet": config.learning_rate, "adapter": config.adapter_lr or config.learning_rate}
     rates["text_encoder"] = config.text_encoder_lr or config.learning_rate
-    trained = {part: trainable([pipe.components[part]]) for part in _PARTS if pipe.components.get(part) is not None}
+    groups: list[dict[str, object]] = []
+    for part in _PARTS:
+        if pipe.components.get(part) is None:
+            continue
+        for more, parameters in _kinds(pipe.components[part], config):
+            if parameters:
+                groups.append({"params": parameters, "lr": rates[part], "initial_lr": rates[part]} | more)
+    return groups
+
+
+def _kinds(module: nn.Module, config: TrainingConfig) -> list[tuple[dict[str, object], list[nn.Parameter]]]:
+    """The trained parameters of a part, in order; for Muon, those that it must not move are apart.
+
+    A row of an embedding is a word's or a class's own: an orthogonal step would move the rows of absent ones too.
+    """
+    parameters = trainable([module])
+    if config.optimizer != "muon":
+        return [({}, parameters)]
+    tables = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return [
-        {"params": parameters, "lr": rates[part], "initial_lr": rates[part]}
-        for part, parameters in trained.items()
-        if parameters
+        ({}, [p for p in parameters if p not in tables]),
+        ({"matrices": False}, [p for p in parameters if p in tables]),
     ]
 
 
@@ -125,10 +141,6 @@ def check_packages(config: TrainingConfig) -> None:
     for flag, (module, package) in wanted.items():
         if importlib.util.find_spec(module) is None:
             raise ValueError(f"{flag} needs the package {package}: pip install {package}")
-    if config.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise ValueError(
-            f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}: pip install -U torch"
-        )
 
 
 def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
@@ -163,65 +175,3 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> 
             raise ValueError(f"--optimizer_config: {argument} is given by --{name} too: leave one of them out")
     with reading(f"--optimizer {config.optimizer} {config.optimizer_config or ''}".strip()):
         return cls(groups, **shared | arguments | more)
-
-
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices, AdamW for all other parameters.
-
-    Muon's step is scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one rate suits both.
-
-    Args:
-        groups: parameter groups. What has two dimensions goes to Muon; convolutions, norms and biases to AdamW.
-        momentum, ns_steps: Muon's. betas, eps: AdamW's.
-
-    Raises:
-        ValueError: an argument out of its range.
-    """
-
-    def __init__(
-        self,
-        groups: list[dict[str, object]],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        eps: float = 1e-8,
-        momentum: float = 0.95,
-        ns_steps: int = 5,
-    ):
-        nothing, shared = [nn.Parameter(torch.zeros(1, 1))], {"lr": lr, "weight_decay": weight_decay}
-        muon = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": "match_rms_adamw"}
-        # Each makes the step of the groups that are handed to it there; groups and state are kept here, once.
-        self._of_matrices: dict[bool, torch.optim.Optimizer] = {
-            True: torch.optim.Muon(nothing, **shared, **muon),
-            False: torch.optim.AdamW(nothing, betas=betas, eps=eps, **shared),
-        }
-        super().__init__(groups, shared)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        for matrices, optimizer in self._of_matrices.items():
-            if selected := [p for p in param_group["params"] if (p.ndim == 2) == matrices]:
-                super().add_param_group(optimizer.defaults | param_group | {"params": selected, "matrices": matrices})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for matrices, optimizer in self._of_matrices.items():
-            optimizer.param_groups = [group for group in self.param_groups if group["matrices"] == matrices]
-            optimizer.state = self.state
-            optimizer.step()
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
-
-    def _joined(self, parts: dict[str, Any]) -> dict[str, object]:
-        """The state of a checkpoint of before, which has one for each of the two optimizers."""
-        groups = self.state_dict()["param_groups"]
-        state: dict[int, object] = {}
-        for name, matrices in (("muon", True), ("adamw", False)):
-            numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
-            state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}
-        return {"state": state, "param_groups": groups}

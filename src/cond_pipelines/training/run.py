@@ -17,7 +17,7 @@ from .defaults import decide
 from .device import tune_network
 from .dtypes import hold_float32
 from .failures import check_file_limit
-from .identity import RunIdentity, loaded_identity, parent_fingerprint, with_split_of_before
+from .identity import RunIdentity, loaded_identity, parent_fingerprint, with_settings_of_before
 from .model import build_pipeline, image_channels, load_parent, load_vae
 from .objective import build_objective
 from .optimizers import make_trainable
@@ -108,7 +108,7 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
         ValueError: arguments or data that cannot be used, in one line.
     """
     set_seed(config.seed)
-    config = with_split_of_before(config, folder.path)
+    config = with_settings_of_before(config, folder.path)
     parent = load_parent(config)
     parent_weights = parent_fingerprint(parent)  # before they are trained
     vae = load_vae(config, parent)

@@ -120,9 +120,10 @@ class OptimizationArguments:
         bounds=FRACTION,
         needs="lr_scheduler=None,warmup_stable_decay",
     )
-    optimizer: str = flag(
-        "adamw",
-        "Use adamw, adamw8bit, prodigy, schedulefree, muon, adafactor, or module:Class.",
+    optimizer: str | None = flag(
+        None,
+        "Use adamw, adamw8bit, prodigy, schedulefree, muon, adafactor or module:Class. "
+        "Default: muon; of a pretrained UNet adamw.",
         resume="course",
     )
     optimizer_config: str | None = flag(
@@ -224,7 +225,8 @@ class OptimizationArguments:
             raise ValueError(f"--use_lora means --train lora, and --train {self.train} was given: leave one out")
         self.train = "lora" if self.use_lora else self.train
         self.use_lora = self.train == "lora"
-        if self.optimizer not in OPTIMIZER_NAMES and ":" not in self.optimizer:
+        known = self.optimizer is None or self.optimizer in OPTIMIZER_NAMES or ":" in self.optimizer
+        if not known:
             names = ", ".join(OPTIMIZER_NAMES)
             raise ValueError(f"--optimizer {self.optimizer!r} is not one of {names}, nor module:Class")
         if self.optimizer == "prodigy" and {self.adapter_lr, self.text_encoder_lr} - {None, self.learning_rate or 1.0}:
