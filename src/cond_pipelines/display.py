@@ -38,7 +38,7 @@ def html_of(pipe: "ConditionalPipeline") -> str:
         >>> HTML(html_of(pipe))
     """
     setting = setting_of(type(pipe).__name__, type(pipe.adapter).__name__)
-    examples = _examples(pipe, setting)
+    examples = examples_of(pipe, setting)
     rows = {"draws": _size(pipe), "network": _network(pipe)}
     if examples:
         rows["classes" if setting.has_classes else "examples of conditions"] = _listed(examples)
@@ -74,7 +74,7 @@ def _num_parameters(pipe: "ConditionalPipeline") -> int:
     return sum(parameter.numel() for parameter in unwrapped(pipe.unet).parameters())
 
 
-def _examples(pipe: "ConditionalPipeline", setting: Setting) -> list[object]:
+def examples_of(pipe: "ConditionalPipeline", setting: Setting) -> list[object]:
     """Class names, or conditions that the training run recorded in the folder that the pipeline was loaded from."""
     if setting.has_classes:
         return list(pipe.adapter.id2label.values())

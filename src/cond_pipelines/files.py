@@ -153,6 +153,16 @@ def append_text(path: Path, text: str) -> None:
             raise
 
 
+def tail(path: Path, size: int) -> str:
+    """The last `size` bytes of a file as text; "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
     """Write a whole JSON file, in UTF-8 with characters as they are."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n")

@@ -93,6 +93,20 @@ def _sample(
 def interpolation(
     pipe: "ConditionalPipeline", first: object, second: object, num_steps: int = 8, seed: int = 0, **sampling: object
 ) -> Image.Image:
+    """The images of `interpolated` in a row, with the conditions and weights above them.
+
+    Example:
+        >>> interpolation(pipe, "circle", "ring").save("between.png")
+    """
+    images = interpolated(pipe, first, second, num_steps, seed, **sampling)
+    weights = torch.linspace(0, 1, num_steps)[1:-1].tolist()
+    titles = [title_of(first), *(f"{w:.2f}" for w in weights), title_of(second)]
+    return image_grid(images, columns=num_steps, column_titles=titles)
+
+
+def interpolated(
+    pipe: "ConditionalPipeline", first: object, second: object, num_steps: int = 8, seed: int = 0, **sampling: object
+) -> list[Image.Image]:
     """Images from the same noise, under conditions between two: e_w = (1 - w) e(first) + w e(second), w from 0 to 1.
 
     Args:
@@ -104,7 +118,7 @@ def interpolation(
         ValueError: fewer than two steps, or no guidance_scale for a model whose own is that of its guide.
 
     Example:
-        >>> interpolation(pipe, "circle", "ring").save("between.png")
+        >>> interpolated(pipe, "circle", "ring")[3].save("nearly_half.png")
     """
     from .pipelines.guidance import Between
 
@@ -122,9 +136,10 @@ def interpolation(
         cond, other = pipe.encode_condition([second] * num_steps, [first] * num_steps)
         guidance = Between(weights, float(scale), pipe.adapter.null_like(cond))
         generator = [torch.Generator().manual_seed(seed) for _ in range(num_steps)]
-        images = pipe.generate(cond, other, guidance=guidance, generator=generator, **sampling).images
-    titles = [title_of(first), *(f"{w:.2f}" for w in weights[1:-1].tolist()), title_of(second)]
-    return image_grid(images, columns=num_steps, column_titles=titles)
+        images: list[Image.Image] = pipe.generate(
+            cond, other, guidance=guidance, generator=generator, **sampling
+        ).images
+    return images
 
 
 def title_of(condition: object) -> str:

@@ -1,0 +1,80 @@
+"""The studio as an ASGI application."""
+
+import asyncio
+import inspect
+import json
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from ..errors import UserError, describe
+from .routes import ROUTES, Handler
+from .safety import Guard
+from .shared import Studio
+
+PAGE = Path(__file__).parent / "page"
+
+
+def build_app(studio: Studio, token: str, port: int) -> Guard:
+    """The page, its files and all routes; see `Guard` for who may talk to it."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        studio.close()
+
+    listed = [Route(path, _endpoint(studio, handler), methods=[method]) for method, path, handler in ROUTES]
+    pages = [
+        Route("/", lambda request: FileResponse(PAGE / "index.html")),
+        Route("/favicon.ico", lambda request: FileResponse(PAGE / "icon.svg")),
+        Mount("/page", StaticFiles(directory=PAGE)),
+    ]
+    return Guard(Starlette(routes=[*listed, *pages], lifespan=lifespan), token, port)
+
+
+def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            given = await _given(request)
+            if inspect.iscoroutinefunction(handler):
+                found = await handler(studio, given)
+            else:
+                found = await asyncio.to_thread(handler, studio, given)
+        except Exception as error:
+            return _failure(error)
+        return found if isinstance(found, Response) else JSONResponse(found)
+
+    return answer
+
+
+async def _given(request: Request) -> dict[str, Any]:
+    """The values of a request by name: of its body or its query, and of its path."""
+    if request.method == "GET":
+        values: dict[str, Any] = dict(request.query_params) | {"paths": request.query_params.getlist("path")}
+        values |= {"if_none_match": request.headers.get("if-none-match")}
+        return values | request.path_params
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the request is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError("the request is no JSON object")
+    return values | request.path_params
+
+
+def _failure(error: Exception) -> Response:
+    status = 403 if isinstance(error, PermissionError) else 404 if isinstance(error, FileNotFoundError) else 400
+    if isinstance(error, KeyError):
+        return JSONResponse({"error": f"{error} is missing"}, status)
+    if not isinstance(error, ValueError | TypeError | AttributeError | OSError):
+        traceback.print_exc()
+        return JSONResponse({"error": f"this is a fault of the studio: {describe(error)}"}, 500)
+    return JSONResponse({"error": str(error) if status != 400 else describe(error)}, status)
