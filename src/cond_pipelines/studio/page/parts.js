@@ -233,7 +233,7 @@ export function Command({ text, label = "The same in a terminal" }) {
 export function Table({ head, rows, label }) {
   return html`<div class="table" tabindex="0" role="region" aria-label=${label}>
     <table>
-      <thead><tr>${head.map((cell) => html`<th scope="col">${cell}</th>`)}</tr></thead>
+      <thead><tr>${head.map((cell) => (cell.length ? html`<th scope="col">${cell}</th>` : html`<td></td>`))}</tr></thead>
       <tbody>${rows.map((row) => html`<tr>${row.map((cell) => html`<td>${cell}</td>`)}</tr>`)}</tbody>
     </table>
   </div>`;

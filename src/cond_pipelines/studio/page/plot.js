@@ -18,7 +18,7 @@ function optionsOf(element, { series, x, isLog, marker, height }) {
   const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px system-ui" };
   const curves = series.map(({ name, isDots, isDashed, color }, i) => {
     const stroke = colorOf(element, `--series-${(color ?? i) % NUM_COLORS}`);
-    const points = { show: isDots || undefined, size: 6, fill: stroke };
+    const points = isDots ? { show: true, size: 6, fill: stroke } : { size: 6, fill: stroke };
     return { label: name, stroke, width: 2, dash: isDashed ? [6, 4] : undefined, spanGaps: true, points };
   });
   const drawMarker = (plot) => {

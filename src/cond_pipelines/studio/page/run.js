@@ -182,7 +182,8 @@ function usePlan(args) {
     }, 500);
     return () => clearTimeout(timer);
   }, [text]);
-  return [plan.value, plan.text === text ? plan.error : undefined, plan.text !== text];
+  const isNew = plan.text === text;
+  return [plan.value?.problem ? undefined : plan.value, isNew ? (plan.error ?? plan.value?.problem) : undefined, !isNew];
 }
 
 function NewRun() {
@@ -208,6 +209,8 @@ function NewRun() {
       <${TextField} label="Name of the run" value=${name} help="The folder that it writes, in the first folder of the studio."
         onValue=${(value) => setArgs({ ...args, output_dir: value || undefined })} />
       <${Problem} error=${error} />
+      ${/on_bad_image/.test(error?.message ?? error) && html`<div class="row">
+        <${Act} run=${() => setArgs({ ...args, on_bad_image: "skip" })}>Leave such images out<//></div>`}
       <${Groups} groups=${groups} values=${chosen} decided=${plan?.decided} options=${options} onValues=${setArgs}
         filter=${filter} onFilter=${setFilter} />
     </section>

@@ -107,7 +107,8 @@ function block(token, folder) {
   }
   if (token.type === "table") {
     const cells = (row) => row.map((cell) => inside(cell.tokens));
-    return html`<${Table} label="A table of the card" head=${cells(token.header)} rows=${token.rows.map(cells)} />`;
+    const label = token.header.map(({ text }) => text).join(" ").trim() || token.rows[0]?.[0].text;
+    return html`<${Table} label=${`Table: ${label}`} head=${cells(token.header)} rows=${token.rows.map(cells)} />`;
   }
   const isUnseen = token.type === "space" || token.type === "def" || /^<!--/.test(token.raw);
   return isUnseen ? null : html`<p>${token.raw}</p>`;
