@@ -28,6 +28,7 @@ LAYERS = [
         "locks",
         "processes",
         "background",
+        "worker",
         "flags",
         "command_line",
         "builtin",

@@ -83,11 +83,12 @@ class Job:
             return None
         return process if alive else None
 
-    def as_json(self) -> dict[str, object]:
-        """For the page."""
+    def as_json(self, with_output: bool = False) -> dict[str, object]:
+        """What a list of commands shows of it."""
         code = self.exit_code
         state = "running" if code is None else "failed" if code else "done"
         values = {"id": self.id, "kind": self.kind, "path": self.path, "state": state, "started": self.started}
+        values |= {"output": self.output()} if with_output else {}
         return values | {"message": self.message(), "command": self.command}
 
 

@@ -214,7 +214,7 @@ def studio(args: list[str]) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise UserError("the studio needs more packages: pip install 'cond-pipelines[studio]'") from error
+        raise UserError("the studio needs more packages: pip install starlette uvicorn") from error
     serve(options)
 
 

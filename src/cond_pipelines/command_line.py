@@ -7,11 +7,12 @@ import argparse
 import difflib
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_origin
 
 from .console import for_terminal
+from .errors import UserError
 from .flags import default_of, hints_of, kinds_of, settings_of
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -75,6 +76,29 @@ class Parser(argparse.ArgumentParser):
         """End with one line where an argument is not known, naming the nearest flag."""
         if unknown:
             self.error(unknown_name(unknown[0].split("=")[0], self.known, "argument "))
+
+
+def arguments_of(values: Mapping[str, object]) -> list[str]:
+    """Values by name as arguments that a `Parser` reads back; those that are None or empty are left out.
+
+    Raises:
+        UserError: a name that no flag can have.
+
+    Example:
+        >>> arguments_of({"resolution": 32, "random_flip": True, "validation_prompts": ["cat", "dog"], "seed": None})
+        ['--resolution=32', '--random_flip', '--validation_prompts', 'cat', 'dog']
+    """
+    args: list[str] = []
+    for name, value in values.items():
+        if not name.isidentifier():
+            raise UserError(f"{name[:60]!r} is no name of a flag")
+        if isinstance(value, bool):
+            args.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            args += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None and value != "":
+            args.append(f"--{name}={value}")
+    return args
 
 
 def form_of(config: type, groups: Sequence[type], hidden: Iterable[str] = ()) -> list[dict[str, Any]]:

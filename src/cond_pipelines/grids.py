@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from .pictures import image_grid
+from .pictures import image_grid, visible
+from .pipelines.vae import vae_decode
 
 if TYPE_CHECKING:
     from .pipelines.conditional import ConditionalPipeline
@@ -87,6 +88,47 @@ def _sample(
         generator = [torch.Generator().manual_seed(s) for s in seeds[part]]
         negatives = None if negative is None else [negative] * len(conditions[part])
         images += pipe.sample(conditions[part], negatives, generator=generator, **sampling).images
+    return images
+
+
+def sampled(
+    pipe: "ConditionalPipeline",
+    conditions: Sequence[object],
+    seeds: Sequence[int],
+    scheduler: str | None = None,
+    frames: list[list[Image.Image]] | None = None,
+    **sampling: object,
+) -> list[Image.Image]:
+    """An image for each condition and seed: the same seed is the same noise, whatever else is drawn with it.
+
+    Args:
+        scheduler: a short name, see `use_scheduler`; the pipeline has its own again afterwards. None: its own.
+        frames: takes the images of each step, from the first one on.
+        sampling: arguments of the call.
+
+    Example:
+        >>> frames = []
+        >>> sampled(pipe, ["circle", "ring"], [0, 0], frames=frames)  # frames[3][1]: "ring" after the fourth step
+    """
+    if frames is not None:
+
+        def on_step(pipe: "ConditionalPipeline", i: int, t: object, values: dict[str, Any]) -> dict[str, Any]:
+            latents = values["latents"]  # (B, C, h, w)
+            pixels = latents if pipe.vae is None else vae_decode(pipe.vae, latents)
+            arrays = (pixels.clamp(-1, 1) + 1).permute(0, 2, 3, 1).float().cpu().numpy() / 2  # (B, H, W, C)
+            frames.append([visible(array) for array in arrays])
+            return {}
+
+        sampling["callback_on_step_end"] = on_step
+    own = pipe.scheduler
+    try:
+        if scheduler:
+            pipe.use_scheduler(scheduler)
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with torch.no_grad():
+            images: list[Image.Image] = pipe.sample(list(conditions), generator=generator, **sampling).images
+    finally:
+        pipe.register_modules(scheduler=own)
     return images
 
 

@@ -112,7 +112,7 @@ def test_the_form_has_each_flag_with_its_help_and_the_plan_says_what_would_be_ch
     plan = first.post("train/plan", args=args)
     assert plan["decided"]["train_batch_size"] == 32 and plan["decided"]["learning_rate"] > 0
     assert "skipped: 3" in plan["lines"] and not (place[0] / "planned").exists()
-    assert "unet_size" in first.post("train/plan", 400, args=args | {"unet_size": "huge"})["error"]
+    assert "unet_size" in first.post("train/plan", args=args | {"unet_size": "huge"})["problem"]
     assert {"num_samples", "classify"} <= {f["name"] for g in first.get("evaluate/form")["groups"] for f in g["fields"]}
 
 

@@ -32,22 +32,18 @@ def build_app(studio: Studio, token: str, port: int) -> Guard:
         studio.close()
 
     listed = [Route(path, _endpoint(studio, handler), methods=[method]) for method, path, handler in ROUTES]
-    pages = [
-        Route("/", lambda request: FileResponse(PAGE / "index.html")),
-        Route("/favicon.ico", lambda request: FileResponse(PAGE / "icon.svg")),
-        Mount("/page", StaticFiles(directory=PAGE)),
-    ]
-    return Guard(Starlette(routes=[*listed, *pages], lifespan=lifespan), token, port)
+    first = Route("/", lambda request: FileResponse(PAGE / "index.html"))
+    routes = [*listed, first, Mount("/page", StaticFiles(directory=PAGE))]
+    return Guard(Starlette(routes=routes, lifespan=lifespan), token, port)
 
 
 def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         try:
             given = await _given(request)
-            if inspect.iscoroutinefunction(handler):
-                found = await handler(studio, given)
-            else:
-                found = await asyncio.to_thread(handler, studio, given)
+            found = await asyncio.to_thread(handler, studio, given)
+            if inspect.isawaitable(found):
+                found = await found
         except Exception as error:
             return _failure(error)
         return found if isinstance(found, Response) else JSONResponse(found)
@@ -58,9 +54,8 @@ def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable
 async def _given(request: Request) -> dict[str, Any]:
     """The values of a request by name: of its body or its query, and of its path."""
     if request.method == "GET":
-        values: dict[str, Any] = dict(request.query_params) | {"paths": request.query_params.getlist("path")}
-        values |= {"if_none_match": request.headers.get("if-none-match")}
-        return values | request.path_params
+        query, tag = request.query_params, request.headers.get("if-none-match")
+        return {**query, "paths": query.getlist("path"), "if_none_match": tag, **request.path_params}
     try:
         values = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -72,9 +67,10 @@ async def _given(request: Request) -> dict[str, Any]:
 
 def _failure(error: Exception) -> Response:
     status = 403 if isinstance(error, PermissionError) else 404 if isinstance(error, FileNotFoundError) else 400
+    line = str(error) if status in (403, 404) else describe(error)
     if isinstance(error, KeyError):
-        return JSONResponse({"error": f"{error} is missing"}, status)
-    if not isinstance(error, ValueError | TypeError | AttributeError | OSError):
+        line = f"{error} is missing"
+    elif not isinstance(error, ValueError | TypeError | AttributeError | OSError):
         traceback.print_exc()
-        return JSONResponse({"error": f"this is a fault of the studio: {describe(error)}"}, 500)
-    return JSONResponse({"error": str(error) if status != 400 else describe(error)}, status)
+        status, line = 500, f"this is a fault of the studio: {line}"
+    return JSONResponse({"error": line}, status)

@@ -15,29 +15,26 @@ from PIL import Image, ImageOps
 from ..adapters.denoiser import unwrapped
 from ..data.images import convert, open_image
 from ..data.load import load_data
-from ..display import examples_of
+from ..display import facts_of, size_px
 from ..errors import UserError, reading
 from ..evaluation.neighbours import TrainingImages
-from ..files import whole_file, write_json
+from ..files import write_json
 from ..folders import CONFIG_FILE
+from ..grids import interpolated, sampled
 from ..networks.pretrained import load_pipeline
-from ..pictures import visible
 from ..pipelines.conditional import ConditionalPipeline
-from ..pipelines.schedulers import SCHEDULERS, objective_name
-from ..pipelines.vae import vae_decode
-from ..settings import setting_of
 from ..sharing.preview import preview
 from ..training.at_checkpoint import pipeline_at, write_model
 from ..training.command_line import read_recipe
 from ..training.config import TrainingConfig
 from ..training.ema import pipeline_of_length
+from .looking import cached
 
 _MOST_IMAGES, _MOST_FRAMES = 64, 50
 _SAMPLING = ("num_inference_steps", "guidance_scale", "strength")
 Request = dict[str, Any]
 
 
-# -------------------------------------------------------------------------------------------------------- models
 def _stamp(model: str) -> str:
     """Changes with the files of a model."""
     path = Path(model)
@@ -61,56 +58,31 @@ def _model(request: Request) -> ConditionalPipeline:
     return _loaded(model, None if length is None else float(length), _stamp(model))
 
 
-def model_info(model: str) -> dict[str, object]:
+def model_info(model: str) -> dict[str, Any]:
     """What the form for drawing needs to know of a model."""
-    pipe = _model({"model": model})
-    setting = setting_of(type(pipe).__name__, type(pipe.adapter).__name__)
-    width, height = _size(pipe)
-    return {
-        "setting": setting.name,
-        "formula": setting.card.formula,
-        "classes": list(pipe.adapter.id2label.values()) if setting.has_classes else [],
-        "examples": examples_of(pipe, setting)[:40],
-        "num_inference_steps": pipe.config.default_num_inference_steps,
-        "guidance_scale": pipe.config.default_guidance_scale,
-        "scheduler": type(pipe.scheduler).__name__,
-        "schedulers": list(SCHEDULERS.get(objective_name(pipe.config.get("objective"), pipe.scheduler), {})),
-        "width": width,
-        "height": height,
-        "num_parameters": sum(p.numel() for p in pipe.unet.parameters()),
-        "embedding_dim": None if setting.has_classes else pipe.adapter.config.get("embedding_dim"),
-    }
+    return facts_of(_model({"model": model}))
 
 
-def _size(pipe: ConditionalPipeline) -> tuple[int, int]:
-    size = unwrapped(pipe.unet).config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
-
-
-# ------------------------------------------------------------------------------------------------------- drawing
-def draw(request: Request, home: str) -> dict[str, object]:
+def draw(request: Request, home: str) -> Request:
     """Images of conditions and seeds; the same request is answered from the cache."""
     conditions, seeds = list(request["conditions"]), [int(seed) for seed in request["seeds"]]
     if not 0 < len(conditions) == len(seeds) <= _MOST_IMAGES:
         raise UserError(f"{len(conditions)} conditions and {len(seeds)} seeds: as many of both, {_MOST_IMAGES} at most")
-    return _kept(request, home, lambda: _drawn(_model(request), request, conditions, seeds, home))
+    return _kept(request, home, lambda: _drawn(request, conditions, seeds, home))
 
 
-def interpolate(request: Request, home: str) -> dict[str, object]:
+def interpolate(request: Request, home: str) -> Request:
     """Images from one noise, under conditions between two."""
-    from ..grids import interpolated
 
-    def drawn() -> dict[str, object]:
-        sampling = {name: request[name] for name in _SAMPLING if request.get(name) is not None}
+    def drawn() -> Request:
         count, seed = min(_MOST_IMAGES, int(request.get("num_steps") or 8)), int(request.get("seed") or 0)
-        images = interpolated(_model(request), request["first"], request["second"], count, seed, **sampling)
-        return {"images": [_saved(image, home) for image in images]}
+        pipe, ends = _model(request), (request["first"], request["second"])
+        return {"images": _saved(interpolated(pipe, *ends, count, seed, **_sampling(request)), home)}
 
     return _kept(request | {"what": "between"}, home, drawn)
 
 
-def _kept(request: Request, home: str, make: Any) -> dict[str, object]:
+def _kept(request: Request, home: str, make: Any) -> Request:
     """What `make` returned for the same request and the same weights before, if its pictures are there still."""
     named = hashlib.sha256(json.dumps([_stamp(str(request["model"])), request], sort_keys=True).encode())
     path = Path(home) / "drawn" / f"{named.hexdigest()[:24]}.json"
@@ -126,68 +98,45 @@ def _kept(request: Request, home: str, make: Any) -> dict[str, object]:
     return made
 
 
-def _drawn(
-    pipe: ConditionalPipeline, request: Request, conditions: list[object], seeds: list[int], home: str
-) -> dict[str, object]:
-    sampling = {name: request[name] for name in _SAMPLING if request.get(name) is not None}
-    for name, argument in (("image", "image"), ("mask", "mask_image")):
+def _drawn(request: Request, conditions: list[object], seeds: list[int], home: str) -> Request:
+    pipe, sampling = _model(request), _sampling(request)
+    for name, argument, channels in (("image", "image", 3), ("mask", "mask_image", 1)):
         if request.get(name):
-            picture = ImageOps.fit(read_image(request[name], home, 3 if name == "image" else 1), _size(pipe))
+            picture = ImageOps.fit(read_image(request[name], home, channels), size_px(pipe))
             sampling[argument] = [picture] * len(seeds)
     if not sampling.get("image"):
         sampling.pop("strength", None)
-    frames: list[list[Image.Image]] = []
-    if request.get("film"):
-
-        def on_step(pipe: ConditionalPipeline, i: int, t: object, kwargs: Request) -> Request:
-            frames.append(_frame(pipe, kwargs))
-            return {}
-
-        sampling["callback_on_step_end"] = on_step
-    scheduler = pipe.scheduler
-    try:
-        if request.get("scheduler"):
-            pipe.use_scheduler(str(request["scheduler"]))
-        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = pipe.sample(conditions, generator=generator, **sampling).images
-    finally:
-        pipe.register_modules(scheduler=scheduler)
-    frames = frames[:: -(-len(frames) // _MOST_FRAMES) or 1]
-    saved = [_saved(image, home) for image in images]
-    films = [[*(_saved(frame[i], home) for frame in frames[:-1]), saved[i]] for i in range(len(images))]
-    return {"images": saved, "films": films if frames else None}
+    frames: list[list[Image.Image]] | None = [] if request.get("film") else None
+    images = _saved(sampled(pipe, conditions, seeds, request.get("scheduler"), frames, **sampling), home)
+    if not frames:
+        return {"images": images, "films": None}
+    shown = [_saved(frame, home) for frame in frames[:-1][:: len(frames) // _MOST_FRAMES + 1]]
+    return {"images": images, "films": [list(film) for film in zip(*shown, images, strict=True)]}
 
 
-@torch.no_grad()
-def _frame(pipe: ConditionalPipeline, kwargs: dict[str, Any]) -> list[Image.Image]:
-    latents = kwargs["latents"]  # (B, C, h, w)
-    pixels = latents if pipe.vae is None else vae_decode(pipe.vae, latents)
-    arrays = (pixels.clamp(-1, 1) + 1).permute(0, 2, 3, 1).float().cpu().numpy() / 2  # (B, H, W, C)
-    return [visible(array) for array in arrays]
+def _sampling(request: Request) -> Request:
+    return {name: request[name] for name in _SAMPLING if request.get(name) is not None}
 
 
-def _saved(image: Image.Image, home: str) -> str:
-    """The address of an image in the cache, named by its pixels."""
-    name = hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:24] + ".png"
-    path = Path(home) / "drawn" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        with whole_file(path) as unfinished:
-            image.save(unfinished, "PNG")
-    return f"/api/drawn/{name}"
+def _saved(images: list[Image.Image], home: str) -> list[str]:
+    """The addresses of images in the cache, named by their pixels."""
+    names = []
+    for image in images:
+        content = f"{image.mode}{image.size}".encode() + image.tobytes()
+        names.append(hashlib.sha256(content).hexdigest()[:24] + ".png")
+        if not (path := Path(home) / "drawn" / names[-1]).is_file():
+            cached(image, path)
+    return [f"/api/drawn/{name}" for name in names]
 
 
 def read_image(text: object, home: str, channels: int = 3) -> Image.Image:
     """A data URL, or the address of an image that was drawn here. Raises UserError for anything else."""
-    if not isinstance(text, str):
+    head, _, content = str(text).partition(";base64,")
+    source: object = {"bytes": base64.b64decode(content), "path": None}
+    if head.startswith("/api/drawn/"):
+        source = Path(home) / "drawn" / os.path.basename(head)
+    elif not head.startswith("data:image/"):
         raise UserError("an image is a data URL, or the address of one that was drawn here")
-    if text.startswith("/api/drawn/"):
-        source: object = Path(home) / "drawn" / os.path.basename(text)
-    else:
-        head, _, content = text.partition(";base64,")
-        if not head.startswith("data:image/"):
-            raise UserError("an image is a data URL, or the address of one that was drawn here")
-        source = {"bytes": base64.b64decode(content), "path": None}
     with reading("the image"):
         image = open_image(source)
         if not isinstance(image, Image.Image):
@@ -195,28 +144,28 @@ def read_image(text: object, home: str, channels: int = 3) -> Image.Image:
         return convert(image, channels)
 
 
-# ------------------------------------------------------------------------------------------------ what others say
 @lru_cache(maxsize=1)
 def _training_images(run: str, changed: int) -> TrainingImages:
     return TrainingImages(load_data(TrainingConfig(**read_recipe(Path(run) / CONFIG_FILE))))
 
 
-def nearest(request: Request, run: str, home: str) -> dict[str, object]:
+def nearest(request: Request, run: str, home: str) -> Request:
     """The training images that are nearest to an image."""
     config = Path(run) / CONFIG_FILE
     if not config.is_file():
         raise UserError(f"{run} has no {CONFIG_FILE}, so its training images are not known")
     found = _training_images(run, config.stat().st_mtime_ns).nearest(read_image(request["image"], home))
-    return {"items": [item | {"image": _saved(item["image"], home)} for item in found]}
+    images = _saved([item["image"] for item in found], home)
+    return {"items": [item | {"image": image} for item, image in zip(found, images, strict=True)]}
 
 
-def classify(request: Request, home: str) -> dict[str, object]:
+def classify(request: Request, home: str) -> Request:
     """p(y|x) of an image, by a class-conditional model."""
     pipe = _model(request)
     names = list(getattr(pipe.adapter, "id2label", {}).values())
     if len(names) < 2:
         raise UserError("p(y|x) needs a class-conditional model of two classes or more")
-    image = ImageOps.fit(read_image(request["image"], home, unwrapped(pipe.unet).config.in_channels), _size(pipe))
+    image = ImageOps.fit(read_image(request["image"], home, unwrapped(pipe.unet).config.in_channels), size_px(pipe))
     result = pipe.classify([image], names)
     order = result.probabilities[0].argsort(descending=True).tolist()
     return {"probabilities": [{"name": names[k], "p": float(result.probabilities[0, k])} for k in order]}
@@ -228,7 +177,7 @@ def choose(run: str, request: Request, folder: str) -> Request:
     return {"path": folder}
 
 
-def shared(folder: str, repo_id: str) -> dict[str, object]:
+def shared(folder: str, repo_id: str) -> Request:
     """The card of a model, and what a push would upload."""
     found = preview(folder, repo_id)
     files = [{"name": name, "bytes": size} for name, size in found.files.items()]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ from PIL import Image
 from ..data.load import TrainingData, load_data
 from ..data.rows import BadRow
 from ..errors import UserError
-from ..files import whole_file, write_json
-from ..flags import settings_of
+from ..files import write_json
 from ..inspection import describe, facts_of, image_of, names_of, parse_config
 from ..training.command_line import parse_args
 from ..training.plan import planned
@@ -47,9 +47,8 @@ def wall(key: str, start: int, count: int, choice: dict[str, str], home: str) ->
     data = _of_key(key, home)
     names, held_out, dataset = names_of(data), set(data.held_out.tolist()), data.dataset
     in_order = sorted(range(len(names)), key=lambda i: (names[i], i))
-    wanted = [
-        i for i in in_order if choice.get("class", names[i]) == names[i] and ("held_out" not in choice or i in held_out)
-    ]
+    only, every = choice.get("class"), "held_out" not in choice
+    wanted = [i for i in in_order if only in (None, names[i]) and (every or i in held_out)]
     items = [
         {"i": i, "condition": names[i] or None, "held_out": i in held_out, "name": dataset.name(int(dataset.usable[i]))}
         for i in wanted[start : start + count]
@@ -73,14 +72,17 @@ def thumbnails(key: str, block: int, size: int, home: str) -> None:
         except BadRow:  # of those that are not kept decoded
             picture = Image.new("RGB", (8, 8), "gray")
         picture.thumbnail((_SIDE_PX, _SIDE_PX))
-        with whole_file(folder / f"{i}.png") as unfinished:
-            picture.save(unfinished, "PNG")
+        cached(picture, folder / f"{i}.png")
+
+
+def cached(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that can be made again: whole, but not waiting for the disk as `whole_file` does."""
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    picture.save(unfinished, "PNG")
+    os.replace(unfinished, path)
 
 
 def plan(args: list[str]) -> dict[str, object]:
     """What a training with these arguments would choose for its data on this device."""
-    config = parse_args(args)
-    decided, lines = planned(config)
-    names = [setting.name for setting in settings_of(type(config))]
-    chosen = {name: getattr(decided, name) for name in names if getattr(decided, name) != getattr(config, name)}
+    chosen, lines = planned(parse_args(args))
     return {"decided": chosen, "lines": lines}

@@ -1,9 +1,17 @@
-"""The folders that the studio shows, and what may be opened in them."""
+"""The folders that the studio shows: nothing outside of them is opened, written or named to a command."""
 
+import os
 from pathlib import Path
+from typing import Any
 
+from ..command_line import arguments_of
 from ..errors import UserError
 from ..folders import is_within
+
+_FOLDERS = ("train_data_dir", "class_data_dir", "output_dir")  # always paths; others may be ids of the Hub
+_PATH_ENDS = ("_dir", "_or_path", "_captions", "config", "_web", "_file")
+# Of a configuration that a folder brings: what may name code of this machine.
+_CODE = ("dataset_name", "adapter", "conditioning", "objective", "feature_extractor", "unet_size")
 
 
 class Places:
@@ -34,7 +42,36 @@ class Places:
 
     def name(self, path: Path) -> str:
         """The path as it is shown: from the name of the given folder on."""
-        for folder in self.folders:
-            if is_within(path, folder):
-                return str(Path(folder.name) / path.relative_to(folder)) if path != folder else folder.name
-        return str(path)
+        folder = next((folder for folder in self.folders if is_within(path, folder)), Path("/"))
+        return str(folder.name / path.relative_to(folder))
+
+
+def flags_of(values: object, places: Places) -> list[str]:
+    """A form's values as arguments of a command, with absolute paths.
+
+    Raises:
+        UserError: they are no values by name. PermissionError: a path leads out of the studio's folders.
+    """
+    if not isinstance(values, dict):
+        raise UserError("args must be an object: names of flags, and their values")
+    return arguments_of({name: _checked(name, value, places) for name, value in values.items()})
+
+
+def _checked(name: str, value: object, places: Places) -> object:
+    looks_like_one = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", ".")) or ".." in value)
+    is_path = value and (name in _FOLDERS or (looks_like_one and name.endswith(_PATH_ENDS)))
+    return str(places.path(value, must_exist=False)) if is_path else value
+
+
+def check_recorded(config: dict[str, Any], places: Places) -> None:
+    """Whether a run's own configuration may be followed: a folder may come from somebody else.
+
+    Raises:
+        UserError: it names code. PermissionError: it reads data outside of the studio's folders.
+    """
+    for name in _CODE:
+        if ":" in str(config.get(name) or ""):
+            raise UserError(f"{name} {config[name]} names code, which the studio does not run on a folder's own word")
+    for name in ("train_data_dir", "class_data_dir"):
+        if config.get(name):
+            places.path(config[name], must_exist=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Awaitable, Callable
 from itertools import combinations
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from starlette.responses import FileResponse, Response
 
 from ..errors import UserError, read_json, read_json_list
+from ..evaluation.compare import compare as rows_of
+from ..evaluation.compare import read_report
 from ..evaluation.config import evaluation_form
 from ..folder_kinds import kinds_in
 from ..folders import REQUESTS, check_new_folder
-from ..training import run_files
+from ..training import run_control, run_files
 from ..training.command_line import training_form
-from . import runs
-from .forms import check_recorded, command_line, flags_of
+from .places import check_recorded, flags_of
 from .safety import SANDBOX
 from .shared import Studio
 
@@ -55,17 +57,16 @@ def file(studio: Studio, given: Values) -> Answer:
     path = studio.places.path(given["path"])
     if path.suffix.lower() not in _SHOWN or not path.is_file():
         raise UserError(f"{path} is no picture and no text")
-    return FileResponse(path, headers={"content-security-policy": SANDBOX} if path.suffix == ".html" else None)
+    return FileResponse(path, headers={"content-security-policy": SANDBOX} if path.suffix.lower() == ".html" else None)
 
 
-# --------------------------------------------------------------------------------------------------------- data
 @route("POST", "data/look")
 async def look(studio: Studio, given: Values) -> Answer:
     chosen = {"conditioning": given.get("conditioning") or "none"} | dict(given.get("args") or {})
     path = str(studio.places.path(given["path"]))
-    seen = await studio.look.call(f"{_LOOKING}:look", flags_of(chosen, studio.places, [path]), str(studio.home))
+    seen = await studio.look.call(f"{_LOOKING}:look", [path, *flags_of(chosen, studio.places)], str(studio.home))
     of_run = {"train_data_dir": path} | ({"on_bad_image": "skip"} if seen["bad_rows"] else {}) | chosen
-    return seen | {"command": command_line(["train", *flags_of(of_run, studio.places)])}
+    return seen | {"command": shlex.join(["cond-pipelines", "train", *flags_of(of_run, studio.places)])}
 
 
 @route("GET", "data/wall")
@@ -85,6 +86,10 @@ async def thumb(studio: Studio, given: Values) -> Answer:
     return _kept(path)
 
 
+def _paths(studio: Studio, given: Values) -> list[Path]:
+    return [studio.places.path(path) for path in given["paths"]]
+
+
 def _key(given: Values) -> str:
     if not re.fullmatch(r"[0-9a-f]{20}", str(given.get("key"))):
         raise UserError("this wall is not known: look at the data again")
@@ -97,16 +102,14 @@ def _kept(path: Path) -> Answer:
     return FileResponse(path, headers=_IMMUTABLE)
 
 
-# ---------------------------------------------------------------------------------------------------------- runs
-@route("GET", "train/form")
-def form(studio: Studio, given: Values) -> Answer:
-    return {"groups": training_form()}
-
-
 @route("POST", "train/plan")
 async def plan(studio: Studio, given: Values) -> Answer:
     args = flags_of(given["args"], studio.places)
-    return await studio.look.call(f"{_LOOKING}:plan", args) | {"command": command_line(["train", *args])}
+    try:
+        found = await studio.look.call(f"{_LOOKING}:plan", args)
+    except UserError as error:  # usual while somebody fills in the form
+        found = {"problem": str(error)}
+    return found | {"command": shlex.join(["cond-pipelines", "train", *args])}
 
 
 @route("POST", "train/start")
@@ -121,32 +124,10 @@ def act(studio: Studio, given: Values) -> Answer:
     folder, action = studio.places.path(given["path"]), given["action"]
     if action == "continue":
         check_recorded(run_files.config_of(folder), studio.places)
-        return studio.train(folder, runs.continuing(folder)) | {"done": "it goes on"}
+        return studio.train(folder, run_control.continuing(folder)) | {"done": "it goes on"}
     if action not in (*REQUESTS, "pause", "stop"):
         raise UserError(f"{action[:40]!r} is not pause, continue, stop, sample or save")
-    return {"done": runs.act(action, folder, studio.training_of(folder))}
-
-
-@route("GET", "runs/log")
-def log(studio: Studio, given: Values) -> Answer:
-    points = max(10, min(_MOST_POINTS, int(given.get("points", 600))))
-    return run_files.read_log(studio.places.path(given["path"], must_exist=False), points)
-
-
-@route("GET", "runs/output")
-def output(studio: Studio, given: Values) -> Answer:
-    job = studio.training_of(studio.places.path(given["path"], must_exist=False))
-    return {"text": "" if job is None else job.output()}
-
-
-@route("GET", "runs/differences")
-def differences(studio: Studio, given: Values) -> Answer:
-    return {"rows": run_files.differences([studio.places.path(path) for path in given["paths"]])}
-
-
-@route("GET", "watch")
-def watch(studio: Studio, given: Values) -> Answer:
-    return run_files.watched(studio.places.path(given["path"]))
+    return {"done": run_control.act(action, folder, studio.training_of(folder))}
 
 
 @route("POST", "watch/choose")
@@ -158,23 +139,6 @@ async def choose(studio: Studio, given: Values) -> Answer:
     check_new_folder(folder, "give another name")
     wanted = {"model": model, "ema_length": length}
     return await studio.draw.call(f"{_DRAWING}:choose", str(run), wanted, str(folder))
-
-
-# ---------------------------------------------------------------------------------------------------------- play
-@route("GET", "model")
-async def model(studio: Studio, given: Values) -> Answer:
-    return await studio.draw.call(f"{_DRAWING}:model_info", studio.model(given["path"]))
-
-
-def _drawing(function: str) -> Handler:
-    async def answer(studio: Studio, given: Values) -> Answer:
-        wanted = given | {"model": studio.model(given["model"])}
-        return await studio.draw.call(f"{_DRAWING}:{function}", wanted, str(studio.home))
-
-    return answer
-
-
-ROUTES += [("POST", f"/api/{name}", _drawing(name)) for name in ("draw", "interpolate", "classify")]
 
 
 @route("POST", "nearest")
@@ -192,12 +156,6 @@ def drawn(studio: Studio, given: Values) -> Answer:
     return _kept(studio.home / "drawn" / given["name"])
 
 
-# --------------------------------------------------------------------------------------------------------- judge
-@route("GET", "evaluate/form")
-def evaluate_form(studio: Studio, given: Values) -> Answer:
-    return {"groups": evaluation_form()}
-
-
 @route("POST", "evaluate")
 def evaluate(studio: Studio, given: Values) -> Answer:
     path, values = studio.places.path(given["model"]), dict(given.get("args") or {})
@@ -205,7 +163,7 @@ def evaluate(studio: Studio, given: Values) -> Answer:
     if not values.get("train_data_dir") and not values.get("dataset_name"):
         check_recorded(config, studio.places)
         values |= {name: config[name] for name in ("train_data_dir", "class_data_dir") if config.get(name)}
-    args = flags_of(values, studio.places, [str(path)])
+    args = [str(path), *flags_of(values, studio.places)]
     return {"job": studio.jobs.start("sweep" if values.get("sweep") else "evaluate", path, ["evaluate", *args]).id}
 
 
@@ -213,9 +171,9 @@ def evaluate(studio: Studio, given: Values) -> Answer:
 def reports(studio: Studio, given: Values) -> Answer:
     listed = []
     for path in kinds_in(studio.places.folders)["models"]:
-        files = [file for name in ("report", "sweep") if (file := path / f"evaluation/{name}.json").is_file()]
-        values = {"path": str(path), "name": studio.places.name(path), "sweep": any("sweep" in f.name for f in files)}
-        listed += [values | {"mtime": max(file.stat().st_mtime for file in files)}] if files else []
+        times = {f.stem: f.stat().st_mtime for f in path.glob("evaluation/*.json") if f.stem in ("report", "sweep")}
+        values = {"path": str(path), "name": studio.places.name(path), "sweep": "sweep" in times}
+        listed += [values | {"mtime": max(times.values())}] if times else []
     return {"reports": listed}
 
 
@@ -233,18 +191,8 @@ def report(studio: Studio, given: Values) -> Answer:
 
 @route("GET", "compare")
 def compare(studio: Studio, given: Values) -> Answer:
-    from ..evaluation.compare import compare as rows_of
-    from ..evaluation.compare import read_report
-
-    found = {str(path): read_report(path) for path in map(studio.places.path, given["paths"])}
+    found = {str(path): read_report(path) for path in _paths(studio, given)}
     return {"pairs": [{"a": a, "b": b, "rows": rows_of(found[a], found[b])} for a, b in combinations(found, 2)]}
-
-
-# --------------------------------------------------------------------------------------------------------- share
-@route("GET", "share")
-async def share(studio: Studio, given: Values) -> Answer:
-    path = studio.places.path(given["path"])
-    return await studio.draw.call(f"{_DRAWING}:shared", str(path), given.get("repo_id") or path.name)
 
 
 @route("POST", "push")
@@ -262,18 +210,44 @@ def push(studio: Studio, given: Values) -> Answer:
 def export(studio: Studio, given: Values) -> Answer:
     path, target = studio.places.path(given["path"]), str(given["to"])
     out = studio.places.path(given.get("output_dir") or f"{path}-{target}", must_exist=False)
-    return {
-        "job": studio.jobs.start("export", path, ["export", str(path), str(out), f"--to={target}"]).id,
-        "path": str(out),
-    }
+    job = studio.jobs.start("export", path, ["export", str(path), str(out), f"--to={target}"])
+    return {"job": job.id, "path": str(out)}
 
 
-@route("GET", "jobs/{id}")
-def job(studio: Studio, given: Values) -> Answer:
-    found = studio.jobs.find(given["id"])
-    return found.as_json() | {"output": found.output()}
+def _log(studio: Studio, given: Values) -> Values:
+    points = max(10, min(_MOST_POINTS, int(given.get("points", 600))))
+    return run_files.read_log(studio.places.path(given["path"], must_exist=False), points)
 
 
-@route("POST", "jobs/stop")
-def stop(studio: Studio, given: Values) -> Answer:
-    return {"done": studio.jobs.stop(given["id"])}
+def _output(studio: Studio, given: Values) -> Values:
+    job = studio.training_of(studio.places.path(given["path"], must_exist=False))
+    return {"text": "" if job is None else job.output()}
+
+
+def _drawing(function: str) -> Handler:
+    def answer(studio: Studio, given: Values) -> Awaitable[Values]:
+        wanted = given | {"model": studio.model(given["model"])}
+        return studio.draw.call(f"{_DRAWING}:{function}", wanted, str(studio.home))
+
+    return answer
+
+
+def _share(studio: Studio, given: Values) -> Awaitable[Values]:
+    path = studio.places.path(given["path"])
+    return studio.draw.call(f"{_DRAWING}:shared", str(path), given.get("repo_id") or path.name)
+
+
+_SIMPLE: list[tuple[str, str, Handler]] = [
+    ("GET", "train/form", lambda studio, given: {"groups": training_form()}),
+    ("GET", "evaluate/form", lambda studio, given: {"groups": evaluation_form()}),
+    ("GET", "runs/log", _log),
+    ("GET", "runs/output", _output),
+    ("GET", "runs/differences", lambda studio, given: {"rows": run_files.differences(_paths(studio, given))}),
+    ("GET", "watch", lambda studio, given: run_files.watched(studio.places.path(given["path"]))),
+    ("GET", "model", lambda studio, given: studio.draw.call(f"{_DRAWING}:model_info", studio.model(given["path"]))),
+    *(("POST", name, _drawing(name)) for name in ("draw", "interpolate", "classify")),
+    ("GET", "share", _share),
+    ("GET", "jobs/{id}", lambda studio, given: studio.jobs.find(given["id"]).as_json(with_output=True)),
+    ("POST", "jobs/stop", lambda studio, given: {"done": studio.jobs.stop(given["id"])}),
+]
+ROUTES += [(method, f"/api/{path}", handler) for method, path, handler in _SIMPLE]

@@ -22,13 +22,13 @@ _HOST, _NUM_PORTS = "127.0.0.1", 50
 def serve(options: Namespace) -> None:
     """Print the address and answer until Ctrl-C; processes that were started go on.
 
-    Raises:
-        UserError: a folder is not there, or no port is free.
+    Raises UserError: a folder is not there, or no port is free.
     """
     places = Places(options.folders)
     listener = _listen(options.port)
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
-    home = Path(options.cache_dir) if options.cache_dir else default_home()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(options.cache_dir or Path(cache, "cond_pipelines", "studio"))
     app = build_app(Studio(places, home), token, port)
     address = f"http://{_HOST}:{port}/?token={token}"
     print(f"studio: {address}", flush=True)
@@ -40,11 +40,6 @@ def serve(options: Namespace) -> None:
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has ended in order
         uvicorn.Server(config).run(sockets=[listener])
-
-
-def default_home() -> Path:
-    """Where thumbnails, drawn images and the records of commands are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cond_pipelines" / "studio"
 
 
 def _listen(first: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -11,27 +12,21 @@ from .. import __version__
 from ..background import Job, Jobs
 from ..errors import UserError
 from ..folder_kinds import kinds_in
-from ..settings import setting_of
-from ..training.run_files import config_of, process_in
-from .forms import check_recorded
-from .places import Places
-from .runs import state_of
-from .workers import Worker
+from ..training.run_files import conditioning_of, config_of, process_in, state_of
+from ..worker import Worker
+from .places import Places, check_recorded
 
 _WRONG_INPUT = 2  # exit code of a command that has not begun: its folder may never have been made
 _STATE_SEC = 0.5  # for so long several pages get the same state
 
 
 class Studio:
-    """See above.
-
-    Args:
-        home: where thumbnails, drawn images and the records of commands are kept.
-    """
+    """See above; `home`: where thumbnails, drawn images and the records of commands are kept."""
 
     def __init__(self, places: Places, home: Path):
         self.places, self.home, self.jobs = places, home, Jobs(home / "jobs")
         self.look, self.draw = Worker(), Worker()
+        self._starting = threading.Lock()
         self.locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._state: tuple[float, bytes] = (float("-inf"), b"")
 
@@ -56,7 +51,7 @@ class Studio:
             "folders": list(map(str, self.places.folders)),
             "data": [{"path": str(path), "name": name(path)} for path in found["data"]],
             "runs": [{"path": str(p), "name": name(p)} | state_of(p, trainings.get(p)) for p in folders],
-            "models": [{"path": str(p), "name": name(p), "conditioning": _conditioning(p)} for p in found["models"]],
+            "models": [{"path": str(p), "name": name(p), "conditioning": conditioning_of(p)} for p in found["models"]],
             "jobs": [job.as_json() for job in jobs],
         }
 
@@ -75,10 +70,11 @@ class Studio:
 
     def train(self, folder: Path, args: list[str]) -> dict[str, object]:
         """Start a training. Raises UserError where one is at work in the folder."""
-        job = self.training_of(folder)
-        if process_in(folder) is not None or (job is not None and job.exit_code is None):
-            raise UserError(f"a training is at work in {folder}: wait until it ends, or name another folder")
-        return {"job": self.jobs.start("train", folder, args).id}
+        with self._starting:  # two pages may ask at once
+            job = self.training_of(folder)
+            if process_in(folder) is not None or (job is not None and job.exit_code is None):
+                raise UserError(f"a training is at work in {folder}: wait until it ends, or name another folder")
+            return {"job": self.jobs.start("train", folder, args).id}
 
     def model(self, text: object) -> str:
         """The path of a model, or of a checkpoint of a run whose configuration may be followed."""
@@ -86,12 +82,3 @@ class Studio:
         if (path / "manifest.json").is_file():
             check_recorded(config_of(path.parent), self.places)
         return str(path)
-
-
-def _conditioning(model: Path) -> str | None:
-    try:
-        index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
-        names = [value[1] if isinstance(value, list) else value for value in (index["_class_name"], index["adapter"])]
-        return setting_of(*map(str, names)).name
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
