@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -61,6 +62,7 @@ def _start() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends this one
     os.nice(_NICENESS)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lines that a command prints on its way)
 

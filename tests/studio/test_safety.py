@@ -74,6 +74,18 @@ def test_the_page_itself_may_and_every_answer_says_what_may_run(studio):
         assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
+def test_two_pages_agree_and_nothing_is_sent_again_where_nothing_changed(studio):
+    known = {"Authorization": f"Bearer {studio.token}"}
+    status, headers, content = studio.raw("GET", "/api/state", known)
+    again = studio.raw("GET", "/api/state", known | {"If-None-Match": headers["etag"]})
+    assert (status, again[0], again[2]) == (200, 304, b"")
+    (studio.folder / "more").mkdir()
+    (studio.folder / "more" / "0.png").write_bytes(b"")
+    one = studio.wait_for(lambda: (found := studio.get("state")) != json.loads(content) and found)
+    assert one == studio.get("state") and "more" in [found["name"].split("/")[-1] for found in one["data"]]
+    assert studio.raw("GET", "/api/state", known | {"If-None-Match": headers["etag"]})[0] == 200
+
+
 def test_a_form_of_another_site_is_no_request(studio):
     """A browser sends a form without asking first, so it must be refused by its kind."""
     known = {"Authorization": f"Bearer {studio.token}"}

@@ -22,7 +22,7 @@ from ..settings import setting_of
 Values = dict[str, Any]  # of JSON and YAML
 _CHECKPOINT, _GRID = re.compile(r"checkpoint-(\d+)", re.ASCII), re.compile(r"(\d{6,})\.png", re.ASCII)
 _RARE = re.compile(rb'"images": \d+, "(?!loss")')  # a line of a validation, between those of the training loss
-_MOST_RARE, _PART_BYTES = 5000, 2**22
+_MOST_RARE, _PART_BYTES, _TAIL_BYTES = 5000, 2**22, 2**18
 
 
 # ---------------------------------------------------------------------------------------------------------- now
@@ -61,6 +61,8 @@ def state_of(folder: Path, job: Job | None) -> Values:
         state = "failed"
     else:
         state = "paused" if checkpoints else "stopped"
+    if not is_active and checkpoints and last:  # a pause saves more steps than the log has lines for
+        last = last | {"step": max(last["step"], checkpoints[-1])}
     values: Values = {"state": state, "checkpoints": checkpoints, "samples": [step for step, _ in grids]}
     values |= {key: last.get(key) for key in ("step", "loss", "lr", "images_per_sec", "elapsed_sec")}
     values |= {"newest_grid": str(grids[-1][1]) if grids else None, "held_out_loss": held_out}
@@ -137,9 +139,19 @@ def _mtime(path: Path) -> float | None:
 
 def _last_lines(folder: Path) -> tuple[Values, object]:
     """The last line of the training loss, and the last held-out loss."""
+    path = folder / "log.jsonl"
+    try:
+        found = path.stat()
+    except OSError:
+        return {}, None
+    return _at_the_end_of(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=256)  # a list of runs is asked for each second
+def _at_the_end_of(path: Path, changed: int, size: int) -> tuple[Values, object]:
     training: Values = {}
     held_out = None
-    for text in tail(folder / "log.jsonl", 2**18).splitlines():
+    for text in tail(path, _TAIL_BYTES).splitlines():
         line = _parsed(text)
         training = line if "lr" in line else training
         held_out = line.get("held_out_loss", held_out)
