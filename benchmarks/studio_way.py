@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from hub_server import TOKEN, Hub
 
 BAD_FILES = ("broken.png", "empty.png", "text.png")
-PATIENCE_MS = 120_000  # the machine may be busy
+PATIENCE_MS = 300_000  # the machine may be busy
 SETTINGS = {
     "unet_size": "xxs",
     "train_batch_size": 8,
@@ -117,7 +117,7 @@ class Visitor:
     @classmethod
     def of(cls, chromium: Any, pictures: Path | None = None, **context: Any) -> "Visitor":
         page = chromium.new_context(**context).new_page()
-        page.set_default_timeout(PATIENCE_MS)
+        page.set_default_timeout(float(os.environ.get("PATIENCE_MS", PATIENCE_MS)))
         visitor = cls(page, pictures=pictures)
         page.on("console", lambda message: visitor.note(f"console: {message.text}"))
         page.on("pageerror", lambda error: visitor.note(f"error: {error}"))

@@ -5,12 +5,8 @@ import { Act, Bars, Check, Choice, Command, Empty, Facts, PathChoice, Problem, W
 import { api, goTo, html, number, query, useAnswer, useEffect, useKept, useMemo, useRef, useState } from "./parts.js";
 import { useStudio } from "./parts.js";
 
-export const SETTINGS = [
-  ["none", "none: p(x)"],
-  ["class", "class: p(x|y)"],
-  ["text", "text: p(x|caption)"],
-  ["embedding", "embedding: p(x|vector)"],
-];
+const FORMULAS = { none: "p(x)", class: "p(x|y)", text: "p(x|caption)", embedding: "p(x|vector)" };
+export const SETTINGS = Object.entries(FORMULAS).map(([name, formula]) => [name, `${name}: ${formula}`]);
 const [PAGE, GAP_PX, CAPTION_PX] = [200, 10, 20];
 
 export default function Data({ here }) {

@@ -1,7 +1,7 @@
 // View 5: run an evaluation, read its report, compare several, and the trade-off that a sweep shows.
 
 import { Fields } from "./form.js";
-import { Act, Check, Empty, Jobs, PathChoice, Problem, Table, Waiting } from "./parts.js";
+import { Act, Check, Choice, Empty, Jobs, PathChoice, Problem, Table, Waiting } from "./parts.js";
 import { api, fileUrl, goTo, html, linkTo, nameOf, notify, number, query, short } from "./parts.js";
 import { useAnswer, useKept, useState, useStudio } from "./parts.js";
 import { usableModels } from "./share.js";
@@ -145,8 +145,8 @@ function TradeOff({ reports }) {
   return html`<section class="field stack" aria-label="Trade-off">
     <h3>The trade-off</h3>
     <div class="fields">
-      <${Axis} label="Across" names=${names} value=${across} onValue=${setAcross} />
-      <${Axis} label="Up" names=${names} value=${up} onValue=${setUp} />
+      <${Choice} label="Across" options=${names} value=${across} onValue=${setAcross} />
+      <${Choice} label="Up" options=${names} value=${up} onValue=${setUp} />
     </div>
     <svg class="trade" viewBox="0 0 560 300" role="img" aria-label=${`Trade-off. ${label}`}>
       <path d="M50 15V260H520" fill="none" />
@@ -160,7 +160,3 @@ function TradeOff({ reports }) {
 }
 
 const settingOf = (report) => `${short(report.guide_scale ?? report.guidance_scale)} · ${report.num_inference_steps} steps`;
-
-function Axis({ label, names, value, onValue }) {
-  return html`<${PathChoice} label=${label} items=${names.map((name) => ({ path: name, name }))} value=${value} onValue=${onValue} />`;
-}

@@ -9,8 +9,6 @@ export const html = htm.bind(h);
 export { Fragment, createContext, render, useCallback, useContext, useEffect, useId, useMemo, useRef, useState };
 
 // ------------------------------------------------------------------------------------------------- the server
-export class ServerGone extends Error {}
-
 /** Ask the server: GET without a body, POST with one. Throws an Error with the server's own line. */
 export async function api(path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -19,11 +17,11 @@ export async function api(path, body) {
   try {
     answer = await fetch(`/api/${path}`, options);
   } catch {
-    throw new ServerGone("The server does not answer. Runs go on without it. Start `cond-pipelines studio` again.");
+    throw new Error("The server does not answer. Runs go on without it. Start `cond-pipelines studio` again.");
   }
   const result = await answer.json().catch(() => ({ error: `The server answers ${answer.status}` }));
   if (answer.ok) return result;
-  throw new (answer.status === 403 ? ServerGone : Error)(result.error ?? `The server answers ${answer.status}`);
+  throw new Error(result.error ?? `The server answers ${answer.status}`);
 }
 
 /** The query of a GET: {path: ["a", "b"], key: 1} as path=a&path=b&key=1. What is null or undefined has no place. */
@@ -32,10 +30,9 @@ export function query(values) {
   return new URLSearchParams(pairs.filter(([, value]) => value !== undefined && value !== null)).toString();
 }
 
-/** [value, error, again]: the answer to a GET, now and every `everyMs`; null where there is no path yet. */
+/** [value, error]: the answer to a GET, now and every `everyMs`; null where there is no path yet. */
 export function useAnswer(path, everyMs = 0) {
   const [answer, setAnswer] = useState({});
-  const [count, setCount] = useState(0);
   useEffect(() => {
     if (!path) return undefined;
     let [isOver, timer, text, waitMs] = [false, 0, "", everyMs];
@@ -57,9 +54,9 @@ export function useAnswer(path, everyMs = 0) {
       isOver = true;
       clearTimeout(timer);
     };
-  }, [path, everyMs, count]);
+  }, [path, everyMs]);
   const isOfPath = answer.path === path;
-  return [isOfPath ? answer.value : undefined, isOfPath ? answer.error : undefined, () => setCount((n) => n + 1)];
+  return [isOfPath ? answer.value : undefined, isOfPath ? answer.error : undefined];
 }
 
 export const Studio = createContext({ data: [], runs: [], models: [], jobs: [], folders: [] });
