@@ -17,8 +17,6 @@ from typing import Any
 
 from .errors import UserError, describe
 
-_NICENESS = 5  # a training has the processor first
-
 
 class Worker:
     """One process, which does one thing after another; it is started with the first, and again when it was killed.
@@ -63,7 +61,6 @@ def _start() -> None:
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends this one
-    os.nice(_NICENESS)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lines that a command prints on its way)
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 import psutil
 from PIL import Image
 
-_SEC = 60.0  # for so long a wait may last on a busy machine
+_SEC = 300.0  # for so long a wait may last on a busy machine
 
 
 class Server:

@@ -11,6 +11,7 @@ from hub_server import TOKEN
 from PIL import Image
 from studio_common import Server, environment, folder_of_shapes, locker, tiny
 
+from cond_pipelines.background import Jobs
 from cond_pipelines.files import sha256_of
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
@@ -21,7 +22,11 @@ def place(tmp_path_factory):
     """(folder, cache) of a studio with a data set."""
     folder = tmp_path_factory.mktemp("work")
     folder_of_shapes(folder / "shapes")
-    return folder, tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home")
+    yield folder, home
+    for job in Jobs(home / "jobs").all():  # the studio leaves runs alone, also where a test has failed
+        for process in job.processes():
+            process.kill()
 
 
 @pytest.fixture(scope="module")

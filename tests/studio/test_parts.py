@@ -21,6 +21,7 @@ from cond_pipelines.errors import UserError
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.neighbours import TrainingImages
 from cond_pipelines.evaluation.reader import real_image
+from cond_pipelines.files import keep_newest, strict_json
 from cond_pipelines.folder_kinds import kinds_in
 from cond_pipelines.grids import sampled
 from cond_pipelines.networks.pretrained import load_pipeline
@@ -79,6 +80,22 @@ def test_a_log_that_grows_is_read_on_and_one_that_starts_anew_anew(tmp_path):
 def test_a_skipped_step_has_no_loss_and_is_shown_as_a_gap(tmp_path):
     (tmp_path / "log.jsonl").write_text(_training(1) + _line(2, loss=None, lr=1e-3, images_per_sec=1.0))
     assert read_log(tmp_path)["loss"] == [1.0, None]
+
+
+def test_what_no_browser_reads_is_not_sent():
+    value = {"loss": [1.0, float("nan"), float("inf")], "name": os.fsdecode(b"caf\xe9.png"), "n": (2, None, True)}
+    text = strict_json(value)
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert found == {"loss": [1.0, None, None], "name": value["name"], "n": [2, None, True]} and text.isascii()
+
+
+def test_a_cache_keeps_what_was_used_last(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}").touch()
+        os.utime(tmp_path / f"{i}", (i, i))
+    keep_newest(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["3", "4"]
+    keep_newest(tmp_path / "gone", 2)
 
 
 # --------------------------------------------------------------------------------------- folders, locks, wishes

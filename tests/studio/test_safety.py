@@ -150,6 +150,9 @@ def test_a_folder_of_somebody_else_names_no_code_and_no_data_outside(studio):
         ("dataset_name: os:getcwd", 400, "names code"),
         ("adapter: os:system", 400, "names code"),
         (f"train_data_dir: {studio.outside}", 403, "not in the folders"),
+        ("train_data_dir: ../outside", 403, "not in the folders"),
+        (f"logging_dir: {studio.outside}", 403, "not in the folders"),
+        (f"pretrained_model_name_or_path: {studio.outside}", 403, "not in the folders"),
     ):
         (run / "training_config.yaml").write_text(f"conditioning: class\n{line}\n")
         assert why in studio.post("runs/continue", status, path=str(run))["error"]

@@ -11,14 +11,14 @@ from .push import Push, known_secrets, stage_model
 
 @dataclass(frozen=True)
 class Preview:
-    """What a push would upload: the card, sizes of files in bytes by name, and what of the folder stays.
+    """What a push would upload: the card, the files, each with its name and bytes, and what of the folder stays.
 
     Args:
         problem: why it would be refused, in one line; None: it would not be.
     """
 
     card: str
-    files: dict[str, int]
+    files: list[dict[str, Any]]
     stays: list[str]
     problem: str | None
 
@@ -30,8 +30,8 @@ def preview(folder: str | Path, repo_id: str, **how: Any) -> Preview:
         ValueError: `folder` is no model of this library.
 
     Example:
-        >>> preview("flowers", "me/flowers").files["model_index.json"]
-        812
+        >>> preview("flowers", "me/flowers").files[0]
+        {"name": "README.md", "bytes": 2812}
     """
     folder, options = Path(folder), Push(**how)
     with tempfile.TemporaryDirectory() as name:
@@ -41,7 +41,8 @@ def preview(folder: str | Path, repo_id: str, **how: Any) -> Preview:
             refuse_secrets(stage, known_secrets(folder, repo_id, options))
         except ValueError as error:
             problem = str(error)
-        sizes = {p.relative_to(stage).as_posix(): p.stat().st_size for p in sorted(stage.rglob("*")) if p.is_file()}
-        tops = {name.partition("/")[0] for name in sizes}
+        paths = [path for path in sorted(stage.rglob("*")) if path.is_file()]
+        files = [{"name": path.relative_to(stage).as_posix(), "bytes": path.stat().st_size} for path in paths]
+        tops = {path.relative_to(stage).parts[0] for path in paths}
         stays = [path.name for path in sorted(folder.iterdir()) if path.name not in tops and path.name[0] != "."]
-        return Preview((stage / "README.md").read_text(encoding="utf-8"), sizes, [*private, *stays], problem)
+        return Preview((stage / "README.md").read_text(encoding="utf-8"), files, [*private, *stays], problem)

@@ -11,11 +11,12 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..errors import UserError, describe
+from ..files import strict_json
 from .routes import ROUTES, Handler
 from .safety import Guard
 from .shared import Studio
@@ -44,9 +45,9 @@ def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable
             found = await asyncio.to_thread(handler, studio, given)
             if inspect.isawaitable(found):
                 found = await found
+            return found if isinstance(found, Response) else _json(found)
         except Exception as error:
             return _failure(error)
-        return found if isinstance(found, Response) else JSONResponse(found)
 
     return answer
 
@@ -73,4 +74,8 @@ def _failure(error: Exception) -> Response:
     elif not isinstance(error, ValueError | TypeError | AttributeError | OSError):
         traceback.print_exc()
         status, line = 500, f"this is a fault of the studio: {line}"
-    return JSONResponse({"error": line}, status)
+    return _json({"error": line}, status)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(strict_json(value), status, media_type="application/json")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,16 @@ import torch
 from PIL import Image, ImageOps
 
 from ..adapters.denoiser import unwrapped
-from ..data.images import convert, open_image
 from ..data.load import load_data
 from ..display import facts_of, size_px
-from ..errors import UserError, reading
+from ..errors import UserError
 from ..evaluation.neighbours import TrainingImages
-from ..files import write_json
+from ..files import keep_newest, write_json
 from ..folders import CONFIG_FILE
 from ..grids import interpolated, sampled
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
+from ..sample import picture_of
 from ..sharing.preview import preview
 from ..training.at_checkpoint import pipeline_at, write_model
 from ..training.command_line import read_recipe
@@ -30,7 +31,7 @@ from ..training.config import TrainingConfig
 from ..training.ema import pipeline_of_length
 from .looking import cached
 
-_MOST_IMAGES, _MOST_FRAMES = 64, 50
+_MOST_IMAGES, _MOST_FRAMES, _MOST_KEPT = 64, 50, 20_000
 _SAMPLING = ("num_inference_steps", "guidance_scale", "strength")
 Request = dict[str, Any]
 
@@ -58,9 +59,10 @@ def _model(request: Request) -> ConditionalPipeline:
     return _loaded(model, None if length is None else float(length), _stamp(model))
 
 
-def model_info(model: str) -> dict[str, Any]:
+def model_info(request: Request, home: str) -> Request:
     """What the form for drawing needs to know of a model."""
-    return facts_of(_model({"model": model}))
+    keep_newest(Path(home) / "drawn", _MOST_KEPT)
+    return facts_of(_model(request))
 
 
 def draw(request: Request, home: str) -> Request:
@@ -137,11 +139,7 @@ def read_image(text: object, home: str, channels: int = 3) -> Image.Image:
         source = Path(home) / "drawn" / os.path.basename(head)
     elif not head.startswith("data:image/"):
         raise UserError("an image is a data URL, or the address of one that was drawn here")
-    with reading("the image"):
-        image = open_image(source)
-        if not isinstance(image, Image.Image):
-            raise UserError("it has channels that make no picture: save it as PNG")
-        return convert(image, channels)
+    return picture_of("the image", source, channels)
 
 
 @lru_cache(maxsize=1)
@@ -179,6 +177,4 @@ def choose(run: str, request: Request, folder: str) -> Request:
 
 def shared(folder: str, repo_id: str) -> Request:
     """The card of a model, and what a push would upload."""
-    found = preview(folder, repo_id)
-    files = [{"name": name, "bytes": size} for name, size in found.files.items()]
-    return {"card": found.card, "files": files, "stays": found.stays, "problem": found.problem}
+    return asdict(preview(folder, repo_id))

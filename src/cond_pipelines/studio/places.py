@@ -54,24 +54,24 @@ def flags_of(values: object, places: Places) -> list[str]:
     """
     if not isinstance(values, dict):
         raise UserError("args must be an object: names of flags, and their values")
-    return arguments_of({name: _checked(name, value, places) for name, value in values.items()})
+    paths = {n: str(places.path(v, must_exist=False)) for n, v in values.items() if _is_path(n, v)}
+    return arguments_of(values | paths)
 
 
-def _checked(name: str, value: object, places: Places) -> object:
+def _is_path(name: str, value: object) -> bool:
     looks_like_one = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", ".")) or ".." in value)
-    is_path = value and (name in _FOLDERS or (looks_like_one and name.endswith(_PATH_ENDS)))
-    return str(places.path(value, must_exist=False)) if is_path else value
+    return bool(value) and (name in _FOLDERS or (looks_like_one and name.endswith(_PATH_ENDS)))
 
 
 def check_recorded(config: dict[str, Any], places: Places) -> None:
     """Whether a run's own configuration may be followed: a folder may come from somebody else.
 
     Raises:
-        UserError: it names code. PermissionError: it reads data outside of the studio's folders.
+        UserError: it names code. PermissionError: it names a path outside of the studio's folders.
     """
     for name in _CODE:
         if ":" in str(config.get(name) or ""):
             raise UserError(f"{name} {config[name]} names code, which the studio does not run on a folder's own word")
-    for name in ("train_data_dir", "class_data_dir"):
-        if config.get(name):
-            places.path(config[name], must_exist=False)
+    for name, value in config.items():
+        if name != "output_dir" and _is_path(name, value):
+            places.path(os.path.abspath(value), must_exist=False)  # a command reads it from where it is started

@@ -1,6 +1,7 @@
 """The routes of the studio: values by name in, JSON out. What takes a while is done in a thread or in a worker."""
 
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Awaitable, Callable
@@ -162,7 +163,7 @@ def evaluate(studio: Studio, given: Values) -> Answer:
     config = run_files.config_of(path)
     if not values.get("train_data_dir") and not values.get("dataset_name"):
         check_recorded(config, studio.places)
-        values |= {name: config[name] for name in ("train_data_dir", "class_data_dir") if config.get(name)}
+        values |= {n: os.path.abspath(config[n]) for n in ("train_data_dir", "class_data_dir") if config.get(n)}
     args = [str(path), *flags_of(values, studio.places)]
     return {"job": studio.jobs.start("sweep" if values.get("sweep") else "evaluate", path, ["evaluate", *args]).id}
 
@@ -180,12 +181,11 @@ def reports(studio: Studio, given: Values) -> Answer:
 @route("GET", "report")
 def report(studio: Studio, given: Values) -> Answer:
     folder = studio.places.path(given["path"]) / "evaluation"
-    shown = [str(path) for path in sorted(folder.glob("*")) if path.suffix in (".png", ".html", ".md")]
     report, sweep = folder / "report.json", folder / "sweep.json"
     return {
         "report": read_json(studio.places.path(str(report))) if report.is_file() else None,
         "sweep": read_json_list(studio.places.path(str(sweep))) if sweep.is_file() else None,
-        "files": shown,
+        "files": [str(path) for path in sorted(folder.glob("*")) if path.suffix in (".png", ".html", ".md")],
     }
 
 
@@ -226,7 +226,7 @@ def _output(studio: Studio, given: Values) -> Values:
 
 def _drawing(function: str) -> Handler:
     def answer(studio: Studio, given: Values) -> Awaitable[Values]:
-        wanted = given | {"model": studio.model(given["model"])}
+        wanted = given | {"model": studio.model(given.get("model") or given["path"])}
         return studio.draw.call(f"{_DRAWING}:{function}", wanted, str(studio.home))
 
     return answer
@@ -244,7 +244,7 @@ _SIMPLE: list[tuple[str, str, Handler]] = [
     ("GET", "runs/output", _output),
     ("GET", "runs/differences", lambda studio, given: {"rows": run_files.differences(_paths(studio, given))}),
     ("GET", "watch", lambda studio, given: run_files.watched(studio.places.path(given["path"]))),
-    ("GET", "model", lambda studio, given: studio.draw.call(f"{_DRAWING}:model_info", studio.model(given["path"]))),
+    ("GET", "model", _drawing("model_info")),
     *(("POST", name, _drawing(name)) for name in ("draw", "interpolate", "classify")),
     ("GET", "share", _share),
     ("GET", "jobs/{id}", lambda studio, given: studio.jobs.find(given["id"]).as_json(with_output=True)),

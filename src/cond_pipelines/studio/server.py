@@ -20,10 +20,7 @@ _HOST, _NUM_PORTS = "127.0.0.1", 50
 
 
 def serve(options: Namespace) -> None:
-    """Print the address and answer until Ctrl-C; processes that were started go on.
-
-    Raises UserError: a folder is not there, or no port is free.
-    """
+    """Print the address and answer until Ctrl-C. Raises UserError: a folder is not there, or no port is free."""
     places = Places(options.folders)
     listener = _listen(options.port)
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)

@@ -1,7 +1,6 @@
 """What the routes share: the folders, the records of commands, two workers, the cache; and the state of it all."""
 
 import asyncio
-import json
 import threading
 import time
 from collections import defaultdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from .. import __version__
 from ..background import Job, Jobs
 from ..errors import UserError
+from ..files import strict_json
 from ..folder_kinds import kinds_in
 from ..training.run_files import conditioning_of, config_of, process_in, state_of
 from ..worker import Worker
@@ -38,7 +38,7 @@ class Studio:
     def state(self) -> bytes:
         """All that each page shows of what is there, as JSON."""
         if time.monotonic() - self._state[0] > _STATE_SEC:
-            self._state = (time.monotonic(), json.dumps(self._read_state()).encode())
+            self._state = (time.monotonic(), strict_json(self._read_state()).encode())
         return self._state[1]
 
     def _read_state(self) -> dict[str, object]:
