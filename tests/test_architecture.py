@@ -24,8 +24,11 @@ LAYERS = [
         "errors",
         "files",
         "folders",
+        "folder_kinds",
         "locks",
         "processes",
+        "background",
+        "worker",
         "flags",
         "command_line",
         "builtin",
@@ -36,7 +39,7 @@ LAYERS = [
     "pictures",
     *("adapters", "objectives", "pipelines", "networks", "export", "grids"),
     *("data", "settings", "sharing", "evaluation", "training", "halves"),
-    *("sample", "evaluate", "demo", "inspection", "display", "completion", "cli"),
+    *("sample", "evaluate", "demo", "inspection", "display", "studio", "completion", "cli"),
 ]
 TRAVELS = {"adapters", "pipelines"}
 

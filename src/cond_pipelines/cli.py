@@ -9,9 +9,18 @@ from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, UserError, one_line_errors
 from .processes import command_line, use_all_cores
-from .small_parsers import card_parser, compare_parser, completion_parser, convert_parser, ema_parser, push_parser
+from .small_parsers import (
+    card_parser,
+    compare_parser,
+    completion_parser,
+    convert_parser,
+    ema_parser,
+    push_parser,
+    studio_parser,
+)
 
 _GROUPS = {
+    "See it all": {"studio": "open a page on this machine: data, runs, samples, reports"},
     "Look at data": {"inspect": "show what a training would see of a folder, and what it would leave out"},
     "Make a model": {
         "train": "train one: unconditional, class-conditional or text-conditional",
@@ -80,6 +89,7 @@ def main(args: list[str] | None = None) -> None:
                 "card": card,
                 "push": push,
                 "completion": completion,
+                "studio": studio,
             }[command]
         run(args[1:])
 
@@ -196,9 +206,25 @@ def push(args: list[str]) -> None:
     print(for_terminal(str(commit.pr_url or commit.commit_url)))
 
 
+def studio(args: list[str]) -> None:
+    """Serve the studio's page until Ctrl-C."""
+    options = studio_parser().parse_args(args)
+    try:
+        from .studio.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UserError("the studio needs more packages: pip install starlette uvicorn") from error
+    serve(options)
+
+
 def completion(args: list[str]) -> None:
     """Print a script for a shell that completes commands, flags and files."""
     options = completion_parser().parse_args(args)
     from .completion import script
 
     print(lines_for_terminal(script(options.shell)))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,14 +7,16 @@ import argparse
 import difflib
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_origin
 
 from .console import for_terminal
+from .errors import UserError
 from .flags import default_of, hints_of, kinds_of, settings_of
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
+_FORM_TYPES: dict[object, str] = {int: "int", float: "float", bool: "bool"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -74,6 +76,62 @@ class Parser(argparse.ArgumentParser):
         """End with one line where an argument is not known, naming the nearest flag."""
         if unknown:
             self.error(unknown_name(unknown[0].split("=")[0], self.known, "argument "))
+
+
+def arguments_of(values: Mapping[str, object]) -> list[str]:
+    """Values by name as arguments that a `Parser` reads back; those that are None or empty are left out.
+
+    Raises:
+        UserError: a name that no flag can have.
+
+    Example:
+        >>> arguments_of({"resolution": 32, "random_flip": True, "validation_prompts": ["cat", "dog"], "seed": None})
+        ['--resolution=32', '--random_flip', '--validation_prompts', 'cat', 'dog']
+    """
+    args: list[str] = []
+    for name, value in values.items():
+        if not name.isidentifier():
+            raise UserError(f"{name[:60]!r} is no name of a flag")
+        if isinstance(value, bool):
+            args.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            args += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None and value != "":
+            args.append(f"--{name}={value}")
+    return args
+
+
+def form_of(config: type, groups: Sequence[type], hidden: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The fields of a configuration for a form: groups of {"name", "help", "type", "choices", "default", "item"}.
+
+    The groups are those of the help: the most used first.
+
+    Args:
+        hidden: names of fields that the form does not have.
+
+    Example:
+        >>> form_of(InspectionConfig, [InspectionConfig])[0]["fields"][0]["name"]
+        'train_data_dir'
+    """
+    hints, hidden = hints_of(config), set(hidden)
+    declared = [(s, group) for group in groups for s in fields(group) if s.name not in hidden]
+    common = sorted((s for s, _ in declared if s.metadata["common"]), key=lambda s: s.metadata["common"])
+    found = [("Most used", common)]
+    for group in groups:
+        title = "More" if len(groups) == 1 else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+        found.append((title, [s for s, of in declared if of is group and not s.metadata["common"]]))
+    return [{"title": title, "fields": [_in_form(s, hints[s.name]) for s in settings]} for title, settings in found]
+
+
+def _in_form(setting: Field[object], hint: object) -> dict[str, Any]:
+    kinds, _ = kinds_of(hint)
+    is_list = get_origin(kinds[0]) is list
+    is_choice = not is_list and not isinstance(kinds[0], type)
+    item = get_args(kinds[0])[0] if is_list else kinds[0]
+    known = _FORM_TYPES.get(item, "text")
+    values = {"name": setting.name, "help": setting.metadata["help"], "default": default_of(setting)}
+    values |= {"type": "list" if is_list else "choice" if is_choice else known, "item": known if is_list else None}
+    return values | {"choices": kinds if is_choice else None, "common": bool(setting.metadata["common"])}
 
 
 def with_underscores(arg: str) -> str:

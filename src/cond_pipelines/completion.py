@@ -11,7 +11,15 @@ from .export.command import parser as export_parser
 from .halves.arguments import parser as halves_parser
 from .inspection import InspectionConfig
 from .sample import parser as sample_parser
-from .small_parsers import card_parser, compare_parser, completion_parser, convert_parser, ema_parser, push_parser
+from .small_parsers import (
+    card_parser,
+    compare_parser,
+    completion_parser,
+    convert_parser,
+    ema_parser,
+    push_parser,
+    studio_parser,
+)
 from .training.command_line import training_parser
 
 # Arguments that name a file or a folder.
@@ -23,6 +31,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     """The arguments of each command, by its name."""
     return {
         "inspect": Parser("cond-pipelines inspect", InspectionConfig, [InspectionConfig], ""),
+        "studio": studio_parser(),
         "train": training_parser(),
         "distill": training_parser(),
         "demo": demo_parser(),

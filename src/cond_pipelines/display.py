@@ -5,13 +5,14 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .adapters.denoiser import unwrapped
 from .grids import title_of
 from .pictures import image_grid
+from .pipelines.schedulers import SCHEDULERS, objective_name
 from .settings import Setting, setting_of
 from .sharing.escaping import one_line
 from .sharing.facts import CardFacts
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from .pipelines.conditional import ConditionalPipeline
 
-_NUM_SAMPLES, _MAX_NAMES = 4, 12
+_NUM_SAMPLES, _MAX_NAMES, _MOST_EXAMPLES = 4, 12, 40
 # Larger networks take too long for a display: about 10 s for four images.
 _MAX_PARAMETERS = {"cpu": 20e6}
 _MAX_PARAMETERS_ELSEWHERE = 1e9
@@ -38,7 +39,7 @@ def html_of(pipe: "ConditionalPipeline") -> str:
         >>> HTML(html_of(pipe))
     """
     setting = setting_of(type(pipe).__name__, type(pipe.adapter).__name__)
-    examples = _examples(pipe, setting)
+    examples = examples_of(pipe, setting)
     rows = {"draws": _size(pipe), "network": _network(pipe)}
     if examples:
         rows["classes" if setting.has_classes else "examples of conditions"] = _listed(examples)
@@ -74,7 +75,35 @@ def _num_parameters(pipe: "ConditionalPipeline") -> int:
     return sum(parameter.numel() for parameter in unwrapped(pipe.unet).parameters())
 
 
-def _examples(pipe: "ConditionalPipeline", setting: Setting) -> list[object]:
+def facts_of(pipe: "ConditionalPipeline") -> dict[str, Any]:
+    """What a form for drawing needs to know: the setting, classes or examples, defaults, schedulers, the size."""
+    setting = setting_of(type(pipe).__name__, type(pipe.adapter).__name__)
+    schedulers = SCHEDULERS.get(objective_name(pipe.config.get("objective"), pipe.scheduler), {})
+    width, height = size_px(pipe)
+    return {
+        "setting": setting.name,
+        "formula": setting.card.formula,
+        "classes": list(pipe.adapter.id2label.values()) if setting.has_classes else [],
+        "examples": examples_of(pipe, setting)[:_MOST_EXAMPLES],
+        "num_inference_steps": pipe.config.default_num_inference_steps,
+        "guidance_scale": pipe.config.default_guidance_scale,
+        "scheduler": type(pipe.scheduler).__name__,
+        "schedulers": list(schedulers),
+        "width": width,
+        "height": height,
+        "num_parameters": _num_parameters(pipe),
+        "embedding_dim": None if setting.has_classes else pipe.adapter.config.get("embedding_dim"),
+    }
+
+
+def size_px(pipe: "ConditionalPipeline") -> tuple[int, int]:
+    """(width, height) of the images that a pipeline draws where nothing is given."""
+    size = unwrapped(pipe.unet).config.sample_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
+
+
+def examples_of(pipe: "ConditionalPipeline", setting: Setting) -> list[object]:
     """Class names, or conditions that the training run recorded in the folder that the pipeline was loaded from."""
     if setting.has_classes:
         return list(pipe.adapter.id2label.values())

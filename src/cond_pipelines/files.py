@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -153,9 +154,45 @@ def append_text(path: Path, text: str) -> None:
             raise
 
 
+def tail(path: Path, size: int) -> str:
+    """The last `size` bytes of a file as text; "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
     """Write a whole JSON file, in UTF-8 with characters as they are."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n")
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every reader takes: in ASCII, so that any file's name can be in it, and null for what is no number.
+
+    Example:
+        >>> strict_json({"loss": float("nan"), "name": "café"})
+        '{"loss": null, "name": "caf\\\\u00e9"}'
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value))
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete the files of a cache that were not used for longest, beyond `count`."""
+    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    if len(files) > count:
+        for path in sorted(files, key=lambda path: path.stat().st_mtime)[:-count]:
+            path.unlink(missing_ok=True)
 
 
 def write_checked_json(path: Path, values: dict[str, Any]) -> None:

@@ -16,6 +16,9 @@ from safetensors import safe_open
 from .errors import UserError, describe, read_json
 from .files import is_mostly_hole
 
+# In the output folder of a run: whose it is, who writes there, and how it was made.
+RUN_FILE, LOCK_FILE, CONFIG_FILE = "run.json", ".lock", "training_config.yaml"
+REQUESTS = {"sample": "sample-now", "save": "save-now"}  # files that a run takes as a wish, see `training.requests`
 COMPONENT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 _CLASS = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)  # or a module; a card has it in a block of code
 WEIGHTS = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)

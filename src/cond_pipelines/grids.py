@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from .pictures import image_grid
+from .pictures import image_grid, visible
+from .pipelines.vae import vae_decode
 
 if TYPE_CHECKING:
     from .pipelines.conditional import ConditionalPipeline
@@ -90,9 +91,64 @@ def _sample(
     return images
 
 
+def sampled(
+    pipe: "ConditionalPipeline",
+    conditions: Sequence[object],
+    seeds: Sequence[int],
+    scheduler: str | None = None,
+    frames: list[list[Image.Image]] | None = None,
+    **sampling: object,
+) -> list[Image.Image]:
+    """An image for each condition and seed: the same seed is the same noise, whatever else is drawn with it.
+
+    Args:
+        scheduler: a short name, see `use_scheduler`; the pipeline has its own again afterwards. None: its own.
+        frames: takes the images of each step, from the first one on.
+        sampling: arguments of the call.
+
+    Example:
+        >>> frames = []
+        >>> sampled(pipe, ["circle", "ring"], [0, 0], frames=frames)  # frames[3][1]: "ring" after the fourth step
+    """
+    if frames is not None:
+
+        def on_step(pipe: "ConditionalPipeline", i: int, t: object, values: dict[str, Any]) -> dict[str, Any]:
+            latents = values["latents"]  # (B, C, h, w)
+            pixels = latents if pipe.vae is None else vae_decode(pipe.vae, latents)
+            arrays = (pixels.clamp(-1, 1) + 1).permute(0, 2, 3, 1).float().cpu().numpy() / 2  # (B, H, W, C)
+            frames.append([visible(array) for array in arrays])
+            return {}
+
+        sampling["callback_on_step_end"] = on_step
+    own = pipe.scheduler
+    try:
+        if scheduler:
+            pipe.use_scheduler(scheduler)
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with torch.no_grad():
+            images: list[Image.Image] = pipe.sample(list(conditions), generator=generator, **sampling).images
+    finally:
+        pipe.register_modules(scheduler=own)
+    return images
+
+
 def interpolation(
     pipe: "ConditionalPipeline", first: object, second: object, num_steps: int = 8, seed: int = 0, **sampling: object
 ) -> Image.Image:
+    """The images of `interpolated` in a row, with the conditions and weights above them.
+
+    Example:
+        >>> interpolation(pipe, "circle", "ring").save("between.png")
+    """
+    images = interpolated(pipe, first, second, num_steps, seed, **sampling)
+    weights = torch.linspace(0, 1, num_steps)[1:-1].tolist()
+    titles = [title_of(first), *(f"{w:.2f}" for w in weights), title_of(second)]
+    return image_grid(images, columns=num_steps, column_titles=titles)
+
+
+def interpolated(
+    pipe: "ConditionalPipeline", first: object, second: object, num_steps: int = 8, seed: int = 0, **sampling: object
+) -> list[Image.Image]:
     """Images from the same noise, under conditions between two: e_w = (1 - w) e(first) + w e(second), w from 0 to 1.
 
     Args:
@@ -104,7 +160,7 @@ def interpolation(
         ValueError: fewer than two steps, or no guidance_scale for a model whose own is that of its guide.
 
     Example:
-        >>> interpolation(pipe, "circle", "ring").save("between.png")
+        >>> interpolated(pipe, "circle", "ring")[3].save("nearly_half.png")
     """
     from .pipelines.guidance import Between
 
@@ -122,9 +178,10 @@ def interpolation(
         cond, other = pipe.encode_condition([second] * num_steps, [first] * num_steps)
         guidance = Between(weights, float(scale), pipe.adapter.null_like(cond))
         generator = [torch.Generator().manual_seed(seed) for _ in range(num_steps)]
-        images = pipe.generate(cond, other, guidance=guidance, generator=generator, **sampling).images
-    titles = [title_of(first), *(f"{w:.2f}" for w in weights[1:-1].tolist()), title_of(second)]
-    return image_grid(images, columns=num_steps, column_titles=titles)
+        images: list[Image.Image] = pipe.generate(
+            cond, other, guidance=guidance, generator=generator, **sampling
+        ).images
+    return images
 
 
 def title_of(condition: object) -> str:

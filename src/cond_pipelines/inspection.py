@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,10 @@ from .files import whole_file
 from .flags import SEED, flag
 from .settings import find_setting
 
-_NUM_SHOWN, _NUM_LOOKED_AT, _LEFT_OUT_SIDE_PX = 64, 2000, 96
+if TYPE_CHECKING:
+    from .data.load import TrainingData
+
+_NUM_SHOWN, _NUM_LOOKED_AT, _NUM_NAMED, _LEFT_OUT_SIDE_PX = 64, 2000, 100, 96
 
 
 @dataclass
@@ -60,7 +63,11 @@ def inspect(config: InspectionConfig) -> str:
     """
     from .data.load import load_data
 
-    data = load_data(config)
+    return describe(config, load_data(config))
+
+
+def describe(config: InspectionConfig, data: "TrainingData") -> str:
+    """The lines and contact sheets of `inspect`, of data that are loaded."""
     lines = [data.summary()]
     if data.train is None:
         return "\n".join(lines)
@@ -88,6 +95,54 @@ def inspect(config: InspectionConfig) -> str:
                 sheet.save(unfinished, "PNG")
             lines.append(f"{what}: {folder / name}")
     return "\n".join(lines)
+
+
+def facts_of(data: "TrainingData") -> dict[str, Any]:
+    """What `describe` says in lines as values: what is left out and why, classes, lengths of captions, copies.
+
+    Returns:
+        Counts ("total", "num_train", "num_held_out", "resolution_px"); "excluded", by reason; "bad_rows" and "notes",
+        lines; "classes", with counts; "caption_lengths", pairs of words and captions; "duplicates", groups of indices.
+    """
+    from .data.labels import all_of
+
+    dataset, account = data.dataset, data.account
+    captions = [text for text in all_of(dataset.conditions()) if isinstance(text, str)]
+    counts = Counter(names_of(data)) if data.id2label else {}
+    same: dict[bytes, list[int]] = {}
+    for i, content in enumerate(dataset.content_keys() if dataset.decoded else ()):
+        same.setdefault(content, []).append(i)
+    reasons = account.excluded.items()
+    return {
+        "total": len(dataset),
+        "num_train": 0 if data.train is None else len(data.train),
+        "num_held_out": len(data.held_out),
+        "resolution_px": dataset.resolution,
+        "excluded": [{"reason": why, "count": len(names), "files": names[:_NUM_NAMED]} for why, names in reasons],
+        "bad_rows": dataset.skipped,
+        "notes": [*account.notes, *account.unread],
+        "classes": [{"name": name, "count": count} for name, count in sorted(counts.items())],
+        "caption_lengths": sorted(Counter(len(text.split()) for text in captions).items()),
+        "duplicates": [group for group in same.values() if len(group) > 1][:_NUM_NAMED],
+    }
+
+
+def names_of(data: "TrainingData") -> list[str]:
+    """The condition of each image in words; "" where the setting has none."""
+    from .data.labels import condition_name
+
+    every = np.arange(len(data.dataset))
+    if data.dataset.columns.condition is None:
+        return [""] * len(every)
+    return [condition_name(condition, data.id2label) for condition in data.conditions(every)]
+
+
+def image_of(dataset: Any, index: int) -> Image.Image:
+    """An image after crop and resize, as the network sees it. Raises BadRow."""
+    from .pictures import visible
+
+    array = dataset.centre(int(dataset.usable[index])).astype(np.float32)
+    return visible(array / 255 if dataset.value_range is None else (array + 1) / 2)
 
 
 def _sizes(dataset: Any) -> list[str]:
@@ -150,7 +205,7 @@ def _sheet(data: Any) -> Image.Image | None:
     """Images after scaling and cropping, in the order of their classes or captions; None where none can be read."""
     from .data.labels import condition_name
     from .data.rows import BadRow
-    from .pictures import image_grid, visible
+    from .pictures import image_grid
 
     chosen = np.unique(np.linspace(0, len(data.dataset) - 1, min(_NUM_SHOWN, len(data.dataset))).round().astype(int))
     names = [condition_name(c, data.id2label) for c in data.conditions(chosen)]
@@ -158,8 +213,7 @@ def _sheet(data: Any) -> Image.Image | None:
     images, captions = [], []
     for i in order:
         with suppress(BadRow):  # images that are not kept decoded are not all looked at
-            array = data.dataset.centre(int(data.dataset.usable[chosen[i]])).astype(np.float32)
-            images.append(visible(array / 255 if data.dataset.value_range is None else (array + 1) / 2))
+            images.append(image_of(data.dataset, int(chosen[i])))
             captions.append(names[i])
     if not images:
         return None

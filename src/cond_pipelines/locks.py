@@ -11,8 +11,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from .console import say
-
-LOCK_FILE = ".lock"
+from .folders import LOCK_FILE
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from .builtin import with_builtin
 from .console import say
 from .errors import read_json, reading
 from .files import sha256_of, whole_file
-from .folders import component_names, inside
+from .folders import RUN_FILE, component_names, inside
 
-RUN_FILE, LORA_FILE, SUMMARY_FILE = "run.json", "pytorch_lora_weights.safetensors", "training_summary.json"
+LORA_FILE, SUMMARY_FILE = "pytorch_lora_weights.safetensors", "training_summary.json"
 _KEY = "run"
 
 

@@ -84,7 +84,7 @@ def draw(pipe: "ConditionalPipeline", conditions: list[object], options: Namespa
     sampling |= {name: value for name in ("height", "width") if (value := getattr(options, name)) is not None}
     for name in ("image", "mask_image"):
         if (path := getattr(options, name)) is not None:
-            sampling[name] = _picture(f"--{name}", path)
+            sampling[name] = picture_of(f"--{name} {path}", path, 3 if name == "image" else 1)
     for flag in ("mask_image", "strength"):
         if getattr(options, flag) and options.image is None:
             raise UserError(f"--{flag} needs --image")
@@ -138,18 +138,22 @@ def read_condition(pipe: "ConditionalPipeline", text: str) -> object:
     return text
 
 
-def _picture(flag: str, path: Path) -> "Image.Image":
-    """An image of any format that training reads, upright, in sRGB; of a mask its brightness."""
+def picture_of(what: str, source: object, channels: int = 3) -> "Image.Image":
+    """An image of any format that training reads, upright, in sRGB; with one channel its brightness.
+
+    Args:
+        what: its name, for errors. source: a path, or {"bytes": ...}.
+    """
     from PIL import Image
 
     from .data.images import convert, open_image
     from .errors import reading
 
-    with reading(f"{flag} {path}"):
-        image = open_image(path)
+    with reading(what):
+        image = open_image(source)
         if not isinstance(image, Image.Image):
-            raise UserError(f"{flag} {path} has channels that make no picture: save it as PNG")
-        return convert(image, 3 if flag == "--image" else 1)
+            raise UserError(f"{what} has channels that make no picture: save it as PNG")
+        return convert(image, channels)
 
 
 def _check_out(path: Path) -> None:

@@ -346,12 +346,14 @@ def test_small_evaluations(tmp_path):
         "report_to": "tensorboard",
     }
     folders = [run(tmp_path / name, **settings) for name in "ab"]
-    for key in ("kernel_distance", "precision", "recall"):
+    for key in ("kernel_distance", "precision", "recall", "copies"):
         values = log_of(folders[0], key)
         assert len(values) == 2 and np.isfinite(values).all() and values == log_of(folders[1], key)
     assert len(log_of(folders[0])) == 4
     events = EventAccumulator(str(next((folders[0] / "logs").rglob("events*")))).Reload()
     assert [e.step for e in events.Scalars("recall")] == [2, 4]
+    without = run(tmp_path / "without", **settings | {"max_train_steps": 2, "validation_fraction": 0.0})
+    assert len(log_of(without, "recall")) == 1 and log_of(without, "copies") == []  # nothing to compare with
     with pytest.raises(ValueError, match="--evaluation_steps needs square 8-bit images that are not streamed"):
         run(tmp_path / "c", **settings, streaming=True)
 

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..command_line import Parser
+from ..command_line import Parser, form_of
 from ..flags import AT_LEAST_ONE, NOT_NEGATIVE, SEED, check_needs, check_values, flag
 
 Row = dict[str, Any]  # of a table of measures: see `questions.row`
@@ -102,6 +102,11 @@ class EvaluationConfig:
         scale = scales_by_name(self.guide_scale, self.guidance_scale, setting)
         given = {"guidance_scale": scale, "num_inference_steps": self.num_inference_steps}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def evaluation_form() -> list[dict[str, Any]]:
+    """The arguments of an evaluation for a form; see `command_line.form_of`."""
+    return form_of(EvaluationConfig, [EvaluationConfig], hidden=("model", "output_dir", "features_dir"))
 
 
 def parse_args(args: list[str] | None = None) -> EvaluationConfig:

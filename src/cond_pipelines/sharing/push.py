@@ -18,7 +18,7 @@ from ..errors import read_yaml
 from .card import write_card
 from .contents import copy_model, copy_page
 from .hub_waiting import is_silence, limited_waiting, waiting_for
-from .leaks import refuse_secrets, secrets_of
+from .leaks import Secret, refuse_secrets, secrets_of
 from .space import name_space, write_space
 
 # What another model in a repository cannot have left: these stay where they are.
@@ -112,13 +112,10 @@ def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
     api = HfApi(token=how.token)
     with tempfile.TemporaryDirectory() as name:
         stage, space = Path(name, "model"), Path(name, "space")
-        stage.mkdir()
-        copy_model(folder, stage)
-        private = copy_page(page_of, stage, how.include_training_images)
+        private = stage_model(folder, page_of, stage, repo_id, how)
         if private:
             say(f"{', '.join(private)} stays here: it shows training images; --include_training_images uploads it")
-        write_card(stage, repo_id)  # a bad card.yaml is an error before anything is made on the Hub
-        secrets = secrets_of(_folders_of(page_of), [how.token, _recorded_token(page_of)], repo_id)
+        secrets = known_secrets(page_of, repo_id, how)
         refuse_secrets(stage, secrets)
         if how.web:  # before anything is made on the Hub, too
             write_space(stage, space, repo_id, how.onnxruntime_web)
@@ -127,6 +124,15 @@ def _push(folder: Path, page_of: Path, repo_id: str, how: Push) -> CommitInfo:
         if how.web:
             address = _push_space(_Repository(api, repo_id, how.private, "space"), space, how)
         return _push_model(_Repository(api, repo_id, how.private), stage, how, address)
+
+
+def stage_model(folder: Path, page_of: Path, stage: Path, repo_id: str, how: Push) -> list[str]:
+    """Copy what is pushed into the new folder `stage`; returns the pictures of training images, which stay."""
+    stage.mkdir()
+    copy_model(folder, stage)
+    private = copy_page(page_of, stage, how.include_training_images)
+    write_card(stage, repo_id)  # a bad card.yaml is an error before anything is made on the Hub
+    return private
 
 
 def _push_model(repository: "_Repository", stage: Path, how: Push, space: str | None) -> CommitInfo:
@@ -175,6 +181,11 @@ def _push_space(repository: "_Repository", stage: Path, how: Push) -> str:
             ),
         )
         return repo_id
+
+
+def known_secrets(folder: Path, repo_id: str, how: Push) -> list[Secret]:
+    """What must not go up with the model of a folder."""
+    return secrets_of(_folders_of(folder), [how.token, _recorded_token(folder)], repo_id)
 
 
 def _folders_of(folder: Path) -> list[Path]:

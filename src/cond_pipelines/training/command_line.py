@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..command_line import Parser, unknown_name, with_underscores
+from ..command_line import Parser, form_of, unknown_name, with_underscores
 from ..console import say
 from ..errors import read_yaml
 from ..flags import check_needs, hints_of, kinds_of, settings_of
@@ -47,12 +47,20 @@ def parse_args(args: list[str] | None = None, **defaults: object) -> TrainingCon
     return config
 
 
+_GROUPS = [ModelArguments, DataArguments, OptimizationArguments, OutputArguments]
+
+
+def training_form() -> list[dict[str, Any]]:
+    """The same for a form: see `command_line.form_of`."""
+    return form_of(TrainingConfig, _GROUPS, hidden=("hub_token", "resume_from_checkpoint"))
+
+
 def training_parser() -> Parser:
     """The arguments of `cond-pipelines train`."""
     parser = Parser(
         "cond-pipelines train",
         TrainingConfig,
-        [ModelArguments, DataArguments, OptimizationArguments, OutputArguments],
+        _GROUPS,
         "Train p(x), p(x|y) or p(x|text) on your images. Settings that are not given are chosen, printed and saved.",
         usage="cond-pipelines train --train_data_dir FOLDER [--conditioning class] [--flag value ...]",
     )

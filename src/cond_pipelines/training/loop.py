@@ -22,6 +22,7 @@ from .finish import finish
 from .log import TrainingLog
 from .optimizers import check_packages
 from .pushing import HubPush
+from .requests import Requests
 from .run import Run, prepare_run
 from .run_folder import RunFolder, check_place
 from .small_evaluation import Evaluator
@@ -74,7 +75,8 @@ def _train(run: Run, stop: StopSignal) -> Path:
     )
     evaluator = Evaluator(run, stop) if config.evaluation_steps else None
     hub = HubPush(config, accelerator.is_main_process)
-    run.folder.start(state.progress, state.resumed_run)
+    run.folder.start(state.progress, state.resumed_run, config, run.length.num_steps(state.progress))
+    requests = Requests(run.output_dir, accelerator)
     log = TrainingLog(run, state.progress)
     log.opening(state.resumed, conditions.lost_words(run.data))
     state.start()
@@ -107,13 +109,14 @@ def _train(run: Run, stop: StopSignal) -> Path:
             log.step(state, step_loss, skipped, learning_rate)
             with log.until_there_is_room():
                 state.save_snapshot()
-            if validation.due(state):
+            wished = requests.taken(state.progress.step)
+            if validation.due(state) or "sample" in wished:
                 with state.averaged():
-                    log.validation(state.progress, *validation(state))
+                    log.validation(state.progress, *validation(state, whole="sample" in wished))
             if evaluator is not None and state.is_multiple_of(config.evaluation_steps):
                 with state.averaged() as averaged:
                     log.evaluation(state.progress, evaluator(averaged))
-            if state.is_multiple_of(config.checkpointing_steps):
+            if state.is_multiple_of(config.checkpointing_steps) or "save" in wished:
                 log.save_to(state.progress)
                 state.save_checkpoint()
                 if hub.every_save:

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from ..console import say
 from ..errors import read_json
 from ..files import write_json
-from ..folders import check_length, inside
+from ..folders import CONFIG_FILE, REQUESTS, RUN_FILE, check_length, inside
 from ..locks import by_main_process, locked_folder
-from ..provenance import LORA_FILE, RUN_FILE, SUMMARY_FILE, run_of_folder
+from ..provenance import LORA_FILE, SUMMARY_FILE, run_of_folder
 from ..sharing.card import is_our_card
 from .checkpoints import Progress, all_checkpoints
 from .config import TrainingConfig
@@ -21,9 +21,9 @@ from .ema import SNAPSHOTS
 
 # What a run, and an evaluation of its model, write. The first name goes first: without it nothing looks finished.
 _FILES = (
-    *("model_index.json", SUMMARY_FILE, RUN_FILE, LORA_FILE, "pipeline_cond_*.py", "training_config.yaml"),
+    *("model_index.json", SUMMARY_FILE, RUN_FILE, LORA_FILE, "pipeline_cond_*.py", CONFIG_FILE),
     *("log.jsonl", "log.jsonl.unfinished", "loss.png", "samples.png", "steps.png", "samples.gif"),
-    *("samples/[0-9]*.png",),
+    *("samples/[0-9]*.png", *REQUESTS.values()),
     *("images/[0-9][0-9].png", f"{SNAPSHOTS}/*.safetensors", ".eval_results/cond_pipelines.yaml"),
     *(f"evaluation/{name}" for name in ("report.*", "sweep.*", "features-*.npy", "sample?.png", "nearest.png")),
     *("evaluation/per_class.png", "evaluation/confusion.png", "evaluation/.lock"),
@@ -152,11 +152,13 @@ class RunFolder:
             return f"another run's averages ({SNAPSHOTS}/)"
         return None
 
-    def start(self, progress: Progress, resumed: str | None) -> None:
+    def start(self, progress: Progress, resumed: str | None, decided: TrainingConfig, num_steps: int | None) -> None:
         """When all that can be wrong with the input was looked at: clear the folder, and say whose it is.
 
         Args:
             progress: where the run starts. resumed: the run that it goes on with, where its checkpoint says so.
+            decided: the configuration with all defaults filled in, which is saved: it goes on with the run.
+            num_steps: of the whole run; None: minutes end it.
 
         Raises:
             ValueError: it would write over what another run left.
@@ -179,7 +181,8 @@ class RunFolder:
                     )
             run = known or (self.run if progress.step else None) or uuid.uuid4().hex[:12]
             self._drop_what_comes_later(progress.step, run)
-            write_json(self.path / RUN_FILE, {"run": run})
+            decided.save(self.path / CONFIG_FILE)
+            write_json(self.path / RUN_FILE, {"run": run, "num_steps": num_steps})
             return run
 
         self.run = by_main_process(prepare, self.accelerator.is_main_process)

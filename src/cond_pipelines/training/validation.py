@@ -75,13 +75,17 @@ class Validation:
             return crossed(4, state.fraction_before, state.fraction_done)
         return state.progress.step > 0 and state.is_multiple_of(self.config.validation_steps)
 
-    def __call__(self, state: TrainState) -> tuple[float | None, Image.Image | None]:
-        """The held-out loss and a grid of samples; of an early grid no loss, and None where it would take too long."""
-        pipe, config, regular = state.eval_pipe, self.config, self._is_regular(state)
+    def __call__(self, state: TrainState, whole: bool = False) -> tuple[float | None, Image.Image | None]:
+        """The held-out loss and a grid of samples; of an early grid no loss, and None where it would take too long.
+
+        Args:
+            whole: with the loss and all samples, at whatever step.
+        """
+        pipe, config, regular = state.eval_pipe, self.config, whole or self._is_regular(state)
         count = len(self.conditions)
         if not regular:
             count = self._num_early(pipe)
-        elif config.max_train_minutes and config.validation_steps is None:  # the time is for training
+        elif config.max_train_minutes and config.validation_steps is None and not whole:  # the time is for training
             count = max(1, self._num_early(pipe))
         if not count:
             return None, None

@@ -1,0 +1,1 @@
+"""The studio: a page on this machine over folders of data, runs and models."""

@@ -1,0 +1,81 @@
+"""The studio as an ASGI application."""
+
+import asyncio
+import inspect
+import json
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from ..errors import UserError, describe
+from ..files import strict_json
+from .routes import ROUTES, Handler
+from .safety import Guard
+from .shared import Studio
+
+PAGE = Path(__file__).parent / "page"
+
+
+def build_app(studio: Studio, token: str, port: int) -> Guard:
+    """The page, its files and all routes; see `Guard` for who may talk to it."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        studio.close()
+
+    listed = [Route(path, _endpoint(studio, handler), methods=[method]) for method, path, handler in ROUTES]
+    first = Route("/", lambda request: FileResponse(PAGE / "index.html"))
+    routes = [*listed, first, Mount("/page", StaticFiles(directory=PAGE))]
+    return Guard(Starlette(routes=routes, lifespan=lifespan), token, port)
+
+
+def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            given = await _given(request)
+            found = await asyncio.to_thread(handler, studio, given)
+            if inspect.isawaitable(found):
+                found = await found
+            return found if isinstance(found, Response) else _json(found)
+        except Exception as error:
+            return _failure(error)
+
+    return answer
+
+
+async def _given(request: Request) -> dict[str, Any]:
+    """The values of a request by name: of its body or its query, and of its path."""
+    if request.method == "GET":
+        query, tag = request.query_params, request.headers.get("if-none-match")
+        return {**query, "paths": query.getlist("path"), "if_none_match": tag, **request.path_params}
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the request is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError("the request is no JSON object")
+    return values | request.path_params
+
+
+def _failure(error: Exception) -> Response:
+    status = 403 if isinstance(error, PermissionError) else 404 if isinstance(error, FileNotFoundError) else 400
+    line = str(error) if status in (403, 404) else describe(error)
+    if isinstance(error, KeyError):
+        line = f"{error} is missing"
+    elif not isinstance(error, ValueError | TypeError | AttributeError | OSError):
+        traceback.print_exc()
+        status, line = 500, f"this is a fault of the studio: {line}"
+    return _json({"error": line}, status)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(strict_json(value), status, media_type="application/json")

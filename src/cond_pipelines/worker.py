@@ -1,0 +1,88 @@
+"""A process of its own for what takes torch, so that the server starts within a second and stays quick."""
+
+import asyncio
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr
+from io import StringIO
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .errors import UserError, describe
+
+
+class Worker:
+    """One process, which does one thing after another; it is started with the first, and again when it was killed.
+
+    Example:
+        >>> await Worker().call("cond_pipelines.sample:main", ["flowers", "rose"])
+    """
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+
+    async def call(self, function: str, *args: object) -> dict[str, Any]:
+        """What "module:function" returns, values by name. Raises UserError, in one line, for what it could not do."""
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start)
+        pool = self.pool
+        try:
+            future = await asyncio.to_thread(pool.submit, _run, function, args)
+            value, problem = await asyncio.wrap_future(future)
+        except BrokenProcessPool as error:
+            self.pool = None if self.pool is pool else self.pool
+            raise UserError(
+                "the process that does this was killed, most often for want of memory: try again"
+            ) from error
+        if problem is not None:
+            raise UserError(problem)
+        return value
+
+    def close(self) -> None:
+        """End the process."""
+        if self.pool is not None:
+            processes = list((self.pool._processes or {}).values())
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+
+
+def _start() -> None:
+    """In the process: it ends with the server, also where that is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends this one
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lines that a command prints on its way)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(0)
+
+
+def _run(function: str, args: tuple[object, ...]) -> tuple[dict[str, Any], str | None]:
+    """(value, what went wrong in one line)."""
+    module, _, name = function.partition(":")
+    said = StringIO()
+    try:
+        with redirect_stderr(said):  # a parser of the command line says there what is wrong, and exits
+            return getattr(importlib.import_module(module), name)(*args), None
+    except SystemExit:
+        lines = said.getvalue().strip().splitlines() or ["stopped"]
+        return {}, lines[-1].removeprefix("error: ")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, ValueError | OSError):
+            traceback.print_exc()
+        return {}, describe(error)
+    except Exception as error:  # a bug: its traceback is for the terminal, and the page says that there is one
+        traceback.print_exc()
+        return {}, f"this is a fault of the studio, the terminal says more: {describe(error)}"

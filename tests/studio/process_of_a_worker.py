@@ -1,0 +1,21 @@
+"""What a test lets a worker do."""
+
+import os
+import signal
+from typing import Any
+
+
+def pid() -> dict[str, Any]:
+    """Of the worker."""
+    return {"pid": os.getpid()}
+
+
+def killed() -> dict[str, Any]:
+    """As by the system, for want of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def refused() -> dict[str, Any]:
+    """As by a user's mistake."""
+    raise ValueError("no module of that name")
