@@ -28,7 +28,7 @@ from quality_judge import Features, Judge
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.files import write_text
 from cond_pipelines.pictures import image_grid
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 
 OURS, PEERS = "ours", ("train_unconditional", "denoising_diffusion_pytorch")
 _SAMPLE_BATCH = 100

@@ -16,7 +16,7 @@ import torch
 
 from cond_pipelines import TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 
 LOG_EVERY = 5
 

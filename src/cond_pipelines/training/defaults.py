@@ -18,6 +18,7 @@ from ..pipelines.vae import VAE, vae_scale_factor
 from ..processes import available_cores
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
+from .dtypes import fast_precision
 from .guide import GUIDANCE_SCALE as AUTOGUIDANCE_SCALE
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
@@ -271,15 +272,6 @@ def _train_text_encoder(config: TrainingConfig) -> bool:
 def default_tracker() -> str:
     """TensorBoard where it is installed."""
     return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-
-
-def fast_precision(device: torch.device) -> str:
-    """bf16 where the device has instructions for it, fp16 on older NVIDIA GPUs, otherwise no mixed precision."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bf16"
-    return "no"
 
 
 # Of Stable Diffusion and the like, by what is trained: as diffusers' train_text_to_image.py and
