@@ -102,6 +102,7 @@ def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
                 logging_steps=LOG_EVERY,
                 validation_steps=0,
                 default_num_inference_steps=1,
+                optimizer="adamw",  # as the bare step
                 output_dir=folder,
             )
         )

@@ -84,6 +84,7 @@ def our_steps(
                 validation_steps=0,
                 default_num_inference_steps=1,
                 report_to="none",
+                optimizer="adamw",  # as the other loop
                 output_dir=folder,
             )
         )
