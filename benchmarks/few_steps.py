@@ -41,6 +41,7 @@ TRAINING = {
     "validation_fraction": 0.0,
     "validation_steps": 0,
     "report_to": "none",
+    "optimizer": "adamw",  # with which the results were made
     "logit_mean": 0.5,
     "logit_std": 1.2,
     "default_num_inference_steps": FLOW_STEPS,

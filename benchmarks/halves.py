@@ -64,6 +64,7 @@ def call(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             validation_steps=0,
             logging_steps=options.steps,
             report_to="none",
+            optimizer="adamw",  # with which the results were made
             seed=seed,
             cache_dir=str(home / "cache"),
             output_dir=str(home / "out"),

@@ -9,12 +9,16 @@
 Train MODEL_DIR between the second and the last command, with `--train_data_dir mnist/train --resolution 28`: the
 images are 28x28 grayscale, `label` is a name ("zero" .. "nine") and `text` a caption ("a seven written by hand").
 The last 5,000 of the 65,000 digits are in mnist/test: no model sees them, they tell how well the reader reads.
+`cond-pipelines evaluate MODEL_DIR --feature_extractor mnist_digits:features --classifier mnist_digits:read`, with
+PYTHONPATH=benchmarks, measures in the reader's features; it finds the reader by MNIST_READER.
 The reader takes 2 minutes; where other programs keep the cores busy, give it OMP_NUM_THREADS=1.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 
@@ -147,6 +151,32 @@ def read_digits(reader: DigitReader, images: Tensor) -> tuple[Tensor, Tensor]:
         probabilities.append(reader(batch).softmax(dim=1))
     confidence, digits = torch.cat(probabilities).max(dim=1)
     return digits, confidence
+
+
+@functools.cache
+def _reader() -> DigitReader:
+    file = os.environ.get("MNIST_READER", "mnist_reader.safetensors")
+    reader = DigitReader()
+    reader.load_state_dict(load_file(file))
+    return reader.eval()
+
+
+def _as_tensor(images: list[Image.Image]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.array(image.convert("L"))) for image in images])  # (N, H, W) uint8
+
+
+def read(images: list[Image.Image]) -> list[str]:
+    """For `cond-pipelines evaluate --classifier mnist_digits:read`: the name of the digit in each image."""
+    return [[*DIGIT_NAMES, "no digit"][i] for i in read_digits(_reader(), _as_tensor(images))[0].tolist()]
+
+
+@torch.no_grad()
+def features(images: list[Image.Image]) -> np.ndarray:
+    """For --feature_extractor mnist_digits:features: the reader's last feature maps, averaged: (N, 128)."""
+    x = _as_tensor(images)[:, None].float() / 255  # (N, 1, H, W)
+    x = F.interpolate(x, size=IMAGE_SIZE_PX, mode="bilinear", antialias=True)
+    maps: Tensor = nn.Sequential(*list(_reader())[:9])(x)  # (N, 128, 4, 4)
+    return maps.mean(dim=(2, 3)).numpy()
 
 
 def fit_reader(args: argparse.Namespace, num_epochs: int = 4, batch_size: int = 200) -> None:

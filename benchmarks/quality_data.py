@@ -35,10 +35,14 @@ def fetch(folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
     for package in DEBIAN:
         if not list(folder.glob(f"{package}_*.deb")):
-            subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
-        subprocess.run(["dpkg-deb", "-x", str(next(folder.glob(f"{package}_*.deb"))), str(debian)], check=True)
+            subprocess.run(["apt-get", "download", package], cwd=folder, check=True, timeout=600)
+        subprocess.run(
+            ["dpkg-deb", "-x", str(next(folder.glob(f"{package}_*.deb"))), str(debian)], check=True, timeout=600
+        )
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--upgrade", "--target", str(pypi), *PYPI], check=True)
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--upgrade", "--target", str(pypi), *PYPI], check=True, timeout=600
+    )
 
 
 def on_white(image: Image.Image, side_px: int = SIDE_PX) -> Image.Image:

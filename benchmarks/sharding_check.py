@@ -102,6 +102,7 @@ def run(folder: Path, options: argparse.Namespace, start: Callable[..., None] | 
         "logging_steps": 1,
         "validation_steps": options.steps // 2,
         "report_to": "none",
+        "optimizer": "adamw",  # the only one that goes with sharding
         "default_num_inference_steps": 2,
         "autoguidance": True,  # an average more, which is saved as a network of its own
         "mixed_precision": options.mixed_precision,

@@ -88,7 +88,7 @@ class Server:
         """As `kill -9` of it and of its workers; runs are in sessions of their own."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.wait(timeout=60)
 
 
 def kill_run(folder: Path) -> None:
@@ -356,7 +356,7 @@ def reference_run(folder: Path, settings: dict[str, object]) -> tuple[Path, floa
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "cond_pipelines.cli", "train", "--train_data_dir", str(folder / "work" / "images")]
     command += ["--on_bad_image", "skip", "--conditioning", "class", "--output_dir", str(run), *flags]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=3600)
     return run, time.perf_counter() - start
 
 

@@ -28,7 +28,7 @@ from quality_judge import Features, Judge
 from cond_pipelines import ConditionalPipeline
 from cond_pipelines.files import write_text
 from cond_pipelines.pictures import image_grid
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 
 OURS, PEERS = "ours", ("train_unconditional", "denoising_diffusion_pytorch")
 _SAMPLE_BATCH = 100
@@ -43,7 +43,7 @@ def train_ours(data: Path, steps: int, folder: Path, arguments: list[str]) -> fl
         command += ["--train_data_dir", str(data / "train"), "--resolution", str(side_px), "--report_to", "none"]
         command += ["--max_train_steps", str(steps), "--validation_steps", "0", "--output_dir", str(folder)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*command, *arguments], check=True)
+        subprocess.run([*command, *arguments], check=True, timeout=24 * 3600)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         (folder / "cpu_sec.json").write_text(json.dumps(after.ru_utime - before.ru_utime))
     return float(json.loads((folder / "cpu_sec.json").read_text()))

@@ -16,7 +16,7 @@ import torch
 
 from cond_pipelines import TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 
 LOG_EVERY = 5
 
@@ -102,6 +102,7 @@ def train_steps(options: argparse.Namespace, precision: str, data_dir: Path) -> 
                 logging_steps=LOG_EVERY,
                 validation_steps=0,
                 default_num_inference_steps=1,
+                optimizer="adamw",  # as the bare step
                 output_dir=folder,
             )
         )

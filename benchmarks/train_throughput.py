@@ -33,7 +33,7 @@ from train_overhead import LOG_EVERY, bare_steps, by_fives, means_of_log, no_con
 from cond_pipelines import TextAdapter, TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.networks.text_encoders import load_text_encoder
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16
 
@@ -84,6 +84,7 @@ def our_steps(
                 validation_steps=0,
                 default_num_inference_steps=1,
                 report_to="none",
+                optimizer="adamw",  # as the other loop
                 output_dir=folder,
             )
         )

@@ -34,6 +34,7 @@ TRAINING = {
     "validation_fraction": 0.0,
     "validation_steps": 0,
     "report_to": "none",
+    "optimizer": "adamw",  # with which the results were made
     # As in the demo. What an image shows is decided at high noise.
     "logit_mean": 0.5,
     "logit_std": 1.2,

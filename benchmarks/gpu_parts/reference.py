@@ -32,6 +32,7 @@ CONFIG: dict[str, Any] = {
     "num_validation_images": 1,
     "logging_steps": 10,
     "report_to": "none",
+    "optimizer": "adamw",  # with which gpu_reference.json was made
     "default_num_inference_steps": 1,
 }
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from cond_pipelines import ClassConditionalPipeline, ClassLabelAdapter, build_unet
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 from gpu_parts.context import Context
 
 _STEPS, _BATCHES, _NUM_CLASSES = (30, 4), (1, 256), 10

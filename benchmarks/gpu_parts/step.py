@@ -20,7 +20,7 @@ from train_throughput import model_flops, our_steps, plain_steps, write_data
 
 from cond_pipelines.data.shapes import load_shapes
 from cond_pipelines.networks.text_encoders import new_text_encoder
-from cond_pipelines.training.defaults import fast_precision
+from cond_pipelines.training.dtypes import fast_precision
 from gpu_parts.context import Context
 
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")

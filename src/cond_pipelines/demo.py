@@ -33,7 +33,7 @@ from .pipelines.conditional import ConditionalPipeline
 from .provenance import save_picture
 from .settings import find_setting
 from .training.config import TrainingConfig
-from .training.defaults import fast_precision
+from .training.dtypes import fast_precision
 from .training.failures import writable_folder
 from .training.loop import train
 from .training.sharding import run_state

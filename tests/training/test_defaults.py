@@ -11,8 +11,9 @@ from cond_pipelines.networks.unet_sizes import UNET_SIZES
 from cond_pipelines.training import defaults
 from cond_pipelines.training.checkpoints import Progress
 from cond_pipelines.training.config import TrainingConfig
-from cond_pipelines.training.defaults import default_tracker, fast_precision, fill_defaults
+from cond_pipelines.training.defaults import default_tracker, fill_defaults
 from cond_pipelines.training.device import build_accelerator
+from cond_pipelines.training.dtypes import fast_precision
 from cond_pipelines.training.failures import writable_folder
 from cond_pipelines.training.run import prepare_run
 from cond_pipelines.training.run_folder import RunFolder
@@ -174,7 +175,7 @@ def test_a_large_parent_gets_small_batches():
 @pytest.mark.parametrize(
     ("parent", "given", "expected"),
     [
-        (None, {}, (30, 2.5)),
+        (None, {}, (30, 3.0)),
         ("sd", {}, (50, 7.5)),
         ("sd", {"default_guidance_scale": 3.0}, (50, 3.0)),
         ("sd", {"default_num_inference_steps": 9}, (9, 7.5)),

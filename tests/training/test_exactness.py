@@ -14,7 +14,14 @@ from cond_pipelines.training.checkpoints import all_checkpoints
 from cond_pipelines.training.schedule import LearningRate
 
 # Adam divides by the gradient's size, so rounding would show where it is nearly zero; a large epsilon prevents that.
-SMOOTH = {"adam_epsilon": 1e-2, "learning_rate": 1e-2, "conditioning": "class", "max_train_steps": 3}
+# Muon makes small directions as large as the others, rounding too.
+SMOOTH = {
+    "optimizer": "adamw",
+    "adam_epsilon": 1e-2,
+    "learning_rate": 1e-2,
+    "conditioning": "class",
+    "max_train_steps": 3,
+}
 
 
 def weights(folder):

@@ -236,11 +236,12 @@ def test_the_default_of_a_new_network(arguments, chosen, tmp_path):
         assert read_recipe(tuned / "training_config.yaml")["optimizer"] == "adamw"
 
 
-def test_a_run_goes_on_with_the_optimizer_it_began_with(tmp_path):
+def test_a_run_goes_on_with_the_optimizer_and_size_it_began_with(tmp_path):
     """Whatever is the default of the version that goes on."""
-    run(tmp_path, optimizer="adamw", max_train_steps=1, checkpointing_steps=1)
-    run(tmp_path, max_train_steps=2, resume_from_checkpoint="latest")
-    assert read_recipe(tmp_path / "training_config.yaml")["optimizer"] == "adamw"
+    run(tmp_path, optimizer="adamw", unet_size="xxs", max_train_steps=1, checkpointing_steps=1)
+    run(tmp_path, unet_size=None, max_train_steps=2, resume_from_checkpoint="latest")
+    recipe = read_recipe(tmp_path / "training_config.yaml")
+    assert (recipe["optimizer"], recipe["unet_size"]) == ("adamw", "xxs")
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

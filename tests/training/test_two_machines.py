@@ -12,7 +12,13 @@ from training_common import ROUNDING_OF_LOSS, flags, largest_difference, log_of,
 from cond_pipelines import ConditionalPipeline
 
 # Adam divides by the gradient's size, so rounding would show where it is nearly zero; a large epsilon prevents that.
-SETTINGS = {"conditioning": "class", "max_train_steps": 12, "adam_epsilon": 1e-2, "learning_rate": 1e-2}
+SETTINGS = {
+    "optimizer": "adamw",
+    "conditioning": "class",
+    "max_train_steps": 12,
+    "adam_epsilon": 1e-2,
+    "learning_rate": 1e-2,
+}
 
 
 def ip(*args):

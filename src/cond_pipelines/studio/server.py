@@ -28,7 +28,7 @@ def serve(options: Namespace) -> None:
     home = Path(options.cache_dir or Path(cache, "cond_pipelines", "studio"))
     app = build_app(Studio(places, home), token, port)
     address = f"http://{_HOST}:{port}/?token={token}"
-    print(f"studio: {address}", flush=True)
+    print(for_terminal(f"studio: {address}"), flush=True)
     print(for_terminal(f"over {', '.join(map(str, places.folders))}; Ctrl-C ends it, trainings go on"), flush=True)
     if not options.no_browser:
         webbrowser.open(address)

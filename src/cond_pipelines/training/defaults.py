@@ -18,6 +18,7 @@ from ..pipelines.vae import VAE, vae_scale_factor
 from ..processes import available_cores
 from .arguments.optimization import NEW_TEXT_ENCODER_LR
 from .config import TrainingConfig
+from .dtypes import fast_precision
 from .guide import GUIDANCE_SCALE as AUTOGUIDANCE_SCALE
 from .memory import StepMemory, free_bytes, step_memory
 from .schedule import default_warmup_steps
@@ -203,12 +204,6 @@ def fill_defaults(
     batch_size = config.train_batch_size or _batch_size(sample_size, on_cpu, num_images, num_parameters)
     fine_tuning = config.pretrained_model_name_or_path is not None
     like = find_size(size) if num_parameters is None else nearest_size(num_parameters)
-    learning_rate = config.learning_rate or _learning_rate(config, like, fine_tuning)
-    adapter_lr, text_encoder_lr = learning_rate, NEW_TEXT_ENCODER_LR
-    if config.learning_rate is None:  # an adapter may be new where the UNet is not
-        adapter_lr = max(learning_rate, _LARGE_PARENT["adapter"])
-    if fine_tuning:  # so is the text encoder, where it is the parent's
-        text_encoder_lr = min(text_encoder_lr, learning_rate)
     optimizer = config.optimizer or _optimizer(config, fine_tuning, sharded)
     averages_itself = optimizer == "schedulefree"
     accumulation = config.gradient_accumulation_steps or 1
@@ -219,11 +214,7 @@ def fill_defaults(
         "unet_size": None if fine_tuning else size,
         "train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
-        "learning_rate": learning_rate,
         "optimizer": optimizer,
-        "adapter_lr": config.adapter_lr or adapter_lr,
-        "text_encoder_lr": config.text_encoder_lr
-        or (learning_rate if config.optimizer == "prodigy" else text_encoder_lr),
         "lr_scheduler": config.lr_scheduler or ("constant" if averages_itself else "warmup_stable_decay"),
         "use_ema": config.use_ema and not averages_itself,
         "lr_warmup_steps": default_warmup_steps(num_steps)
@@ -240,6 +231,7 @@ def fill_defaults(
         if config.default_guidance_scale is None
         else config.default_guidance_scale,
     }
+    chosen |= _rates(config, like, fine_tuning)
     # What has no effect in this run stays open.
     has_effect = with_effect(TrainingConfig, config.to_dict() | chosen)
     return replace(config, **{name: value for name, value in chosen.items() if name in has_effect})
@@ -282,22 +274,13 @@ def default_tracker() -> str:
     return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
 
 
-def fast_precision(device: torch.device) -> str:
-    """bf16 where the device has instructions for it, fp16 on older NVIDIA GPUs, otherwise no mixed precision."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bf16"
-    return "no"
-
-
 # Of Stable Diffusion and the like, by what is trained: as diffusers' train_text_to_image.py and
 # train_text_to_image_lora.py; between them where only the cross-attention is trained.
 _LARGE_PARENT = {"unet": 1e-5, "cross_attention": 5e-5, "lora": 1e-4, "adapter": 1e-4}
 _LARGE_MILLIONS = 300  # of parameters, from which on a pretrained network counts as large
 _LARGE_PARENT_IMAGES = 16  # of a step, as in diffusers' train_text_to_image.py
 _FEWEST_ON_GPU = 4  # images that make it worth its while without gradient checkpointing
-_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 30, 2.5  # of our own models
+_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 30, 3.0  # of our own models: benchmarks/results/ablations.md
 
 
 def _is_large(size: NetworkSize) -> bool:
@@ -310,6 +293,23 @@ def _optimizer(config: TrainingConfig, fine_tuning: bool, sharded: bool) -> str:
     if fine_tuning or sharded or config.optimizer_config is not None:  # whose arguments are AdamW's
         return "adamw"
     return "muon"
+
+
+def _rates(config: TrainingConfig, size: NetworkSize, fine_tuning: bool) -> dict[str, float]:
+    """The peak rates of the UNet, the adapter and the text encoder."""
+    learning_rate = config.learning_rate or _learning_rate(config, size, fine_tuning)
+    adapter_lr, text_encoder_lr = learning_rate, NEW_TEXT_ENCODER_LR
+    if config.learning_rate is None:  # an adapter may be new where the UNet is not
+        adapter_lr = max(learning_rate, _LARGE_PARENT["adapter"])
+    if fine_tuning:  # so is the text encoder, where it is the parent's
+        text_encoder_lr = min(text_encoder_lr, learning_rate)
+    if config.optimizer == "prodigy":
+        text_encoder_lr = learning_rate
+    return {
+        "learning_rate": learning_rate,
+        "adapter_lr": config.adapter_lr or adapter_lr,
+        "text_encoder_lr": config.text_encoder_lr or text_encoder_lr,
+    }
 
 
 def _learning_rate(config: TrainingConfig, size: NetworkSize, fine_tuning: bool) -> float:

@@ -8,7 +8,8 @@ from accelerate.utils import ProjectConfiguration
 
 from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
-from .defaults import default_tracker, fast_precision
+from .defaults import default_tracker
+from .dtypes import fast_precision
 from .sharding import RunAccelerator, run_state
 
 _SMALL_PARAMETERS = 10e6

@@ -30,3 +30,12 @@ def hold_float32(pipe: ConditionalPipeline) -> None:
 
 def _has_half(module: nn.Module) -> bool:
     return any(x.dtype in (torch.float16, torch.bfloat16) for x in chain(module.parameters(), module.buffers()))
+
+
+def fast_precision(device: torch.device) -> str:
+    """bf16 where the device has instructions for it, fp16 on older NVIDIA GPUs, otherwise no mixed precision."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "no"

@@ -31,10 +31,11 @@ _CHOSEN_ONCE = ("unet_size", "optimizer")  # by `defaults`, whose choices change
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
 
 
-def with_settings_of_before(config: TrainingConfig, folder: Path) -> TrainingConfig:
+def with_settings_of_before(config: TrainingConfig, folder: Path, sharded: bool) -> TrainingConfig:
     """The configuration of a run that goes on: what it leaves open is chosen as in the newest checkpoint.
 
-    So a run goes on as it began, also where a newer version of this package would choose otherwise.
+    So a run goes on as it began, also where a newer version of this package would choose otherwise. Where it is
+    `sharded`, its optimizer must suit that, and the resume says what is another.
     """
     if not config.resume_from_checkpoint:
         return config
@@ -44,7 +45,8 @@ def with_settings_of_before(config: TrainingConfig, folder: Path) -> TrainingCon
             before.append(read_manifest(path).identity)
     if not before:
         return config
-    chosen = {name: before[-1].get(name) for name in _CHOSEN_ONCE if getattr(config, name) is None}
+    names = [name for name in _CHOSEN_ONCE if getattr(config, name) is None and not (sharded and name == "optimizer")]
+    chosen = {name: before[-1].get(name) for name in names}
     if not config.streaming and not any("held_out_by" in values for values in before):
         chosen["held_out_by"] = "row"  # of checkpoints that say nothing of it
     return replace(config, **{name: value for name, value in chosen.items() if value is not None})
@@ -124,7 +126,8 @@ class RunIdentity:
             before.setdefault("held_out_by", "row")
         if "value range" in before:
             before["value_range"] = before.pop("value range")
-        for name in [*self.values, *(name for name in before if name not in self.values and name in _DECLARED)]:
+        names = [*self.values, *(name for name in before if name not in self.values and name in _DECLARED)]
+        for name in sorted(names, key=lambda name: name != "sharding"):  # which decides what others can be
             if name not in before or before[name] == self.values.get(name):
                 continue
             was, now = before[name], self.values.get(name)

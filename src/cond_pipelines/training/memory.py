@@ -121,7 +121,7 @@ def step_memory(
         text = _text_encoder_bytes(text_encoder, precision)
     averages = config.use_ema + len(config.ema_lengths)
     fixed = 4 * sum(p.numel() for module in held for p in module.parameters())
-    fixed += trained * (_STATE_BYTES.get(config.optimizer, 8) + 4 * averages)
+    fixed += trained * (_STATE_BYTES.get(config.optimizer or "", 8) + 4 * averages)
 
     of_vae = 0  # of an image; it is linear in the images
     if vae is not None:

@@ -110,9 +110,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
             u = torch.stack([updates[i].reshape(rows, columns) for i in indices])  # (N, rows, columns)
             u = orthogonalized(u, group["ns_steps"], _fast_dtype(u.device))
             # Eq. 4: the entries' root mean square becomes 0.2, as of AdamW's steps.
-            scale = -0.2 * group["lr"] * max(rows, columns) ** 0.5
+            u *= 0.2 * max(rows, columns) ** 0.5
             chosen = [parameters[i] for i in indices]
-            torch._foreach_add_(chosen, [x.view_as(p) for x, p in zip(u, chosen, strict=True)], alpha=scale)
+            torch._foreach_add_(chosen, [x.view_as(p) for x, p in zip(u, chosen, strict=True)], alpha=-group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -149,7 +149,8 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> 
     Raises:
         ValueError: there is no such class, or it does not take an argument of --optimizer_config.
     """
-    path, _, arguments = OPTIMIZERS.get(config.optimizer, (config.optimizer, "", {}))
+    which = config.optimizer or "adamw"
+    path, _, arguments = OPTIMIZERS.get(which, (which, "", {}))
     cls = load_object(path, torch.optim.Optimizer)
     known = inspect.signature(cls).parameters
     shared = {
@@ -163,7 +164,7 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> 
     for name, argument in _ADAM.items():
         if argument not in taken and getattr(config, name) != getattr(OptimizationArguments, name):
             raise ValueError(
-                f"--{name} {getattr(config, name)} has no effect: --optimizer {config.optimizer} has no {argument}; "
+                f"--{name} {getattr(config, name)} has no effect: --optimizer {which} has no {argument}; "
                 "leave it out, or see --optimizer_config"
             )
     shared = {k: v for k, v in shared.items() if k in taken}
@@ -173,5 +174,5 @@ def build_optimizer(config: TrainingConfig, groups: list[dict[str, object]]) -> 
     for name, argument in _ADAM.items():
         if argument in more and getattr(config, name) != getattr(OptimizationArguments, name):
             raise ValueError(f"--optimizer_config: {argument} is given by --{name} too: leave one of them out")
-    with reading(f"--optimizer {config.optimizer} {config.optimizer_config or ''}".strip()):
+    with reading(f"--optimizer {which} {config.optimizer_config or ''}".strip()):
         return cls(groups, **shared | arguments | more)

@@ -23,7 +23,7 @@ from .objective import build_objective
 from .optimizers import make_trainable
 from .run_folder import RunFolder
 from .schedule import RunLength
-from .sharding import RunAccelerator, how_sharded
+from .sharding import SHARDED, RunAccelerator, how_sharded
 from .teacher import Teacher, build_teacher, check_distillation, is_distillation, make_distilled
 
 
@@ -108,7 +108,7 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
         ValueError: arguments or data that cannot be used, in one line.
     """
     set_seed(config.seed)
-    config = with_settings_of_before(config, folder.path)
+    config = with_settings_of_before(config, folder.path, accelerator.distributed_type in SHARDED)
     parent = load_parent(config)
     parent_weights = parent_fingerprint(parent)  # before they are trained
     vae = load_vae(config, parent)
