@@ -38,7 +38,7 @@ def until(minutes: float, clock: Callable[[], float]) -> Iterator[float]:
 def train_unconditional(
     x: Tensor, y: Tensor, minutes: float, clock: Callable[[], float], precision: torch.dtype | None
 ) -> tuple[Sampler, int, int]:
-    """The semantics of diffusers' examples/unconditional_image_generation/train_unconditional.py, told the class.
+    """The semantics of diffusers' examples/unconditional_image_generation/train_unconditional.py, with a class.
 
     Its AdamW (1e-4, betas .95 and .999, decay 1e-6), cosine schedule with 500 warm-up steps, EMA and DDPM of 1,000
     linear steps; a UNet2DModel of about our size, and the class through its class embedding.
@@ -139,10 +139,6 @@ def denoising_diffusion_pytorch(
         return images.float() * 2 - 1
 
     return sample, num_steps, sum(p.numel() for p in net.parameters())
-
-
-def wall_clock() -> float:
-    return time.perf_counter()
 
 
 def cpu_clock() -> float:

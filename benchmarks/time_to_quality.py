@@ -49,8 +49,8 @@ def train_ours(data: Path, steps: int, folder: Path, arguments: list[str]) -> fl
     return float(json.loads((folder / "cpu_sec.json").read_text()))
 
 
-def sample_ours(folder: Path, classes: np.ndarray) -> list[Image.Image]:
-    """With the pipeline's own defaults; bfloat16 where the CPU has it."""
+def sample_ours(folder: Path, classes: np.ndarray) -> tuple[list[Image.Image], int]:
+    """(images, parameters), with the pipeline's own defaults; bfloat16 where the CPU has it."""
     pipe = ConditionalPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     images = []
@@ -58,11 +58,11 @@ def sample_ours(folder: Path, classes: np.ndarray) -> list[Image.Image]:
         labels = classes[start : start + _SAMPLE_BATCH].tolist()
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision(torch.device("cpu")) == "bf16"):
             images += pipe(class_labels=labels, generator=torch.Generator().manual_seed(start)).images
-    return [image.convert("RGB") for image in images]
+    return [image.convert("RGB") for image in images], sum(p.numel() for p in pipe.unet.parameters())
 
 
-def peer(name: str, data: Path, minutes: float, classes: np.ndarray, pypi: Path) -> tuple[list[Image.Image], int]:
-    """Train and sample one of the others: (images, steps)."""
+def peer(name: str, data: Path, minutes: float, classes: np.ndarray, pypi: Path) -> tuple[list[Image.Image], int, int]:
+    """Train and sample one of the others: (images, steps, parameters)."""
     images, labels, _ = load(data / "train")
     gray = all(np.ptp(np.asarray(image), axis=2).max() == 0 for image in images[:50])
     arrays = [np.asarray(image.convert("L"))[..., None] if gray else np.asarray(image) for image in images]
@@ -71,10 +71,10 @@ def peer(name: str, data: Path, minutes: float, classes: np.ndarray, pypi: Path)
     precision = torch.bfloat16 if fast_precision(torch.device("cpu")) == "bf16" else None
     more = {"pypi": pypi} if name == "denoising_diffusion_pytorch" else {}
     train = getattr(quality_peers, name)
-    sampler, steps, _ = train(x, torch.tensor(labels), minutes, quality_peers.cpu_clock, precision, **more)
+    sampler, steps, parameters = train(x, torch.tensor(labels), minutes, quality_peers.cpu_clock, precision, **more)
     parts = [sampler(torch.from_numpy(classes[i : i + _SAMPLE_BATCH])) for i in range(0, len(classes), _SAMPLE_BATCH)]
     samples = quality_peers.levels(torch.cat(parts)).permute(0, 2, 3, 1).numpy()  # (N, h, w, C)
-    return [Image.fromarray(s[..., 0] if gray else s).convert("RGB") for s in samples], steps
+    return [Image.fromarray(s[..., 0] if gray else s).convert("RGB") for s in samples], steps, parameters
 
 
 def judges_of(data: Path, packages: Path) -> dict[str, Judge]:
@@ -92,15 +92,14 @@ def judges_of(data: Path, packages: Path) -> dict[str, Judge]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, sorted by data set and minutes."""
     lines = [
-        "| images | whose | core-minutes | steps | Frechet, resnet | class read right, resnet | Frechet, yolo | "
-        "class read right, yolo |",
-        "|---" * 8 + "|",
+        "| images | whose | core-minutes | steps | million parameters | Frechet, resnet | class read right, resnet | "
+        "Frechet, yolo | class read right, yolo |",
+        "|---" * 9 + "|",
     ]
     for row in sorted(rows, key=lambda row: (row["set"], row["minutes"])):
         values = [f"{row[name][0]:.3g} | {row[name][1]:.2f}" for name in ("resnet", "yolo")]
-        lines.append(
-            f"| {row['set']} | {row['whose']} | {row['minutes']:.1f} | {row['steps']} | {' | '.join(values)} |"
-        )
+        first = f"{row['set']} | {row['whose']} | {row['minutes']:.1f} | {row['steps']} | {row['millions']:.1f}"
+        lines.append(f"| {first} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -150,13 +149,14 @@ def main() -> None:
             if whose == OURS:
                 folder = file.with_suffix("")
                 minutes, steps = train_ours(data, int(length), folder, arguments) / 60, int(length)
-                images = sample_ours(folder, classes)
+                images, parameters = sample_ours(folder, classes)
             else:
                 minutes = length
-                images, steps = peer(whose, data, length, classes, options.data / "packages/pypi")
+                images, steps, parameters = peer(whose, data, length, classes, options.data / "packages/pypi")
             image_grid(images[: 8 * len(set(classes))], columns=len(set(classes))).save(file.with_suffix(".png"))
             judged = {judge: judges[judge](images, classes) for judge in judges}
-            write_text(file, json.dumps({"set": name, "whose": whose, "minutes": minutes, "steps": steps} | judged))
+            row = {"set": name, "whose": whose, "minutes": minutes, "steps": steps, "millions": parameters / 1e6}
+            write_text(file, json.dumps(row | judged))
         rows.append(json.loads(file.read_text()))
         write_text(out / "time_to_quality.md", table(rows))
         plot(rows, out / "time_to_quality.png")

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from pipelines_common import make_components, tiny_unet
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from cond_pipelines import (
     UNET_SIZES,
@@ -75,6 +77,18 @@ class TestSizes:
         attentions = [m for name, m in unet.named_modules() if name.endswith(("attn1", "attn2"))]
         width = 32 if size in ("xxs", "xs", "s", "s32", "m") else 64
         assert attentions and {m.to_q.out_features // m.heads for m in attentions} == {width}
+
+
+def test_s32_does_half_the_work_of_s_at_32_px():
+    flops = {}
+    for size in ("s", "s32"):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            unet = build_unet(size, sample_size=32)
+            cond = UnconditionalAdapter.for_unet(unet)({"batch": torch.zeros(2)})
+            unet(torch.zeros(2, 3, 32, 32), torch.zeros(2), **cond.unet_kwargs())
+        flops[size] = counter.get_total_flops()
+        assert type(unet) is UNet2DConditionModel  # diffusers loads it
+    assert flops["s32"] < 0.55 * flops["s"]
 
 
 def test_sizes_grow():

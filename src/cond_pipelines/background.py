@@ -124,11 +124,11 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """Newest first."""
-        found = []
+        jobs = []
         for record in sorted(self.home.glob("*.json"), reverse=True)[:_MOST_SHOWN]:
             with suppress(OSError, ValueError, TypeError):
-                found.append(Job(**json.loads(record.read_text(encoding="utf-8")), record=record))
-        return found
+                jobs.append(Job(**json.loads(record.read_text(encoding="utf-8")), record=record))
+        return jobs
 
     def find(self, name: object) -> Job:
         """By its id. Raises UserError where there is none."""

@@ -5,19 +5,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from . import small_parsers
 from .console import for_terminal, lines_for_terminal
 from .demo_arguments import parse_demo_args
 from .errors import OneLineParser, UserError, one_line_errors
 from .processes import command_line, use_all_cores
-from .small_parsers import (
-    card_parser,
-    compare_parser,
-    completion_parser,
-    convert_parser,
-    ema_parser,
-    push_parser,
-    studio_parser,
-)
 
 _GROUPS = {
     "See it all": {"studio": "open a page on this machine: data, runs, samples, reports"},
@@ -137,7 +129,7 @@ def inspect(args: list[str]) -> None:
 
 def compare(args: list[str]) -> None:
     """Print two evaluations side by side and which differences are larger than chance, or pool several seeds."""
-    options = compare_parser().parse_args(args)
+    options = small_parsers.compare_parser().parse_args(args)
     if not options.pool and options.output_dir:
         raise UserError(f"--output_dir {options.output_dir} has no effect without --pool: leave it out")
     if not options.pool and len(options.reports) != 2:
@@ -168,7 +160,7 @@ def halves(args: list[str]) -> None:
 
 def convert(args: list[str]) -> None:
     """Write a checkpoint of an earlier version anew, so that it can be resumed; nothing in it is run."""
-    options = convert_parser().parse_args(args)
+    options = small_parsers.convert_parser().parse_args(args)
     from .training.checkpoints import convert_checkpoint
 
     print(for_terminal(str(convert_checkpoint(options.checkpoint))))
@@ -176,7 +168,7 @@ def convert(args: list[str]) -> None:
 
 def ema(args: list[str]) -> None:
     """Write the pipeline with an average of any length, from the snapshots of a run with --ema_lengths."""
-    options = ema_parser().parse_args(args)
+    options = small_parsers.ema_parser().parse_args(args)
     from .files import whole_folder
     from .folders import check_new_folder
 
@@ -191,7 +183,7 @@ def ema(args: list[str]) -> None:
 
 def card(args: list[str]) -> None:
     """Render README.md of a model's folder."""
-    options = card_parser().parse_args(args)
+    options = small_parsers.card_parser().parse_args(args)
     from .sharing.card import write_card
 
     print(for_terminal(str(write_card(options.folder, options.repo_id))))
@@ -199,7 +191,7 @@ def card(args: list[str]) -> None:
 
 def push(args: list[str]) -> None:
     """Upload a model's folder: the model, its code, its card and pictures, nothing else."""
-    options = vars(push_parser().parse_args(args))
+    options = vars(small_parsers.push_parser().parse_args(args))
     from .sharing.push import push_folder
 
     commit = push_folder(options.pop("folder"), options.pop("repo_id"), **options)
@@ -208,7 +200,7 @@ def push(args: list[str]) -> None:
 
 def studio(args: list[str]) -> None:
     """Serve the studio's page until Ctrl-C."""
-    options = studio_parser().parse_args(args)
+    options = small_parsers.studio_parser().parse_args(args)
     try:
         from .studio.server import serve
     except ModuleNotFoundError as error:
@@ -220,7 +212,7 @@ def studio(args: list[str]) -> None:
 
 def completion(args: list[str]) -> None:
     """Print a script for a shell that completes commands, flags and files."""
-    options = completion_parser().parse_args(args)
+    options = small_parsers.completion_parser().parse_args(args)
     from .completion import script
 
     print(lines_for_terminal(script(options.shell)))

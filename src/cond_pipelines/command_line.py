@@ -116,11 +116,11 @@ def form_of(config: type, groups: Sequence[type], hidden: Iterable[str] = ()) ->
     hints, hidden = hints_of(config), set(hidden)
     declared = [(s, group) for group in groups for s in fields(group) if s.name not in hidden]
     common = sorted((s for s, _ in declared if s.metadata["common"]), key=lambda s: s.metadata["common"])
-    found = [("Most used", common)]
+    titled = [("Most used", common)]
     for group in groups:
         title = "More" if len(groups) == 1 else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
-        found.append((title, [s for s, of in declared if of is group and not s.metadata["common"]]))
-    return [{"title": title, "fields": [_in_form(s, hints[s.name]) for s in settings]} for title, settings in found]
+        titled.append((title, [s for s, of in declared if of is group and not s.metadata["common"]]))
+    return [{"title": title, "fields": [_in_form(s, hints[s.name]) for s in settings]} for title, settings in titled]
 
 
 def _in_form(setting: Field[object], hint: object) -> dict[str, Any]:

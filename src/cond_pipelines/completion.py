@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from . import small_parsers
 from .command_line import Parser
 from .demo_arguments import demo_parser
 from .errors import UserError
@@ -11,15 +12,6 @@ from .export.command import parser as export_parser
 from .halves.arguments import parser as halves_parser
 from .inspection import InspectionConfig
 from .sample import parser as sample_parser
-from .small_parsers import (
-    card_parser,
-    compare_parser,
-    completion_parser,
-    convert_parser,
-    ema_parser,
-    push_parser,
-    studio_parser,
-)
 from .training.command_line import training_parser
 
 # Arguments that name a file or a folder.
@@ -31,20 +23,20 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     """The arguments of each command, by its name."""
     return {
         "inspect": Parser("cond-pipelines inspect", InspectionConfig, [InspectionConfig], ""),
-        "studio": studio_parser(),
+        "studio": small_parsers.studio_parser(),
         "train": training_parser(),
         "distill": training_parser(),
         "demo": demo_parser(),
         "sample": sample_parser(),
         "evaluate": Parser("cond-pipelines evaluate", EvaluationConfig, [EvaluationConfig], ""),
         "halves": halves_parser(),
-        "compare": compare_parser(),
-        "card": card_parser(),
-        "push": push_parser(),
+        "compare": small_parsers.compare_parser(),
+        "card": small_parsers.card_parser(),
+        "push": small_parsers.push_parser(),
         "export": export_parser(),
-        "completion": completion_parser(),
-        "ema": ema_parser(),
-        "convert": convert_parser(),
+        "completion": small_parsers.completion_parser(),
+        "ema": small_parsers.ema_parser(),
+        "convert": small_parsers.convert_parser(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Which folders hold data, runs and models: told from the names in them."""
+"""Which folders hold data, runs and models: the names in them say so."""
 
 import os
 from collections.abc import Iterator, Sequence

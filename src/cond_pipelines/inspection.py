@@ -18,6 +18,7 @@ from .flags import SEED, flag
 from .settings import find_setting
 
 if TYPE_CHECKING:
+    from .data.dataset import ImageDataset
     from .data.load import TrainingData
 
 _NUM_SHOWN, _NUM_LOOKED_AT, _NUM_NAMED, _LEFT_OUT_SIDE_PX = 64, 2000, 100, 96
@@ -137,7 +138,7 @@ def names_of(data: "TrainingData") -> list[str]:
     return [condition_name(condition, data.id2label) for condition in data.conditions(every)]
 
 
-def image_of(dataset: Any, index: int) -> Image.Image:
+def image_of(dataset: "ImageDataset", index: int) -> Image.Image:
     """An image after crop and resize, as the network sees it. Raises BadRow."""
     from .pictures import visible
 

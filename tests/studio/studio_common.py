@@ -66,14 +66,14 @@ class Server:
     def wait_for(self, what: Callable[[], Any]) -> Any:
         """Until `what` returns something true."""
         end = time.monotonic() + _SEC
-        while not (found := what()):
+        while not (value := what()):
             assert time.monotonic() < end, self.get("state")
             time.sleep(0.05)
-        return found
+        return value
 
     def job(self, name: str) -> dict[str, Any]:
         """A command, when it has ended."""
-        return self.wait_for(lambda: (found := self.get(f"jobs/{name}"))["state"] != "running" and found)
+        return self.wait_for(lambda: (value := self.get(f"jobs/{name}"))["state"] != "running" and value)
 
     def kill(self) -> None:
         self.process.kill()

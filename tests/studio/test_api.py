@@ -185,7 +185,7 @@ def model(killed, place):
 def test_a_run_of_somebody_else_shows_as_well(killed, model):
     state = killed.run(Path(model))
     assert (state["state"], state["step"], state["fraction"], state["message"]) == ("finished", 20, 1.0, None)
-    assert model in [found["path"] for found in killed.get("state")["models"]]
+    assert model in [shown["path"] for shown in killed.get("state")["models"]]
     watched = killed.get("watch", path=model)
     assert [point["step"] for point in watched["points"]] == [10, 20, 20] and watched["ema_lengths"] == [0.05, 0.1]
 
@@ -244,9 +244,9 @@ def test_judge_and_share(killed, model, hub):
     assert "unet/diffusion_pytorch_model.safetensors" in names and "checkpoint-10" in share["stays"]
     assert "me/shapes" in share["card"] and share["problem"] is None
     assert killed.job(job)["state"] == "done", killed.job(job)["output"]
-    found = killed.get("report", path=model)
-    assert found["report"]["num_samples"] == 32 and found["sweep"] is None
-    assert any(path.endswith("samples.png") for path in found["files"])
+    shown = killed.get("report", path=model)
+    assert shown["report"]["num_samples"] == 32 and shown["sweep"] is None
+    assert any(path.endswith("samples.png") for path in shown["files"])
     assert [report["path"] for report in killed.get("reports")["reports"]] == [model]
     (pair,) = killed.get("compare", path=[model, f"{model}/evaluation/report.json"])["pairs"]
     assert {row["verdict"] for row in pair["rows"]} <= {"within chance", "no interval"} and pair["rows"]

@@ -85,8 +85,8 @@ def test_a_skipped_step_has_no_loss_and_is_shown_as_a_gap(tmp_path):
 def test_what_no_browser_reads_is_not_sent():
     value = {"loss": [1.0, float("nan"), float("inf")], "name": os.fsdecode(b"caf\xe9.png"), "n": (2, None, True)}
     text = strict_json(value)
-    found = json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert found == {"loss": [1.0, None, None], "name": value["name"], "n": [2, None, True]} and text.isascii()
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert read == {"loss": [1.0, None, None], "name": value["name"], "n": [2, None, True]} and text.isascii()
 
 
 def test_a_cache_keeps_what_was_used_last(tmp_path):
@@ -112,10 +112,10 @@ def test_folders_are_told_by_what_is_in_them(tmp_path):
     (tmp_path / "tables/0.parquet").write_bytes(b"")
     (tmp_path / "empty/er").mkdir(parents=True)
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = {
+    read = {
         kind: sorted(str(path.relative_to(tmp_path)) for path in paths) for kind, paths in kinds_in([tmp_path]).items()
     }
-    assert found == {
+    assert read == {
         "data": ["captions", "flat", "nested/deep", "photos", "tables"],
         "runs": ["run"],
         "models": ["model"],

@@ -81,8 +81,8 @@ def test_two_pages_agree_and_nothing_is_sent_again_where_nothing_changed(studio)
     assert (status, again[0], again[2]) == (200, 304, b"")
     (studio.folder / "more").mkdir()
     (studio.folder / "more" / "0.png").write_bytes(b"")
-    one = studio.wait_for(lambda: (found := studio.get("state")) != json.loads(content) and found)
-    assert one == studio.get("state") and "more" in [found["name"].split("/")[-1] for found in one["data"]]
+    one = studio.wait_for(lambda: (new := studio.get("state")) != json.loads(content) and new)
+    assert one == studio.get("state") and "more" in [folder["name"].split("/")[-1] for folder in one["data"]]
     assert studio.raw("GET", "/api/state", known | {"If-None-Match": headers["etag"]})[0] == 200
 
 

@@ -42,6 +42,11 @@ def test_everything_is_decided(device, sample_size, num_images):
     assert config.train_text_encoder is not None
 
 
+def test_on_a_cpu_the_size_fits_the_resolution():
+    chosen = {size: fill(sample_size=size).unet_size for size in (8, 16, 28, 32, 64)}
+    assert chosen == {8: "xs", 16: "s", 28: "s32", 32: "s32", 64: "m"}
+
+
 def test_larger_images_get_larger_models_and_smaller_batches():
     on_gpu = [fill(10**6, size, CUDA) for size in (16, 32, 64, 128)]
     sizes = [UNET_SIZES.index(config.unet_size) for config in on_gpu]

@@ -182,7 +182,10 @@ def test_muon_moves_matrices_and_adamw_the_rest():
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=0.02, betas=(0.9, 0.99), weight_decay=0.1),
     ]
-    groups = [{"params": parameters[:5], "lr": 0.02}, {"params": parameters[5:], "lr": 0.02, "matrices": False}]
+    groups = [
+        {"params": parameters[:5], "lr": 0.02},
+        {"params": parameters[5:], "lr": 0.02, "embeddings": parameters[5:]},
+    ]
     both = MuonAndAdamW(groups, lr=0.02, weight_decay=0.1)
     steps = []
     both.register_step_post_hook(lambda *_: steps.append(len(steps)))  # what every torch.optim.Optimizer has
@@ -209,6 +212,45 @@ def test_muon_moves_matrices_and_adamw_the_rest():
         (1, 0.02, False),
         (1, 0.5, True),
     ]
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_checkpoint_of_before_goes_on_as_it_began(joined):
+    """Then Muon moved what has two dimensions, embeddings too; long before, each of two optimizers had a state."""
+    torch.manual_seed(0)
+    values = torch.randn(24, 20), torch.randn(24, 16, 3, 3), torch.randn(24), torch.randn(32, 16)
+    grads = [torch.randn_like(x) for x in values]
+    parameters = [nn.Parameter(x.clone()) for x in values]
+    then = [nn.Parameter(x.clone()) for x in values]
+    alone = [
+        torch.optim.Muon([then[0], then[3]], lr=0.02, adjust_lr_fn="match_rms_adamw", weight_decay=0.0),
+        torch.optim.AdamW(then[1:3], lr=0.02, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+    both = MuonAndAdamW([{"params": parameters, "lr": 0.02, "embeddings": parameters[3:]}], lr=0.02)
+    assert [len(group["params"]) for group in both.param_groups] == [2, 2]
+    for step in range(3):
+        for p, g in zip(then, grads, strict=True):
+            p.grad = g.clone()
+        for optimizer in alone:
+            optimizer.step()
+        if step == 1:
+            state = copy.deepcopy([o.state_dict() for o in alone])
+            for p, q in zip(parameters, then, strict=True):
+                p.data.copy_(q)
+    for p, g in zip(parameters, grads, strict=True):
+        p.grad = g.clone()
+    parts = dict(zip(("muon", "adamw"), state, strict=True))
+    if not joined:  # one state, its parameters in the order of the groups
+        groups = [{**parts["muon"]["param_groups"][0], "matrices": True, "params": [0, 1]}]
+        groups.append({**parts["adamw"]["param_groups"][0], "matrices": False, "params": [2, 3]})
+        states = parts["muon"]["state"] | {2 + i: x for i, x in parts["adamw"]["state"].items()}
+        parts = {"state": states, "param_groups": groups}
+    both.load_state_dict(parts)
+    starts = [p.detach().clone() for p in parameters]
+    both.step()
+    for p, q, start in zip(parameters, then, starts, strict=True):
+        assert _relative(p - start, q - start) < 0.05
+    assert {len(p) for p in both.state if "momentum_buffer" in both.state[p]} == {24, 32}
 
 
 def test_embeddings_are_not_matrices(tmp_path):

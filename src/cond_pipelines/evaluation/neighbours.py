@@ -40,11 +40,11 @@ class TrainingImages:
     def nearest(self, image: Image.Image, count: int = 6) -> list[dict[str, Any]]:
         """The `count` nearest, nearest first; "distance" is the root mean square of the pixels' difference, 0 to 1."""
         distances, indices = nearest(self._pixels(image)[None], self.pixels, k=min(count, len(self.rows)))
-        found = []
+        items = []
         for distance, index in zip(distances[0], indices[0], strict=True):
             row = self.rows[index]
             condition = self.data.conditions(np.array([row]))[0]
-            found.append(
+            items.append(
                 {
                     "image": real_image(self.data, row),
                     "distance": float(distance) / self.pixels.shape[1] ** 0.5,
@@ -52,4 +52,4 @@ class TrainingImages:
                     "condition": None if condition is None else condition_name(condition, self.data.id2label),
                 }
             )
-        return found
+        return items

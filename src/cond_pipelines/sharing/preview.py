@@ -3,7 +3,6 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .leaks import refuse_secrets
 from .push import Push, known_secrets, stage_model
@@ -18,13 +17,13 @@ class Preview:
     """
 
     card: str
-    files: list[dict[str, Any]]
+    files: list[dict[str, str | int]]
     stays: list[str]
     problem: str | None
 
 
-def preview(folder: str | Path, repo_id: str, **how: Any) -> Preview:
-    """What `push_folder` with the same arguments would upload; nothing is sent, and the folder stays as it is.
+def preview(folder: str | Path, repo_id: str) -> Preview:
+    """What `push_folder` of the same would upload; nothing is sent, and the folder stays as it is.
 
     Raises:
         ValueError: `folder` is no model of this library.
@@ -33,7 +32,7 @@ def preview(folder: str | Path, repo_id: str, **how: Any) -> Preview:
         >>> preview("flowers", "me/flowers").files[0]
         {"name": "README.md", "bytes": 2812}
     """
-    folder, options = Path(folder), Push(**how)
+    folder, options = Path(folder), Push()
     with tempfile.TemporaryDirectory() as name:
         stage, problem = Path(name, "model"), None
         private = stage_model(folder, folder, stage, repo_id, options)

@@ -42,10 +42,10 @@ def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable
     async def answer(request: Request) -> Response:
         try:
             given = await _given(request)
-            found = await asyncio.to_thread(handler, studio, given)
-            if inspect.isawaitable(found):
-                found = await found
-            return found if isinstance(found, Response) else _json(found)
+            answered = await asyncio.to_thread(handler, studio, given)
+            if inspect.isawaitable(answered):
+                answered = await answered
+            return answered if isinstance(answered, Response) else _json(answered)
         except Exception as error:
             return _failure(error)
 

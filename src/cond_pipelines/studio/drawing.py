@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -84,7 +85,7 @@ def interpolate(request: Request, home: str) -> Request:
     return _kept(request | {"what": "between"}, home, drawn)
 
 
-def _kept(request: Request, home: str, make: Any) -> Request:
+def _kept(request: Request, home: str, make: Callable[[], Request]) -> Request:
     """What `make` returned for the same request and the same weights before, if its pictures are there still."""
     named = hashlib.sha256(json.dumps([_stamp(str(request["model"])), request], sort_keys=True).encode())
     path = Path(home) / "drawn" / f"{named.hexdigest()[:24]}.json"
@@ -152,9 +153,9 @@ def nearest(request: Request, run: str, home: str) -> Request:
     config = Path(run) / CONFIG_FILE
     if not config.is_file():
         raise UserError(f"{run} has no {CONFIG_FILE}, so its training images are not known")
-    found = _training_images(run, config.stat().st_mtime_ns).nearest(read_image(request["image"], home))
-    images = _saved([item["image"] for item in found], home)
-    return {"items": [item | {"image": image} for item, image in zip(found, images, strict=True)]}
+    neighbours = _training_images(run, config.stat().st_mtime_ns).nearest(read_image(request["image"], home))
+    images = _saved([item["image"] for item in neighbours], home)
+    return {"items": [item | {"image": image} for item, image in zip(neighbours, images, strict=True)]}
 
 
 def classify(request: Request, home: str) -> Request:

@@ -107,10 +107,10 @@ def _kept(path: Path) -> Answer:
 async def plan(studio: Studio, given: Values) -> Answer:
     args = flags_of(given["args"], studio.places)
     try:
-        found = await studio.look.call(f"{_LOOKING}:plan", args)
+        planned = await studio.look.call(f"{_LOOKING}:plan", args)
     except UserError as error:  # usual while somebody fills in the form
-        found = {"problem": str(error)}
-    return found | {"command": shlex.join(["cond-pipelines", "train", *args])}
+        planned = {"problem": str(error)}
+    return planned | {"command": shlex.join(["cond-pipelines", "train", *args])}
 
 
 @route("POST", "train/start")
@@ -191,8 +191,8 @@ def report(studio: Studio, given: Values) -> Answer:
 
 @route("GET", "compare")
 def compare(studio: Studio, given: Values) -> Answer:
-    found = {str(path): read_report(path) for path in _paths(studio, given)}
-    return {"pairs": [{"a": a, "b": b, "rows": rows_of(found[a], found[b])} for a, b in combinations(found, 2)]}
+    read = {str(path): read_report(path) for path in _paths(studio, given)}
+    return {"pairs": [{"a": a, "b": b, "rows": rows_of(read[a], read[b])} for a, b in combinations(read, 2)]}
 
 
 @route("POST", "push")

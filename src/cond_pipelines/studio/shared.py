@@ -42,16 +42,16 @@ class Studio:
         return self._state[1]
 
     def _read_state(self) -> dict[str, object]:
-        found, jobs, name = kinds_in(self.places.folders), self._own_jobs(), self.places.name
+        kinds, jobs, name = kinds_in(self.places.folders), self._own_jobs(), self.places.name
         trainings = {Path(job.path): job for job in reversed(jobs) if job.kind == "train"}  # the newest of each
         started = [path for path, job in trainings.items() if path.is_dir() or job.exit_code in (None, _WRONG_INPUT)]
-        folders = dict.fromkeys([*found["runs"], *started])
+        folders = dict.fromkeys([*kinds["runs"], *started])
         return {
             "version": __version__,
             "folders": list(map(str, self.places.folders)),
-            "data": [{"path": str(path), "name": name(path)} for path in found["data"]],
+            "data": [{"path": str(path), "name": name(path)} for path in kinds["data"]],
             "runs": [{"path": str(p), "name": name(p)} | state_of(p, trainings.get(p)) for p in folders],
-            "models": [{"path": str(p), "name": name(p), "conditioning": conditioning_of(p)} for p in found["models"]],
+            "models": [{"path": str(p), "name": name(p), "conditioning": conditioning_of(p)} for p in kinds["models"]],
             "jobs": [job.as_json() for job in jobs],
         }
 

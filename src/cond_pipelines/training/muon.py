@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .dtypes import fast_precision
+
 # Jordan et al. 2024: of the polynomial a x + b x^3 + c x^5, which brings all singular values near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _SMALLEST_SIDE = 16  # of a matrix that gains from it; narrower ones cost as much, and AdamW suits them
@@ -43,11 +45,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the weights of linear layers and convolutions, AdamW for all other parameters.
 
     A convolution's weight (out, in, height, width) is a matrix (out, in * height * width). Muon's step is scaled to the
-    size of AdamW's (Liu et al. 2025, arXiv 2502.16982, Eq. 4), so that one rate suits both. A group with
-    `"matrices": False`, such as embeddings, goes to AdamW whole.
+    size of AdamW's (Liu et al. 2025, arXiv 2502.16982, Eq. 4), so that one rate suits both.
 
     Args:
-        groups: parameter groups.
+        groups: parameter groups; those of "embeddings", a list of them, go to AdamW whatever their shape.
         momentum, ns_steps: Muon's. betas, eps: AdamW's. weight_decay: of both, times the rate.
 
     Raises:
@@ -73,15 +74,22 @@ class MuonAndAdamW(torch.optim.Optimizer):
         # AdamW makes the step of the groups that are handed to it there; groups and state are kept here, once.
         self._adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], betas=betas, eps=eps, fused=True, **shared)
         self._of_matrices = shared | {"momentum": momentum, "ns_steps": ns_steps}
+        self._given: list[dict[str, Any]] = []
         super().__init__(groups, shared)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = {"matrices": True} | param_group
-        parameters = list(group["params"])
+        group = param_group | {"params": list(param_group["params"])}
+        self._given.append(group)
+        embeddings = group.get("embeddings", [])
+        self._split(group, lambda p: is_matrix(p) and not any(p is table for table in embeddings))
+
+    def _split(self, group: dict[str, Any], is_for_muon: Callable[[Tensor], bool]) -> None:
+        """Add a group as two: what Muon moves, and what AdamW moves."""
+        settings = {name: value for name, value in group.items() if name not in ("params", "embeddings")}
         for matrices, defaults in ((True, self._of_matrices), (False, self._adamw.defaults)):
-            chosen = [p for p in parameters if (group["matrices"] and is_matrix(p)) == matrices]
+            chosen = [p for p in group["params"] if is_for_muon(p) == matrices]
             if chosen:
-                super().add_param_group(defaults | group | {"params": chosen, "matrices": matrices})
+                super().add_param_group(defaults | settings | {"params": chosen, "matrices": matrices})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -101,6 +109,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
             return
+        # 16 bits are enough, where products of them are fast.
+        dtype = torch.bfloat16 if fast_precision(parameters[0].device) == "bf16" else torch.float32
         grads, momenta = [p.grad for p in parameters], [self._momentum(p) for p in parameters]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
@@ -108,11 +118,29 @@ class MuonAndAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for rows, columns, indices in _by_shape(parameters):
             u = torch.stack([updates[i].reshape(rows, columns) for i in indices])  # (N, rows, columns)
-            u = orthogonalized(u, group["ns_steps"], _fast_dtype(u.device))
+            u = orthogonalized(u, group["ns_steps"], dtype)
             # Eq. 4: the entries' root mean square becomes 0.2, as of AdamW's steps.
             u *= 0.2 * max(rows, columns) ** 0.5
             chosen = [parameters[i] for i in indices]
             torch._foreach_add_(chosen, [x.view_as(p) for x, p in zip(u, chosen, strict=True)], alpha=-group["lr"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also of a checkpoint of before, when Muon moved what has two dimensions: the run goes on like that."""
+        sizes = [len(group["params"]) for group in state_dict.get("param_groups", [])]
+        if sizes != [len(group["params"]) for group in self.param_groups]:
+            self.param_groups.clear()
+            for group in self._given:
+                self._split(group, lambda p: p.ndim == 2)
+        super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
+
+    def _joined(self, parts: dict[str, Any]) -> dict[str, object]:
+        """The state of a checkpoint of long before, which has one for each of the two optimizers."""
+        groups = self.state_dict()["param_groups"]
+        state: dict[int, object] = {}
+        for name, matrices in (("muon", True), ("adamw", False)):
+            numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
+            state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}
+        return {"state": state, "param_groups": groups}
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -128,10 +156,3 @@ def _by_shape(parameters: list[Tensor]) -> list[tuple[int, int, list[int]]]:
     for i, p in enumerate(parameters):
         groups[len(p), p[0].numel()].append(i)
     return [(*shape, indices) for shape, indices in groups.items()]
-
-
-def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where its products are fast: GPUs, and CPUs with such instructions."""
-    if device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16
-    return torch.float32

@@ -106,27 +106,15 @@ def parameter_groups(pipe: ConditionalPipeline, config: TrainingConfig) -> list[
     rates["text_encoder"] = config.text_encoder_lr or config.learning_rate
     groups: list[dict[str, object]] = []
     for part in _PARTS:
-        if pipe.components.get(part) is None:
+        module = pipe.components.get(part)
+        if module is None or not (parameters := trainable([module])):
             continue
-        for more, parameters in _kinds(pipe.components[part], config):
-            if parameters:
-                groups.append({"params": parameters, "lr": rates[part], "initial_lr": rates[part]} | more)
+        groups.append({"params": parameters, "lr": rates[part], "initial_lr": rates[part]})
+        if config.optimizer == "muon":
+            # A row of an embedding is a word's or a class's own: an orthogonal step moves those of absent ones too.
+            tables = (m for m in module.modules() if isinstance(m, nn.Embedding))
+            groups[-1]["embeddings"] = [p for m in tables for p in m.parameters()]
     return groups
-
-
-def _kinds(module: nn.Module, config: TrainingConfig) -> list[tuple[dict[str, object], list[nn.Parameter]]]:
-    """The trained parameters of a part, in order; for Muon, those that it must not move are apart.
-
-    A row of an embedding is a word's or a class's own: an orthogonal step would move the rows of absent ones too.
-    """
-    parameters = trainable([module])
-    if config.optimizer != "muon":
-        return [({}, parameters)]
-    tables = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    return [
-        ({}, [p for p in parameters if p not in tables]),
-        ({"matrices": False}, [p for p in parameters if p in tables]),
-    ]
 
 
 def check_packages(config: TrainingConfig) -> None:

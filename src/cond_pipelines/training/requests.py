@@ -46,7 +46,7 @@ class Requests:
         }
 
     def _take(self) -> set[str]:
-        found = set()
+        wished = set()
         for name, path in self.paths.items() if self.accelerator.is_main_process else ():
             try:
                 path.unlink()
@@ -54,5 +54,5 @@ class Requests:
                 continue
             except OSError:  # a folder, or one that may not be deleted: it would be taken at each step
                 continue
-            found.add(name)
-        return found
+            wished.add(name)
+        return wished

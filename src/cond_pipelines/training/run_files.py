@@ -103,8 +103,8 @@ def _progress(folder: Path, config: Values, last: Values) -> Values:
 def num_steps_of(folder: Path) -> int | None:
     """Of the whole run, where it has said so."""
     with suppress(OSError, ValueError, AttributeError):
-        found = json.loads((folder / RUN_FILE).read_text()).get("num_steps")
-        return found if isinstance(found, int) else None
+        num_steps = json.loads((folder / RUN_FILE).read_text()).get("num_steps")
+        return num_steps if isinstance(num_steps, int) else None
     return None
 
 
@@ -141,10 +141,10 @@ def _last_lines(folder: Path) -> tuple[Values, object]:
     """The last line of the training loss, and the last held-out loss."""
     path = folder / "log.jsonl"
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return {}, None
-    return _at_the_end_of(path, found.st_mtime_ns, found.st_size)
+    return _at_the_end_of(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=256)  # a list of runs is asked for each second
@@ -212,9 +212,9 @@ class _Index:
     def read_on(self, file: BinaryIO) -> None:
         """Read what was added since the last time; all of it where the log is another file."""
         with self.lock:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self.inode or found.st_size < self.end:
-                self._start_anew(found.st_ino)
+            status = os.fstat(file.fileno())
+            if status.st_ino != self.inode or status.st_size < self.end:
+                self._start_anew(status.st_ino)
             file.seek(self.end)
             while part := file.read(_PART_BYTES):
                 whole = part[: part.rfind(b"\n") + 1]

@@ -20,11 +20,11 @@ export default function Data({ here }) {
     const request = { path, conditioning, args, ...others };
     const text = (asked.current = JSON.stringify(request));
     setLooked({ isWaiting: true });
-    const found = await api("data/look", request).then(
+    const answer = await api("data/look", request).then(
       (look) => ({ look, request }),
       (error) => ({ error }),
     );
-    if (asked.current === text) setLooked(found);
+    if (asked.current === text) setLooked(answer);
   };
   useEffect(() => {
     if (path) look();

@@ -12,8 +12,8 @@ export default function Judge({ here }) {
   const studio = useStudio();
   const models = usableModels(studio);
   const numDone = studio.jobs.filter(({ state }) => state === "done").length;
-  const [found, error] = useAnswer(`reports?${query({ mark: numDone })}`, 5000);
-  const reports = found?.reports ?? [];
+  const [answer, error] = useAnswer(`reports?${query({ mark: numDone })}`, 5000);
+  const reports = answer?.reports ?? [];
   const known = here.paths.filter((path) => reports.some((report) => report.path === path));
   const chosen = known.length || here.paths.length ? known : reports.slice(0, 1).map(({ path }) => path);
   const model = models.find(({ path }) => path === here.paths[0]) ?? models[0];
@@ -68,10 +68,10 @@ function Evaluate({ models, first }) {
 const interval = (row) => (row.interval ? html`<span class="soft">[${row.interval.map((end) => short(end)).join(", ")}]</span>` : "");
 
 function Report({ path, mark, isOpen }) {
-  const [found, error] = useAnswer(`report?${query({ path, mark })}`);
+  const [answer, error] = useAnswer(`report?${query({ path, mark })}`);
   if (error) return html`<${Problem} error=${error} />`;
-  if (!found) return html`<${Waiting}>Reading the report<//>`;
-  const { report, files, sweep } = found;
+  if (!answer) return html`<${Waiting}>Reading the report<//>`;
+  const { report, files, sweep } = answer;
   const pictures = files.filter((file) => /\.png$/.test(file));
   const page = files.find((file) => /\.html$/.test(file));
   return html`<section class="card report" aria-label=${`Report of ${nameOf(path)}`}>
@@ -95,18 +95,17 @@ function Report({ path, mark, isOpen }) {
 }
 
 function Compared({ paths }) {
-  const [found, error] = useAnswer(`compare?${query({ path: paths })}`);
+  const [answer, error] = useAnswer(`compare?${query({ path: paths })}`);
   if (error) return html`<${Problem} error=${error} />`;
-  if (!found) return html`<${Waiting}>Comparing<//>`;
-  return found.pairs.map(
+  if (!answer) return html`<${Waiting}>Comparing<//>`;
+  return answer.pairs.map(
     ({ a, b, rows }) => html`<section class="card" key=${a + b} aria-label="Comparison">
       <h2>${nameOf(a)} (A) and ${nameOf(b)} (B)</h2>
       <${Table} label="Comparison" head=${["measure", "A", "B", "intervals", "verdict"]}
         rows=${rows.map((row) => [
           row.name,
-          html`${short(row.a.value)} ${interval(row.a)}`,
-          html`${short(row.b.value)} ${interval(row.b)}`,
-          html`<${Intervals} a=${row.a} b=${row.b} />`,
+          ...[row.a, row.b].map((one) => one && html`${short(one.value)} ${interval(one)}`), // null: only the other has it
+          row.a && row.b && html`<${Intervals} a=${row.a} b=${row.b} />`,
           html`<span class=${/better/.test(row.verdict) ? "verdict" : "soft"}>${row.verdict}</span>`,
         ])} />
     </section>`,

@@ -235,12 +235,12 @@ function One({ path, url, film, setImage }) {
 /** p(y|x) of an image. */
 function Classify({ path }) {
   const [image, setImage] = useState(null);
-  const [found, setFound] = useState();
-  const read = async () => setFound((await api("classify", { model: path, image })).probabilities);
+  const [answer, setAnswer] = useState();
+  const read = async () => setAnswer((await api("classify", { model: path, image })).probabilities);
   return html`<section class="card" aria-label="p(y|x) of an image">
     <h2>Which class is it? <small>p(y|x)</small></h2>
-    <${ImageInput} label="Image to classify" onImage=${(url) => (setImage(url), setFound())} />
+    <${ImageInput} label="Image to classify" onImage=${(url) => (setImage(url), setAnswer())} />
     ${image && html`<div class="row"><img class="small-image pixels" src=${image} alt="The image to classify" /><${Act} run=${read}>Classify<//></div>`}
-    ${found && html`<${Bars} rows=${found.map(({ name, p }) => [name, +p.toPrecision(3)])} />`}
+    ${answer && html`<${Bars} rows=${answer.map(({ name, p }) => [name, +p.toPrecision(3)])} />`}
   </section>`;
 }

@@ -140,12 +140,12 @@ function Curves({ run, paths, isActive }) {
 }
 
 function Differences({ paths }) {
-  const [found, error] = useAnswer(`runs/differences?${query({ path: paths })}`);
-  const rows = (found?.rows ?? []).map(({ name, values }) => [name, ...values.map((value) => JSON.stringify(value) ?? "–")]);
+  const [answer, error] = useAnswer(`runs/differences?${query({ path: paths })}`);
+  const rows = (answer?.rows ?? []).map(({ name, values }) => [name, ...values.map((value) => JSON.stringify(value) ?? "–")]);
   return html`<section class="card">
     <h2>What differs</h2>
     <${Problem} error=${error} />
-    ${found && (rows.length ? html`<${Table} label="Settings that differ" head=${["setting", ...paths.map(nameOf)]} rows=${rows} />` : "Nothing.")}
+    ${answer && (rows.length ? html`<${Table} label="Settings that differ" head=${["setting", ...paths.map(nameOf)]} rows=${rows} />` : "Nothing.")}
   </section>`;
 }
 
