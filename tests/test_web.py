@@ -1,5 +1,6 @@
 """`cond-pipelines export --to web`: the page in a real browser draws what PyTorch draws, for everybody, offline."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -128,7 +129,7 @@ def package(tmp_path_factory):
 def pages(models, package, tmp_path_factory):
     """The address of a folder with the page of each model."""
     needed("chromium", find_chromium() is not None)
-    pytest.importorskip("playwright")
+    needed("playwright", importlib.util.find_spec("playwright") is not None)
     folder = tmp_path_factory.mktemp("pages")
     command = ["export", "builtin:shapes-class", str(folder / "shapes-class"), "--to", "web"]
     main([*command, "--onnxruntime_web", str(package)])

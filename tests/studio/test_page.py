@@ -1,5 +1,6 @@
 """The studio's page in a real Chromium: what it shows, by mouse, by keyboard, for everybody, and of any name."""
 
+import importlib.util
 import io
 import json
 import tarfile
@@ -54,7 +55,7 @@ def work(tmp_path_factory):
 @pytest.fixture(scope="module")
 def studio(work, tmp_path_factory, subprocess_env):
     needed("chromium", find_chromium() is not None)
-    pytest.importorskip("playwright")
+    needed("playwright", importlib.util.find_spec("playwright") is not None)
     server = Server(
         work,
         tmp_path_factory.mktemp("home"),
