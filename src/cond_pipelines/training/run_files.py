@@ -282,7 +282,7 @@ def watched(folder: Path) -> Values:
         "points": points,
         "grids": [{"step": step, "path": str(path)} for step, path in grids_of(folder)],
         "held_out": log["held_out"],
-        "copies": log["measures"].get("copies", []),
+        "copies": log["measures"].pop("copies", []),  # under a heading of its own
         "measures": log["measures"],
         "ema_lengths": [min(lengths), max(lengths)] if lengths and has_snapshots else None,
     }
