@@ -41,7 +41,9 @@ def preview(folder: str | Path, repo_id: str) -> Preview:
         except ValueError as error:
             problem = str(error)
         paths = [path for path in sorted(stage.rglob("*")) if path.is_file()]
-        files = [{"name": path.relative_to(stage).as_posix(), "bytes": path.stat().st_size} for path in paths]
+        files: list[dict[str, str | int]] = [
+            {"name": path.relative_to(stage).as_posix(), "bytes": path.stat().st_size} for path in paths
+        ]
         tops = {path.relative_to(stage).parts[0] for path in paths}
         stays = [path.name for path in sorted(folder.iterdir()) if path.name not in tops and path.name[0] != "."]
         return Preview((stage / "README.md").read_text(encoding="utf-8"), files, [*private, *stays], problem)

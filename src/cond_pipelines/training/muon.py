@@ -38,7 +38,7 @@ def orthogonalized(matrices: Tensor, num_iterations: int = 5, dtype: torch.dtype
 
 def is_matrix(parameter: Tensor) -> bool:
     """Whether Muon moves it: the weight of a linear layer or a convolution, (out, in ...), that is not too narrow."""
-    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= _SMALLEST_SIDE
+    return parameter.ndim >= 2 and bool(min(len(parameter), parameter[0].numel()) >= _SMALLEST_SIDE)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -126,12 +126,25 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Also of a checkpoint of before, when Muon moved what has two dimensions: the run goes on like that."""
-        sizes = [len(group["params"]) for group in state_dict.get("param_groups", [])]
-        if sizes != [len(group["params"]) for group in self.param_groups]:
+        if not self._is_grouped_as(state_dict):
             self.param_groups.clear()
             for group in self._given:
                 self._split(group, lambda p: p.ndim == 2)
         super().load_state_dict(state_dict if "param_groups" in state_dict else self._joined(state_dict))
+
+    def _is_grouped_as(self, state_dict: dict[str, Any]) -> bool:
+        groups = state_dict.get("param_groups", [])
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
+            return False
+        numbers = [number for group in groups for number in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        # Two groupings can be of the same sizes; the shapes of the averages decide.
+        return all(
+            value.shape == p.shape
+            for number, p in zip(numbers, parameters, strict=True)
+            for name, value in state_dict["state"].get(number, {}).items()
+            if name in ("momentum_buffer", "exp_avg")
+        )
 
     def _joined(self, parts: dict[str, Any]) -> dict[str, object]:
         """The state of a checkpoint of long before, which has one for each of the two optimizers."""
