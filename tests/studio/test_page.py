@@ -1,6 +1,10 @@
 """The studio's page in a real Chromium: what it shows, by mouse, by keyboard, for everybody, and of any name."""
 
-import os
+import importlib.util
+import io
+import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +13,59 @@ from hub_server import TOKEN
 from PIL import Image
 from studio_common import Server, environment, folder_of_shapes, tiny
 from studio_way import Visitor
-from test_web import needed
+from test_web import AXE, needed
 from web import browser, find_chromium
 
 from cond_pipelines import ConditionalPipeline
+from cond_pipelines.evaluation.config import EvaluationConfig
+from cond_pipelines.evaluation.evaluate import evaluate
+from cond_pipelines.evaluation.sweep import sweep
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
 NASTY = "<img src=x onerror=alert(1)>"
+VIEWS = ("Data", "Run", "Watch", "Play", "Judge", "Share")
+NUM_MANY = 10_000
+
+
+def write_many(folder: Path) -> None:
+    """NUM_MANY files of 8 px, of 100 different images."""
+    (folder / "few").mkdir(parents=True)
+    for i in range(100):
+        Image.new("RGB", (8, 8), (2 * i, 255 - 2 * i, i)).save(folder / "few" / f"{i:05d}.png")
+    for i in range(100, NUM_MANY):
+        shutil.copyfile(folder / "few" / f"{i % 100:05d}.png", folder / "few" / f"{i:05d}.png")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a data set that has a nasty name and three bad files, and two finished runs."""
+    """A folder with two data sets, and two finished runs with their reports; one of them is a sweep."""
     folder = tmp_path_factory.mktemp("work")
     folder_of_shapes(folder / "shapes")
     (folder / "shapes" / "light").rename(folder / "shapes" / NASTY)
+    write_many(folder / "wall")
     for name, steps in (("first", 20), ("second", 10)):
         train(TrainingConfig(**tiny(folder / "shapes", folder / name, max_train_steps=steps, validation_steps=10)))
+    wanted = {"num_samples": 32, "feature_extractor": "pixels", "num_likelihood": 0, "num_inference_steps": 2}
+    evaluate(EvaluationConfig(model=str(folder / "first"), train_data_dir=str(folder / "shapes"), **wanted))
+    swept = EvaluationConfig(
+        model=str(folder / "second"),
+        train_data_dir=str(folder / "shapes"),
+        sweep=["guidance_scale=1,2"],
+        **wanted,
+    )
+    sweep(swept)
+    last = folder / "second" / "evaluation" / "sweep" / "guidance_scale-2" / "report.json"
+    report = json.loads(last.read_text())
+    del report["measures"][0]  # as a report of another version, which lacks one
+    (folder / "second" / "evaluation" / "report.json").write_text(json.dumps(report))
     return folder
 
 
 @pytest.fixture(scope="module")
 def studio(work, tmp_path_factory, subprocess_env):
     needed("chromium", find_chromium() is not None)
-    pytest.importorskip("playwright")
+    needed("playwright", importlib.util.find_spec("playwright") is not None)
     server = Server(
         work,
         tmp_path_factory.mktemp("home"),
@@ -72,12 +104,7 @@ def pixels_of(visitor: Visitor, selector: str) -> np.ndarray:
     """Of the picture that an <img> shows, as the server sends it."""
     url = visitor.page.locator(selector).first.get_attribute("src")
     answer = visitor.page.request.get(visitor.address.partition("/?")[0] + url)
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"studio-{os.getpid()}.png"
-    path.write_bytes(answer.body())
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), np.int16)
-    path.unlink()
-    return pixels
+    return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB"), np.int16)
 
 
 # ---------------------------------------------------------------------------------------------------------- data
@@ -98,11 +125,28 @@ def test_bad_files_have_their_reasons_and_a_name_is_text(visit, work):
     assert page.locator("img[src='x']").count() == 0
     page.get_by_role("button", name="Train on this").click()
     assert page.get_by_label("conditioning", exact=True).input_value() == "class"
-    page.locator("pre.command", has_text="--on_bad_image").wait_for()
-    page.wait_for_timeout(0)
-    assert "--conditioning=class" in page.locator("pre.command").inner_text().replace(
-        "conditioning class", "conditioning=class"
-    )
+    page.locator("pre.command", has_text="--on_bad_image=skip").wait_for()
+    assert "--conditioning=class" in page.locator("pre.command").inner_text()
+
+
+def test_ten_thousand_images_are_a_wall_of_those_in_sight(visit, work):
+    visitor = visit()
+    page = visitor.page
+    page.get_by_label("Folder", exact=True).select_option(str(work / "wall"))
+    page.get_by_text(f"{NUM_MANY:,} images").wait_for()
+    wall = page.get_by_role("listbox")
+    visitor.until("[...document.querySelectorAll('.wall img[src]')].some(x => x.naturalWidth)")
+    assert page.locator(".wall .tile").count() < 200
+    wall.focus()
+    page.keyboard.press("End")
+    last = page.locator(f"#tile-{NUM_MANY - 1}")
+    last.locator("img[src]").wait_for()
+    assert wall.get_attribute("aria-activedescendant") == f"tile-{NUM_MANY - 1}"
+    assert page.locator(".wall .tile").count() < 200 and page.locator("#tile-0").count() == 0
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").locator("img").wait_for()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
 
 
 # ----------------------------------------------------------------------------------------------------- run, watch
@@ -117,6 +161,32 @@ def test_runs_over_one_another_and_what_differs(visit, work):
     assert "first: loss" in label and "second: loss" in label and "held-out loss" in label
     page.get_by_role("button", name="Colours").click()  # the plots are drawn anew
     page.get_by_label("logarithmic").check()
+
+
+def test_the_grid_by_arrow_keys_and_any_checkpoint_becomes_the_model_on_both_pages(visit, work):
+    visitor, other = visit("Watch"), visit("Play")
+    page = visitor.page
+    page.get_by_label("Run", exact=True).select_option(str(work / "first"))
+    visitor.until("document.querySelectorAll('.grid td img').length === 6")
+    assert page.locator(".grid th[scope=row]").all_inner_texts() == [NASTY, "dark"]
+    page.locator(".grid td.chosen").focus()
+    time = page.get_by_role("slider", name="Time").first
+    page.keyboard.press("Home")
+    assert time.get_attribute("aria-valuetext") == "step 10"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert time.get_attribute("aria-valuetext") == "step 20"
+    page.locator("figcaption", has_text="dark, step 20").wait_for()
+    page.get_by_role("button", name="Play the film").first.click()
+    page.locator("output", has_text="finished").first.wait_for()
+    time.focus()
+    page.keyboard.press("Home")
+    page.get_by_role("button", name="Make this the model").click()
+    page.locator(".note.good").wait_for()
+    other.page.get_by_label("Model", exact=True).locator("option", has_text="checkpoint-10").wait_for(state="attached")
+    page.get_by_label("Or an average").fill("0.07")
+    page.get_by_role("button", name="Make this average the model").click()
+    other.page.get_by_label("Model", exact=True).locator("option", has_text="0.07").wait_for(state="attached")
 
 
 # ---------------------------------------------------------------------------------------------------------- play
@@ -139,3 +209,88 @@ def test_what_is_drawn_is_what_pytorch_draws_beside_another_model(visit, work):
         assert np.abs(shown - np.asarray(image.convert("RGB"), np.int16)).max() <= 1
     film = page.locator(".side").first.get_by_label("From noise to image")
     assert film.get_attribute("max") == "2"
+    page.locator(".side").first.get_by_role("button", name="Nearest training images").click()
+    page.locator(".nearest img").first.wait_for()
+
+
+def test_a_part_of_an_image_between_two_conditions_and_its_class(visit, work, tmp_path):
+    visitor = visit("Play")
+    page = visitor.page
+    page.get_by_label("Model", exact=True).select_option(str(work / "first"))
+    Image.new("RGB", (8, 8), (200, 30, 90)).save(tmp_path / "image.png")
+    page.get_by_label("How", exact=True).select_option("part")
+    visitor.set("Images", 1)
+    visitor.set("Steps", 2)
+    visitor.set("Strength", 1)
+    page.get_by_label("Image", exact=True).set_input_files(tmp_path / "image.png")
+    canvas = page.get_by_label("Paint what is drawn anew")
+    visitor.set("Brush, % of the width", 40)
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.1 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.up()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator(".side .tiles img").wait_for()
+    drawn = pixels_of(visitor, ".side .tiles img")
+    assert (np.abs(drawn[:, 6:] - [200, 30, 90]) <= 2).all() and (np.abs(drawn[1, 1] - [200, 30, 90]) > 2).any()
+    page.get_by_label("How", exact=True).select_option("between")
+    page.get_by_label("To class", exact=True).select_option("dark")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator(".side .tiles img").nth(7).wait_for()
+    page.get_by_label("Image to classify", exact=True).set_input_files(tmp_path / "image.png")
+    page.get_by_role("button", name="Classify", exact=True).click()
+    page.locator(".bars", has_text=NASTY).wait_for()
+
+
+# --------------------------------------------------------------------------------------------------- judge, share
+def test_reports_are_read_and_compared_and_a_sweep_is_a_trade_off(visit, work):
+    visitor = visit("Judge")
+    page = visitor.page
+    page.locator(".report table").wait_for()
+    for box in page.get_by_label("Reports", exact=True).get_by_role("checkbox").all():
+        box.check()
+    page.get_by_role("region", name="Comparison").get_by_text("within chance").first.wait_for()
+    assert page.get_by_text("has it").inner_text() in ("only A has it", "only B has it")
+    trade = page.get_by_role("img", name="Trade-off.")
+    trade.wait_for()
+    assert trade.locator("circle").count() == 2
+
+
+def test_the_card_and_what_stays_are_seen_before_a_push(visit, work, hub):
+    visitor = visit("Share")
+    page = visitor.page
+    page.get_by_label("Model", exact=True).select_option(str(work / "first"))
+    page.get_by_label("Repository on the Hub", exact=True).fill("me/first")
+    card = page.get_by_role("article", name="The model card")
+    card.get_by_role("heading", name="Use it").wait_for()
+    assert NASTY in card.inner_text() and page.locator("img[src='x']").count() == 0
+    assert page.get_by_role("region", name="Files that are uploaded").get_by_text("unet/config.json").count() == 1
+    assert "checkpoint-10" in page.locator(".names").inner_text()
+    page.get_by_role("button", name="Push").click()
+    page.locator(".job-message a").wait_for()
+    assert "model_index.json" in hub.repos["me/first"].files()
+
+
+# ---------------------------------------------------------------------------------------------------------- for all
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 360)])
+def test_nothing_that_axe_finds_and_nothing_wider_than_the_screen(visit, work, scheme, width):
+    needed("axe-core", AXE.is_file())
+    with tarfile.open(AXE) as package:
+        axe = package.extractfile("package/axe.min.js").read().decode()
+    visitor = visit(color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = visitor.page
+    ready = {"Data": ".wall img[src]", "Run": ".plot canvas", "Watch": ".grid td img", "Play": ".tiles img"}
+    ready |= {"Judge": ".report table", "Share": "article.prose h2"}
+    violations = {}
+    for view in VIEWS:
+        visitor.view(view)
+        if view == "Play":
+            page.get_by_role("button", name="Draw", exact=True).click()
+        page.locator(ready[view]).first.wait_for()
+        page.evaluate(axe)
+        violations[view] = page.evaluate(
+            "axe.run().then(result => result.violations.map(x => [x.id, x.nodes[0].html]))"
+        )
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width, view
+    assert violations == {view: [] for view in VIEWS}

@@ -81,7 +81,7 @@ function Learned({ run, watched }) {
       ${rows && html`<div class="halves">
         <${Large} url=${cells[point.model]?.images?.[row]} title=${`${rows[row]?.title}, ${point.label}`} />
         <div class="field stack">
-          <${ChooseModel} key=${point.model} run=${run} point=${point} lengths=${watched.ema_lengths} />
+          <${ChooseModel} run=${run} point=${point} lengths=${watched.ema_lengths} />
           <details>
             <summary>Settings of the grid</summary>
             <div class="fields small">
@@ -140,21 +140,25 @@ function Grid({ points, rows, cells, cell: [row, column], setCell }) {
   </div>`;
 }
 
-/** A slider through the checkpoints, and a film of them. */
+/** A slider through the checkpoints, and a film of them. Whoever goes elsewhere meanwhile ends the film. */
 function Time({ points, at, onAt }) {
   const [isPlaying, setIsPlaying] = useState(false);
+  const reached = useRef();
+  const end = points.length - 1;
+  const go = (to) => onAt((reached.current = to));
   useEffect(() => {
     if (!isPlaying) return undefined;
-    const timer = setTimeout(() => (at < points.length - 1 ? onAt(at + 1) : setIsPlaying(false)), FILM_MS);
+    if (at === end || at !== reached.current) return setIsPlaying(false);
+    const timer = setTimeout(() => go(at + 1), FILM_MS);
     return () => clearTimeout(timer);
   }, [isPlaying, at]);
   const play = () => {
-    if (!isPlaying && at === points.length - 1) onAt(0);
+    if (!isPlaying) go(at === end ? 0 : at);
     setIsPlaying(!isPlaying);
   };
   return html`<div class="row film">
     <button type="button" onClick=${play}>${isPlaying ? "Stop the film" : "Play the film"}</button>
-    <input type="range" aria-label="Time" min="0" max=${points.length - 1} step="1" value=${at} aria-valuetext=${points[at].label}
+    <input type="range" aria-label="Time" min="0" max=${end} step="1" value=${at} aria-valuetext=${points[at].label}
       onInput=${(event) => onAt(Number(event.target.value))} />
     <output class="label">${points[at].label}</output>
   </div>`;
