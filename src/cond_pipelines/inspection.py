@@ -111,7 +111,7 @@ def facts_of(data: "TrainingData") -> dict[str, Any]:
     captions = [text for text in all_of(dataset.conditions()) if isinstance(text, str)]
     counts = Counter(names_of(data)) if data.id2label else {}
     same: dict[bytes, list[int]] = {}
-    for i, content in enumerate(dataset.content_keys() if dataset.decoded else ()):
+    for i, content in enumerate(data.keys if dataset.decoded else ()):
         same.setdefault(content, []).append(i)
     reasons = account.excluded.items()
     return {
@@ -138,11 +138,11 @@ def names_of(data: "TrainingData") -> list[str]:
     return [condition_name(condition, data.id2label) for condition in data.conditions(every)]
 
 
-def image_of(dataset: "ImageDataset", index: int) -> Image.Image:
-    """An image after crop and resize, as the network sees it. Raises BadRow."""
+def image_of(dataset: "ImageDataset", row: int) -> Image.Image:
+    """The image of a row after crop and resize, as the network sees it. Raises BadRow."""
     from .pictures import visible
 
-    array = dataset.centre(int(dataset.usable[index])).astype(np.float32)
+    array = dataset.centre(row).astype(np.float32)
     return visible(array / 255 if dataset.value_range is None else (array + 1) / 2)
 
 
@@ -214,7 +214,7 @@ def _sheet(data: Any) -> Image.Image | None:
     images, captions = [], []
     for i in order:
         with suppress(BadRow):  # images that are not kept decoded are not all looked at
-            images.append(image_of(data.dataset, int(chosen[i])))
+            images.append(image_of(data.dataset, int(data.dataset.usable[chosen[i]])))
             captions.append(names[i])
     if not images:
         return None

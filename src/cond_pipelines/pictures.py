@@ -1,7 +1,9 @@
 """Pictures: a grid of images with titles and captions, an animation, the loss curve."""
 
 import bisect
+import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -203,6 +205,22 @@ def animation(frames: Sequence[tuple[str, Image.Image]], path: Path, side_px: in
     duration_ms = [700] * (len(pictures) - 1) + [2500]
     with whole_file(path) as unfinished:
         pictures[0].save(unfinished, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0)
+
+
+def write_again(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that can be made again: whole, but not waiting for the disk as `whole_file` does."""
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    picture.save(unfinished, "PNG", compress_level=1)
+    os.replace(unfinished, path)
+
+
+def write_once(picture: Image.Image, folder: Path) -> str:
+    """The name of a PNG in `folder`, by its pixels; written where it is not there."""
+    content = f"{picture.mode}{picture.size}".encode() + picture.tobytes()
+    name = hashlib.sha256(content).hexdigest()[:24] + ".png"
+    if not (folder / name).is_file():
+        write_again(picture, folder / name)
+    return name
 
 
 def visible(image: np.ndarray) -> Image.Image:

@@ -17,6 +17,15 @@ _MARKS = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
 _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first of a run, or the only one: then torch, which takes seconds, is not imported."""
+    if "accelerate" not in sys.modules and not any(name in os.environ for name in ("WORLD_SIZE", *_LOCAL_SIZES)):
+        return True
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
 # ------------------------------------------------------------------------------------------------------------ cores
 def use_all_cores() -> None:
     """Let PyTorch use the cores that this process was given, shared among the processes of this machine.

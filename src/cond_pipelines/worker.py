@@ -11,6 +11,7 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
+from dataclasses import asdict, is_dataclass
 from io import StringIO
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,27 +22,37 @@ from .errors import UserError, describe
 class Worker:
     """One process, which does one thing after another; it is started with the first, and again when it was killed.
 
+    Args:
+        niceness: what is added to that of this process: others on the machine go first.
+        gives_up: a call that is cancelled while it is under way ends the process, and the next one starts another.
+            Otherwise it is done to its end, for nobody. One that is cancelled before is not begun in either case.
+
     Example:
         >>> await Worker().call("cond_pipelines.sample:main", ["flowers", "rose"])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, niceness: int = 0, gives_up: bool = False) -> None:
         self.pool: ProcessPoolExecutor | None = None
+        self.niceness, self.gives_up, self.turn = niceness, gives_up, asyncio.Lock()
 
     async def call(self, function: str, *args: object) -> dict[str, Any]:
         """What "module:function" returns, values by name. Raises UserError, in one line, for what it could not do."""
-        if self.pool is None:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start)
-        pool = self.pool
-        try:
-            future = await asyncio.to_thread(pool.submit, _run, function, args)
-            value, problem = await asyncio.wrap_future(future)
-        except BrokenProcessPool as error:
-            self.pool = None if self.pool is pool else self.pool
-            raise UserError(
-                "the process that does this was killed, most often for want of memory: try again"
-            ) from error
+        async with self.turn:
+            if self.pool is None:
+                context = multiprocessing.get_context("spawn")
+                self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(self.niceness,))
+            try:
+                future = await asyncio.to_thread(self.pool.submit, _run, function, args)
+                value, problem = await asyncio.wrap_future(future)
+            except BrokenProcessPool as error:
+                self.pool = None
+                raise UserError(
+                    "the process that does this was killed, most often for want of memory: try again"
+                ) from error
+            except asyncio.CancelledError:
+                if self.gives_up:
+                    self.close()
+                raise
         if problem is not None:
             raise UserError(problem)
         return value
@@ -51,12 +62,20 @@ class Worker:
         if self.pool is not None:
             processes = list((self.pool._processes or {}).values())
             self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool = None
             for process in processes:
                 process.terminate()
 
 
-def _start() -> None:
+def imported(module: str) -> dict[str, Any]:
+    """For `call`: a later one need not wait for the import."""
+    importlib.import_module(module)
+    return {}
+
+
+def _start(niceness: int) -> None:
     """In the process: it ends with the server, also where that is killed."""
+    os.nice(niceness)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -70,12 +89,13 @@ def _end_with(parent: BaseProcess) -> None:
 
 
 def _run(function: str, args: tuple[object, ...]) -> tuple[dict[str, Any], str | None]:
-    """(value, what went wrong in one line)."""
+    """(values by name, of a dataclass too; what went wrong in one line)."""
     module, _, name = function.partition(":")
     said = StringIO()
     try:
         with redirect_stderr(said):  # a parser of the command line says there what is wrong, and exits
-            return getattr(importlib.import_module(module), name)(*args), None
+            value = getattr(importlib.import_module(module), name)(*args)
+            return asdict(value) if is_dataclass(value) else value, None
     except SystemExit:
         lines = said.getvalue().strip().splitlines() or ["stopped"]
         return {}, lines[-1].removeprefix("error: ")

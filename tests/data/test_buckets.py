@@ -10,7 +10,8 @@ from pipelines_common import tiny_vae
 from training_common import largest_difference, log_of, run
 
 from cond_pipelines import ConditionalPipeline
-from cond_pipelines.data.buckets import BucketSampler, bucket_sizes, nearest_size
+from cond_pipelines.data.batches import BucketSampler
+from cond_pipelines.data.buckets import bucket_sizes, nearest_size
 from cond_pipelines.data.images import open_image, size_px, to_array
 from cond_pipelines.data.shard import Shard
 

@@ -84,7 +84,7 @@ def endless(data: Path, run: Path) -> dict[str, object]:
 
 # --------------------------------------------------------------------------------------------------------- data
 def test_the_three_bad_files_are_seen_with_their_reasons(first, place):
-    seen = first.post("data/look", path=str(place[0] / "shapes"), conditioning="class", args={"resolution": 8})
+    seen = first.post("data/check", path=str(place[0] / "shapes"), conditioning="class", args={"resolution": 8})
     reasons = {line.split("/")[-1].split(")")[0]: line for line in seen["bad_rows"]}
     assert set(reasons) == {"text.png", "empty.png", "cut.png"}
     assert "no format that can be read" in reasons["text.png"] and "truncated" in reasons["cut.png"]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..errors import describe
 from ..user_code import raised_by_user_code
-from .buckets import BucketSampler
 from .dataset import BadRow, ImageDataset, Row
 from .loading import readable
 from .shard import Shard
@@ -80,6 +79,42 @@ class PositionSampler(torch.utils.data.Sampler):
                     order = np.random.default_rng([self.shard.seed, epoch]).permutation(self.indices)
                 batch.append((position, int(order[position % len(order)])))
             yield [(position, (position, index)) for position, index in batch]
+
+
+class BucketSampler(torch.utils.data.Sampler):
+    """Batches of (position, index), endless, each from one bucket.
+
+    The bucket that lags most behind its share of the images is next, so that all images are seen equally often; within
+    a bucket no image comes again before all came. The order is a function of the seed and of the images in a step.
+
+    Args:
+        buckets: the rows of each.
+        shard: which of the images this process sees.
+    """
+
+    def __init__(self, buckets: list[np.ndarray], shard: Shard):
+        self.buckets, self.shard = [b for b in buckets if len(b)], shard
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+        shard = self.shard
+        block, offset = shard.images_per_step, shard.rank * shard.batch_size
+        counts, given = np.array([len(b) for b in self.buckets]), np.zeros(len(self.buckets), int)
+        orders: dict[int, tuple[int, np.ndarray]] = {}
+        for number in itertools.count():
+            chosen = int(np.argmin((given + 0.5) / counts))
+            first = given[chosen] * block + offset  # within the bucket
+            given[chosen] += 1
+            if number * block < shard.start:
+                continue
+            batch = []
+            for i in range(shard.batch_size):
+                epoch, place = divmod(int(first) + i, len(self.buckets[chosen]))
+                if orders.get(chosen, (-1, None))[0] != epoch:
+                    rng = np.random.default_rng([shard.seed, chosen, epoch])
+                    orders[chosen] = epoch, rng.permutation(self.buckets[chosen])
+                position = number * block + offset + i
+                batch.append((position, (position, int(orders[chosen][1][place]))))
+            yield batch
 
 
 class _Positioned(torch.utils.data.Dataset):

@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 
 from ..console import for_terminal
@@ -31,8 +30,8 @@ _DECODING = 3  # raised where the same file gives other pixels or notes than bef
 
 
 @dataclass
-class ImageDataset(torch.utils.data.Dataset):
-    """Images and raw conditions of a map-style data set.
+class ImageDataset:
+    """Images and raw conditions of a map-style data set, without torch, which takes seconds to import.
 
     `dataset[position, index]` is row `index`, with its crop, flip and choice of caption drawn from (seed, position): a
     run that is resumed, or spread over other processes, draws the same.
@@ -225,8 +224,8 @@ class ImageDataset(torch.utils.data.Dataset):
         except (ValueError, TypeError, LookupError) as error:  # a label of another type, or one that was never seen
             raise BadRow(f"{name()}: {describe(error)}") from error
 
-    def check(self) -> None:
-        """Look at every condition, and at every image too where they are kept decoded.
+    def check(self, with_images: bool = True) -> None:
+        """Look at every condition, and `with_images` at every image too where they are kept decoded.
 
         Raises:
             BadRow: for the first bad row, where on_bad_image is "error".
@@ -242,7 +241,7 @@ class ImageDataset(torch.utils.data.Dataset):
                     self._reject(error)
                     bad.append(row)
         rows = np.setdiff1d(np.arange(len(self.rows)), bad)
-        self.usable = self.kept.load(rows, len(self.rows))
+        self.usable = self.kept.load(rows, len(self.rows)) if with_images else rows
         if not len(self):
             raise ValueError(
                 f"no usable image among {len(self.rows)} rows" + "".join(f"; {s}" for s in self.skipped[:3])

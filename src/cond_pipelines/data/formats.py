@@ -1,5 +1,6 @@
 """Which files hold images, by suffix, and which names are names of splits."""
 
+import posixpath
 import re
 from pathlib import PurePath
 
@@ -78,12 +79,12 @@ _REPEATS = re.compile(r"^([1-9]\d{0,4})_(.+)", re.DOTALL)
 
 def kind_of(name: str) -> str | None:
     """What a file holds, one of `KINDS`, by its suffix; None: none of them."""
-    return _KINDS.get(PurePath(name).suffix.lower())
+    return _KINDS.get(posixpath.splitext(name.rstrip("/"))[1].lower())
 
 
 def is_metadata(name: str) -> bool:
     """Whether a file is a table that is read: metadata.csv, .jsonl or .parquet, in letters of any case."""
-    return PurePath(name).name.lower() in _METADATA
+    return posixpath.basename(name.rstrip("/")).lower() in _METADATA
 
 
 def is_hidden_folder(name: str) -> bool:

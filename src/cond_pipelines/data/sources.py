@@ -6,10 +6,10 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..errors import UserError, describe
+from ..processes import is_main_process
 from .account import Account, ReadOptions, counted, examples
 from .archives import all_members, are_packed_folders, open_path, with_members
 from .folder import note_skipped, read_folder
@@ -38,7 +38,7 @@ def read_source(
         UserError: there are no images, several kinds have about as many, or a file cannot be read.
     """
     if Path(root).is_dir():
-        with tqdm(desc="Listing files", unit=" files", delay=2, disable=not PartialState().is_main_process) as bar:
+        with tqdm(desc="Listing files", unit=" files", delay=2, disable=not is_main_process()) as bar:
             tree = walk(root, bar.update)
     else:
         path = Path(root).absolute()

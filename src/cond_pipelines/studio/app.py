@@ -5,7 +5,7 @@ import inspect
 import json
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from starlette.staticfiles import StaticFiles
 
 from ..errors import UserError, describe
 from ..files import strict_json
-from .routes import ROUTES, Handler
+from .routes import LOOKING, ROUTES, Answer, Handler
 from .safety import Guard
 from .shared import Studio
 
-PAGE = Path(__file__).parent / "page"
+PAGE, _IS_THERE_SEC = Path(__file__).parent / "page", 0.5
 
 
 def build_app(studio: Studio, token: str, port: int) -> Guard:
@@ -29,8 +29,10 @@ def build_app(studio: Studio, token: str, port: int) -> Guard:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        first = asyncio.create_task(studio.look.call("cond_pipelines.worker:imported", LOOKING))
         yield
         studio.close()
+        first.cancel()
 
     listed = [Route(path, _endpoint(studio, handler), methods=[method]) for method, path, handler in ROUTES]
     first = Route("/", lambda request: FileResponse(PAGE / "index.html"))
@@ -44,12 +46,25 @@ def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable
             given = await _given(request)
             answered = await asyncio.to_thread(handler, studio, given)
             if inspect.isawaitable(answered):
-                answered = await answered
+                answered = await _while_wanted(request, answered)
             return answered if isinstance(answered, Response) else _json(answered)
         except Exception as error:
             return _failure(error)
 
     return answer
+
+
+async def _while_wanted(request: Request, work: Awaitable[Answer]) -> Answer:
+    """The answer. Where the browser goes away before, or the server ends, the work is cancelled."""
+    task = asyncio.ensure_future(work)
+    with suppress(asyncio.CancelledError):
+        while not (await asyncio.wait({task}, timeout=_IS_THERE_SEC))[0]:
+            if await request.is_disconnected():
+                break
+        else:
+            return task.result()
+    task.cancel()
+    return Response(status_code=503)  # to nobody
 
 
 async def _given(request: Request) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from ..files import keep_newest, write_json
 from ..folders import CONFIG_FILE
 from ..grids import interpolated, sampled
 from ..networks.pretrained import load_pipeline
+from ..pictures import write_once
 from ..pipelines.conditional import ConditionalPipeline
 from ..sample import picture_of
-from ..sharing.preview import preview
 from ..training.at_checkpoint import pipeline_at, write_model
 from ..training.command_line import read_recipe
 from ..training.config import TrainingConfig
 from ..training.ema import pipeline_of_length
-from .looking import cached
 
 _MOST_IMAGES, _MOST_FRAMES, _MOST_KEPT = 64, 50, 20_000
 _SAMPLING = ("num_inference_steps", "guidance_scale", "strength")
@@ -123,13 +121,7 @@ def _sampling(request: Request) -> Request:
 
 def _saved(images: list[Image.Image], home: str) -> list[str]:
     """The addresses of images in the cache, named by their pixels."""
-    names = []
-    for image in images:
-        content = f"{image.mode}{image.size}".encode() + image.tobytes()
-        names.append(hashlib.sha256(content).hexdigest()[:24] + ".png")
-        if not (path := Path(home) / "drawn" / names[-1]).is_file():
-            cached(image, path)
-    return [f"/api/drawn/{name}" for name in names]
+    return [f"/api/drawn/{write_once(image, Path(home) / 'drawn')}" for image in images]
 
 
 def read_image(text: object, home: str, channels: int = 3) -> Image.Image:
@@ -174,8 +166,3 @@ def choose(run: str, request: Request, folder: str) -> Request:
     """Write the model of a checkpoint, or of an EMA length, into a new folder."""
     write_model(_model(request), Path(run), Path(folder))
     return {"path": folder}
-
-
-def shared(folder: str, repo_id: str) -> Request:
-    """The card of a model, and what a push would upload."""
-    return asdict(preview(folder, repo_id))

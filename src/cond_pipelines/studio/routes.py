@@ -5,20 +5,19 @@ import os
 import re
 import shlex
 from collections.abc import Awaitable, Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from starlette.responses import FileResponse, Response
 
-from ..errors import UserError, read_json, read_json_list
-from ..evaluation.compare import compare as rows_of
-from ..evaluation.compare import read_report
+from ..errors import UserError
 from ..evaluation.config import evaluation_form
+from ..evaluation.report_files import compared, report_in, reports_in
 from ..folder_kinds import kinds_in
 from ..folders import REQUESTS, check_new_folder
 from ..training import run_control, run_files
 from ..training.command_line import training_form
+from ..worker import Worker
 from .places import check_recorded, flags_of
 from .safety import SANDBOX
 from .shared import Studio
@@ -28,9 +27,8 @@ Answer = Values | Response
 Handler = Callable[[Studio, Values], Answer | Awaitable[Answer]]  # an ordinary function is called in a thread
 ROUTES: list[tuple[str, str, Handler]] = []
 _SHOWN = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".html", ".json", ".md", ".txt", ".yaml", ".jsonl"}
-_LOOKING, _DRAWING = "cond_pipelines.studio.looking", "cond_pipelines.studio.drawing"
+LOOKING, _DRAWING = "cond_pipelines.studio.looking", "cond_pipelines.studio.drawing"
 _IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
-_BLOCK = 64  # thumbnails that are made together, see `looking.thumbnails`
 _MOST_POINTS, _MOST_ITEMS = 5000, 1000
 
 
@@ -61,11 +59,10 @@ def file(studio: Studio, given: Values) -> Answer:
     return FileResponse(path, headers={"content-security-policy": SANDBOX} if path.suffix.lower() == ".html" else None)
 
 
-@route("POST", "data/look")
-async def look(studio: Studio, given: Values) -> Answer:
+async def _seen(studio: Studio, given: Values, worker: Worker, function: str) -> Answer:
     chosen = {"conditioning": given.get("conditioning") or "none"} | dict(given.get("args") or {})
     path = str(studio.places.path(given["path"]))
-    seen = await studio.look.call(f"{_LOOKING}:look", [path, *flags_of(chosen, studio.places)], str(studio.home))
+    seen = await worker.call(function, [path, *flags_of(chosen, studio.places)], str(studio.home))
     of_run = {"train_data_dir": path} | ({"on_bad_image": "skip"} if seen["bad_rows"] else {}) | chosen
     return seen | {"command": shlex.join(["cond-pipelines", "train", *flags_of(of_run, studio.places)])}
 
@@ -74,16 +71,15 @@ async def look(studio: Studio, given: Values) -> Answer:
 async def wall(studio: Studio, given: Values) -> Answer:
     start, count = int(given.get("start", 0)), min(_MOST_ITEMS, int(given.get("count", 200)))
     choice = {name: given[name] for name in ("held_out", "class") if given.get(name)}
-    return await studio.look.call(f"{_LOOKING}:wall", _key(given), start, count, choice, str(studio.home))
+    return await studio.look.call(f"{LOOKING}:wall", _key(given), start, count, choice, str(studio.home))
 
 
 @route("GET", "data/thumb")
 async def thumb(studio: Studio, given: Values) -> Answer:
     key, i = _key(given), int(given["i"])
     path = studio.home / "thumbs" / key / f"{i}.png"
-    async with studio.locks[f"{key}/{i // _BLOCK}"]:  # those of a block are made once
-        if not path.is_file():
-            await studio.look.call(f"{_LOOKING}:thumbnails", key, i // _BLOCK, _BLOCK, str(studio.home))
+    if not path.is_file():
+        await studio.look.call(f"{LOOKING}:thumbnails", key, i, str(studio.home))
     return _kept(path)
 
 
@@ -107,7 +103,7 @@ def _kept(path: Path) -> Answer:
 async def plan(studio: Studio, given: Values) -> Answer:
     args = flags_of(given["args"], studio.places)
     try:
-        planned = await studio.look.call(f"{_LOOKING}:plan", args)
+        planned = await studio.plan.call("cond_pipelines.training.plan:plan", args)
     except UserError as error:  # usual while somebody fills in the form
         planned = {"problem": str(error)}
     return planned | {"command": shlex.join(["cond-pipelines", "train", *args])}
@@ -168,33 +164,6 @@ def evaluate(studio: Studio, given: Values) -> Answer:
     return {"job": studio.jobs.start("sweep" if values.get("sweep") else "evaluate", path, ["evaluate", *args]).id}
 
 
-@route("GET", "reports")
-def reports(studio: Studio, given: Values) -> Answer:
-    listed = []
-    for path in kinds_in(studio.places.folders)["models"]:
-        times = {f.stem: f.stat().st_mtime for f in path.glob("evaluation/*.json") if f.stem in ("report", "sweep")}
-        values = {"path": str(path), "name": studio.places.name(path), "sweep": "sweep" in times}
-        listed += [values | {"mtime": max(times.values())}] if times else []
-    return {"reports": listed}
-
-
-@route("GET", "report")
-def report(studio: Studio, given: Values) -> Answer:
-    folder = studio.places.path(given["path"]) / "evaluation"
-    report, sweep = folder / "report.json", folder / "sweep.json"
-    return {
-        "report": read_json(studio.places.path(str(report))) if report.is_file() else None,
-        "sweep": read_json_list(studio.places.path(str(sweep))) if sweep.is_file() else None,
-        "files": [str(path) for path in sorted(folder.glob("*")) if path.suffix in (".png", ".html", ".md")],
-    }
-
-
-@route("GET", "compare")
-def compare(studio: Studio, given: Values) -> Answer:
-    read = {str(path): read_report(path) for path in _paths(studio, given)}
-    return {"pairs": [{"a": a, "b": b, "rows": rows_of(read[a], read[b])} for a, b in combinations(read, 2)]}
-
-
 @route("POST", "push")
 def push(studio: Studio, given: Values) -> Answer:
     path, repo_id = studio.places.path(given["path"]), str(given.get("repo_id") or "")
@@ -233,17 +202,22 @@ def _drawing(function: str) -> Handler:
 
 
 def _share(studio: Studio, given: Values) -> Awaitable[Values]:
-    path = studio.places.path(given["path"])
-    return studio.draw.call(f"{_DRAWING}:shared", str(path), given.get("repo_id") or path.name)
+    path, function = studio.places.path(given["path"]), "cond_pipelines.sharing.preview:preview"
+    return studio.plan.call(function, str(path), given.get("repo_id") or path.name)
 
 
 _SIMPLE: list[tuple[str, str, Handler]] = [
+    ("POST", "data/look", lambda studio, given: _seen(studio, given, studio.look, f"{LOOKING}:look")),
+    ("POST", "data/check", lambda studio, given: _seen(studio, given, studio.check, f"{LOOKING}:check")),
     ("GET", "train/form", lambda studio, given: {"groups": training_form()}),
     ("GET", "evaluate/form", lambda studio, given: {"groups": evaluation_form()}),
     ("GET", "runs/log", _log),
     ("GET", "runs/output", _output),
     ("GET", "runs/differences", lambda studio, given: {"rows": run_files.differences(_paths(studio, given))}),
     ("GET", "watch", lambda studio, given: run_files.watched(studio.places.path(given["path"]))),
+    ("GET", "reports", lambda studio, given: {"reports": reports_in(kinds_in(studio.places.folders)["models"])}),
+    ("GET", "report", lambda studio, given: report_in(studio.places.path(given["path"]))),
+    ("GET", "compare", lambda studio, given: {"pairs": compared(_paths(studio, given))}),
     ("GET", "model", _drawing("model_info")),
     *(("POST", name, _drawing(name)) for name in ("draw", "interpolate", "classify")),
     ("GET", "share", _share),

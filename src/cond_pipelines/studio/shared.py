@@ -1,9 +1,7 @@
-"""What the routes share: the folders, the records of commands, two workers, the cache; and the state of it all."""
+"""What the routes share: the folders, the records of commands, the workers, the cache; and the state of it all."""
 
-import asyncio
 import threading
 import time
-from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,15 +23,15 @@ class Studio:
 
     def __init__(self, places: Places, home: Path):
         self.places, self.home, self.jobs = places, home, Jobs(home / "jobs")
-        self.look, self.draw = Worker(), Worker()
+        self.look, self.draw, self.plan = Worker(), Worker(), Worker()
+        self.check = Worker(niceness=5, gives_up=True)
         self._starting = threading.Lock()
-        self.locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._state: tuple[float, bytes] = (float("-inf"), b"")
 
     def close(self) -> None:
         """End the workers."""
-        self.look.close()
-        self.draw.close()
+        for worker in (self.look, self.check, self.draw, self.plan):
+            worker.close()
 
     def state(self) -> bytes:
         """All that each page shows of what is there, as JSON."""

@@ -5,6 +5,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..data.load import load_data
+from .command_line import parse_args
 from .config import TrainingConfig
 from .defaults import decide
 from .model import image_channels, load_parent, load_vae
@@ -28,3 +29,9 @@ def planned(config: TrainingConfig) -> tuple[dict[str, Any], list[str]]:
     given = config.to_dict()
     chosen = {name: value for name, value in decided.to_dict().items() if value != given[name]}
     return chosen, [*data.summary().splitlines(), *([why] if why else [])]
+
+
+def plan(args: list[str]) -> dict[str, object]:
+    """`planned` of the arguments of `cond-pipelines train`, for a form: "decided" and "lines"."""
+    decided, lines = planned(parse_args(args))
+    return {"decided": decided, "lines": lines}

@@ -7,7 +7,7 @@ import { useStudio } from "./parts.js";
 
 const FORMULAS = { none: "p(x)", class: "p(x|y)", text: "p(x|caption)", embedding: "p(x|vector)" };
 export const SETTINGS = Object.entries(FORMULAS).map(([name, formula]) => [name, `${name}: ${formula}`]);
-const [PAGE, GAP_PX, CAPTION_PX] = [200, 10, 20];
+const [PAGE, GAP_PX, CAPTION_PX, STEP_PX] = [200, 10, 20, 60];
 
 export default function Data({ here }) {
   const { data } = useStudio();
@@ -15,19 +15,25 @@ export default function Data({ here }) {
   const [conditioning, setConditioning] = useKept("conditioning", "none");
   const [args, setArgs] = useKept("data-args", {});
   const [looked, setLooked] = useState({});
-  const asked = useRef();
-  const look = async (others = {}) => {
-    const request = { path, conditioning, args, ...others };
-    const text = (asked.current = JSON.stringify(request));
+  const latest = useRef();
+  const look = async () => {
+    latest.current?.abort(); // the server need not go on with it
+    const { signal } = (latest.current = new AbortController());
+    const request = { path, conditioning, args };
     setLooked({ isWaiting: true });
-    const answer = await api("data/look", request).then(
-      (look) => ({ look, request }),
-      (error) => ({ error }),
-    );
-    if (asked.current === text) setLooked(answer);
+    try {
+      for (const how of ["look", "check"]) {
+        const look = await api(`data/${how}`, request, signal);
+        if (!signal.aborted) setLooked({ look, request });
+        if (look.is_checked) return;
+      }
+    } catch (error) {
+      if (!signal.aborted) setLooked((before) => ({ ...before, isWaiting: false, error }));
+    }
   };
   useEffect(() => {
     if (path) look();
+    return () => latest.current?.abort();
   }, [path, conditioning]);
   if (!data.length) {
     return html`<${Empty}>No folder with images here yet. Start the studio with one: cond-pipelines studio FOLDER<//>`;
@@ -41,8 +47,10 @@ export default function Data({ here }) {
       <button type="submit" class="main">Look</button>
     </form>
     <div>
-      ${looked.isWaiting && html`<${Waiting}>Reading the images<//>`}
+      ${looked.isWaiting && html`<${Waiting}>Reading the names<//>`}
       <${Problem} error=${looked.error} />
+      ${looked.look?.is_checked === false && !looked.error && html`<${Waiting}>
+        Looking at each image: files that cannot be read, copies and the text of inspect follow<//>`}
       ${looked.look && html`<${Looked} ...${looked} again=${look} />`}
     </div>
   </div>`;
@@ -78,9 +86,9 @@ function Looked({ look, request, again }) {
       </div>
       <${Facts} pairs=${[
         ["images", number(look.total)],
-        ["to train on", number(look.num_train)],
-        ["held out", number(look.num_held_out)],
-        ["left out", number(numLeftOut)],
+        ["to train on", look.is_checked ? number(look.num_train) : "…"],
+        ["held out", look.is_checked ? number(look.num_held_out) : "…"],
+        ["left out", look.is_checked ? number(numLeftOut) : "…"],
         ["resolution", look.resolution_px && `${look.resolution_px} px`],
         ["classes", look.classes?.length || ""],
       ]} />
@@ -97,8 +105,8 @@ function Looked({ look, request, again }) {
     </div>
     <${Duplicates} look=${look} />
     <section class="card">
-      <h2>What inspect says</h2>
-      <pre id="inspect" tabindex="0" aria-label="The text of inspect">${look.text}</pre>
+      ${look.text && html`<h2>What inspect says</h2>
+        <pre id="inspect" tabindex="0" aria-label="The text of inspect">${look.text}</pre>`}
       <${Command} text=${look.command} label="Train with these settings in a terminal" />
     </section>`;
 }
@@ -145,36 +153,43 @@ function Duplicates({ look }) {
 }
 
 // ---------------------------------------------------------------------------------------------------- the wall
-/** Items of a wall by their place: pages of them are read when they come into sight. */
-function useItems(filter, [first, last], again) {
+/** Items of a wall by their place: pages of them are read when they come into sight, anew when `version` changes. */
+function useItems(filter, version, [first, last], again) {
   const name = query(filter);
   const [read, setRead] = useState({ name });
-  const requested = useRef({});
-  if (requested.current.name !== name) requested.current = { name, pages: new Set() };
-  const mine = read.name === name ? read : { name, pages: {} };
+  const wanted = useRef({});
+  if (wanted.current.name !== name || wanted.current.version !== version) {
+    wanted.current = { name, version, pages: new Set() };
+  }
+  const mine = read.name === name ? read : { name };
   useEffect(() => {
-    const { pages } = requested.current;
-    const isLate = () => requested.current.name !== name;
+    const mark = wanted.current;
     for (let page = Math.floor(first / PAGE); page <= Math.floor(last / PAGE); page += 1) {
-      if (pages.has(page)) continue;
-      pages.add(page);
+      if (mark.pages.has(page)) continue;
+      mark.pages.add(page);
       api(`data/wall?${name}&${query({ start: page * PAGE, count: PAGE })}`).then(
         ({ total, items }) =>
-          isLate() ||
+          mark === wanted.current &&
           setRead((all) => ({ name, total, pages: { ...(all.name === name ? all.pages : {}), [page]: items } })),
-        (error) => isLate() || (/unknown key/.test(error.message) ? again() : setRead({ name, total: 0, error })),
+        (error) =>
+          mark === wanted.current &&
+          (/look at the data again/.test(error.message) ? again() : setRead({ name, total: 0, error })),
       );
     }
-  }, [name, first, last]);
+  }, [name, version, first, last]);
   return { ...mine, at: (i) => mine.pages?.[Math.floor(i / PAGE)]?.[i % PAGE] };
 }
 
-/** The part of a box that is seen: its width, its height, and how far it is scrolled. */
+/** The part of a box that is seen: its width, its height, and how far it is scrolled, in steps. */
 function useSight(box) {
   const [sight, setSight] = useState({ top: 0, width: 0, height: 0 });
   useEffect(() => {
     const seen = box.current;
-    const measure = () => setSight({ top: seen.scrollTop, width: seen.clientWidth, height: seen.clientHeight });
+    const measure = () => {
+      const { scrollTop, clientWidth: width, clientHeight: height } = seen;
+      const next = { top: scrollTop - (scrollTop % STEP_PX), width, height };
+      setSight((before) => (Object.keys(next).every((key) => next[key] === before[key]) ? before : next));
+    };
     const resized = new ResizeObserver(measure);
     resized.observe(seen);
     seen.addEventListener("scroll", measure, { passive: true });
@@ -197,13 +212,16 @@ function Wall({ look, again }) {
   const first = Math.max(0, (Math.floor(top / rowPx) - 2) * columns);
   const last = (Math.ceil((top + height) / rowPx) + 2) * columns;
   const filter = { key: look.key, class: name || undefined, held_out: heldOut ? 1 : undefined };
-  const items = useItems(filter, [first, Math.min(last, (look.total || 1) - 1)], again);
+  const items = useItems(filter, look.is_checked, [first, Math.min(last, (look.total || 1) - 1)], again);
   const total = items.total ?? 0;
   const choose = (i) => {
     const next = Math.min(total - 1, Math.max(0, i));
     setCurrent(next);
     const y = Math.floor(next / columns) * rowPx;
-    if (y < top || y + rowPx > top + height) box.current.scrollTop = y < top ? y : y + rowPx - height + GAP_PX;
+    const { scrollTop } = box.current;
+    if (y < scrollTop || y + rowPx > scrollTop + height) {
+      box.current.scrollTop = y < scrollTop ? y : y + rowPx - height + GAP_PX;
+    }
   };
   const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -total, End: total };
   const pressed = (event) => {
@@ -247,10 +265,15 @@ function Wall({ look, again }) {
 }
 
 function Tile({ i, item, look, isCurrent, total, left, top, onOpen }) {
+  const image = useRef();
+  useEffect(() => {
+    const { current } = image;
+    return () => current.removeAttribute("src"); // what is out of sight is not waited for
+  }, []);
   const text = item ? (item.condition ?? item.name ?? `image ${item.i}`) : "";
   return html`<div class="tile" id=${`tile-${i}`} role="option" aria-selected=${isCurrent} aria-setsize=${total}
     aria-posinset=${i + 1} aria-label=${text || `image ${i}`} style=${{ left: `${left}px`, top: `${top}px` }} onClick=${onOpen}>
-    ${item ? html`<img class="pixels" src=${thumb(look.key, item.i)} alt="" />` : html`<img alt="" />`}
+    <img class="pixels" ref=${image} src=${item && thumb(look.key, item.i)} alt="" />
     <span class="caption">${text}</span>
   </div>`;
 }

@@ -14,6 +14,7 @@ export default function Judge({ here }) {
   const numDone = studio.jobs.filter(({ state }) => state === "done").length;
   const [answer, error] = useAnswer(`reports?${query({ mark: numDone })}`, 5000);
   const reports = answer?.reports ?? [];
+  const names = Object.fromEntries(studio.models.map(({ path, name }) => [path, name]));
   const known = here.paths.filter((path) => reports.some((report) => report.path === path));
   const chosen = known.length || here.paths.length ? known : reports.slice(0, 1).map(({ path }) => path);
   const model = models.find(({ path }) => path === here.paths[0]) ?? models[0];
@@ -26,8 +27,8 @@ export default function Judge({ here }) {
         <${Problem} error=${error} />
         ${reports.length === 0 && html`<p class="soft">None yet.</p>`}
         <ul class="list">
-          ${reports.map(({ path, name, sweep }) => html`<li key=${path}>
-            <${Check} label=${`${name}${sweep ? " (sweep)" : ""}`} value=${chosen.includes(path)} onValue=${toggle(path)} />
+          ${reports.map(({ path, sweep }) => html`<li key=${path}>
+            <${Check} label=${`${names[path] ?? nameOf(path)}${sweep ? " (sweep)" : ""}`} value=${chosen.includes(path)} onValue=${toggle(path)} />
           </li>`)}
         </ul>
         ${reports.length > 1 && html`<p class="soft">Choose two or more to compare them.</p>`}
