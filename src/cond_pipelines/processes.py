@@ -23,7 +23,7 @@ def is_main_process() -> bool:
         return True
     from accelerate import PartialState
 
-    return PartialState().is_main_process
+    return bool(PartialState().is_main_process)
 
 
 # ------------------------------------------------------------------------------------------------------------ cores

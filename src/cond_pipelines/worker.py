@@ -95,7 +95,7 @@ def _run(function: str, args: tuple[object, ...]) -> tuple[dict[str, Any], str |
     try:
         with redirect_stderr(said):  # a parser of the command line says there what is wrong, and exits
             value = getattr(importlib.import_module(module), name)(*args)
-            return asdict(value) if is_dataclass(value) else value, None
+            return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value, None
     except SystemExit:
         lines = said.getvalue().strip().splitlines() or ["stopped"]
         return {}, lines[-1].removeprefix("error: ")
