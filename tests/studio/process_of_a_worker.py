@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 
@@ -19,3 +21,10 @@ def killed() -> dict[str, Any]:
 def refused() -> dict[str, Any]:
     """As by a user's mistake."""
     raise ValueError("no module of that name")
+
+
+def endless(started: str) -> dict[str, Any]:
+    """Work that somebody has to end; the file `started` says that it is under way."""
+    Path(started).touch()
+    while True:
+        time.sleep(60)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 import signal
 from pathlib import Path
 
@@ -84,12 +85,19 @@ def endless(data: Path, run: Path) -> dict[str, object]:
 
 # --------------------------------------------------------------------------------------------------------- data
 def test_the_three_bad_files_are_seen_with_their_reasons(first, place):
+    names = first.post("data/look", path=str(place[0] / "shapes"), conditioning="class", args={"resolution": 8})
+    assert (names["is_checked"], names["total"], names["bad_rows"]) == (False, 51, [])
+    items = first.get("data/wall", key=names["key"], start=23, count=4)["items"]
+    shown = [item["name"].rpartition("shapes/")[2] for item in items]
+    assert shown == ["dark/23.png)", "dark/empty.png)", "dark/text.png)", "light/00.png)"]
     seen = first.post("data/check", path=str(place[0] / "shapes"), conditioning="class", args={"resolution": 8})
     reasons = {line.split("/")[-1].split(")")[0]: line for line in seen["bad_rows"]}
     assert set(reasons) == {"text.png", "empty.png", "cut.png"}
     assert "no format that can be read" in reasons["text.png"] and "truncated" in reasons["cut.png"]
     assert (seen["total"], seen["num_train"] + seen["num_held_out"]) == (48, 48)
     assert seen["classes"] == [{"name": "dark", "count": 24}, {"name": "light", "count": 24}]
+    again = first.post("data/look", path=str(place[0] / "shapes"), conditioning="class", args={"resolution": 8})
+    assert again == seen and seen["is_checked"] and seen["key"] == names["key"]
     assert seen["text"].startswith("images: 48 usable of 51, 8 px, 3 channel(s)")
     assert "--on_bad_image=skip" in seen["command"] and seen["command"].startswith("cond-pipelines train ")
     wall = first.get("data/wall", key=seen["key"], start=23, count=2)
@@ -203,6 +211,13 @@ def test_a_checkpoint_and_an_average_become_models(killed, model):
     assert killed.post("draw", model=made, **drawn)["images"] == with_length["images"]
     again = killed.post("watch/choose", 400, path=model, ema_length=0.07, name="averaged")
     assert again["error"].endswith("is there already: give another name")
+    unfinished = Path(model).with_name("unfinished")
+    shutil.copytree(model, unfinished)
+    (unfinished / "model_index.json").unlink()  # as after `kill -9` before the model was written
+    assert killed.get("watch", path=str(unfinished))["ema_lengths"] == [0.05, 0.1]
+    made = killed.post("watch/choose", path=str(unfinished), ema_length=0.07)["path"]
+    assert Path(made).name == "unfinished-ema-0.07"
+    assert killed.post("draw", model=made, **drawn)["images"] == with_length["images"]
     last = killed.post("draw", model=f"{model}/checkpoint-20", **drawn)
     assert last["images"] == killed.post("draw", model=model, **drawn)["images"]
 
@@ -255,3 +270,21 @@ def test_judge_and_share(killed, model, hub):
     assert names - {".eval_results/cond_pipelines.yaml"} <= set(hub.repos["me/shapes"].files())
     assert killed.post("jobs/stop", id=pushed["id"])["done"] == "it has ended already"
     assert "there is no job" in killed.get("jobs/1", 400)["error"]
+
+
+def test_an_export_and_a_sweep_are_commands_whose_files_are_shown(killed, model):
+    exported = killed.post("export", path=model, to="onnx")
+    assert exported["path"] == f"{model}-onnx"
+    wanted = {"num_samples": 16, "feature_extractor": "pixels", "num_inference_steps": 2, "num_likelihood": 0}
+    swept = killed.post("evaluate", model=model, args=wanted | {"sweep": ["guidance_scale=1,2"]})["job"]
+    for job in (exported["job"], swept):
+        assert killed.job(job)["state"] == "done", killed.job(job)["output"]
+    assert (Path(exported["path"]) / "unet.onnx").is_file()
+    settings = [report["guidance_scale"] for report in killed.get("report", path=model)["sweep"]]
+    assert settings == [1.0, 2.0]
+    assert {"path": model, "sweep": True}.items() <= killed.get("reports")["reports"][0].items()
+    kinds = [job["kind"] for job in killed.get("state")["jobs"][:2]]
+    assert kinds == ["sweep", "export"]
+    failed = killed.job(killed.post("export", path=model, to="ddpm")["job"])
+    assert failed["state"] == "failed" and "a DDPMPipeline takes no condition" in failed["message"]
+    assert "not in the folders" in killed.post("export", 403, path=model, to="onnx", output_dir="/elsewhere")["error"]

@@ -12,11 +12,12 @@ import pytest
 from hub_server import TOKEN
 from PIL import Image
 from studio_common import Server, environment, folder_of_shapes, tiny
-from studio_way import Visitor
+from studio_way import Visitor, wait_for_step
 from test_web import AXE, needed
 from web import browser, find_chromium
 
 from cond_pipelines import ConditionalPipeline
+from cond_pipelines.background import Jobs
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.sweep import sweep
@@ -66,13 +67,13 @@ def work(tmp_path_factory):
 def studio(work, tmp_path_factory, subprocess_env):
     needed("chromium", find_chromium() is not None)
     needed("playwright", importlib.util.find_spec("playwright") is not None)
-    server = Server(
-        work,
-        tmp_path_factory.mktemp("home"),
-        environment(subprocess_env) | {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN},
-    )
+    home = tmp_path_factory.mktemp("home")
+    server = Server(work, home, environment(subprocess_env) | {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN})
     yield server
     server.close()
+    for job in Jobs(home / "jobs").all():  # the studio leaves runs alone, also where a test has failed
+        for process in job.processes():
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +155,38 @@ def test_runs_over_one_another_and_what_differs(visit, work):
     visitor = visit("Run")
     page = visitor.page
     page.locator(".item", has_text="first").click()
-    page.get_by_label("compare", exact=False).first.check()
+    page.get_by_label("compare work/second", exact=False).check()
     table = page.get_by_role("region", name="Settings that differ")
     table.get_by_text("max_train_steps").wait_for()
     label = page.get_by_role("img", name="Loss:").get_attribute("aria-label")
     assert "first: loss" in label and "second: loss" in label and "held-out loss" in label
     page.get_by_role("button", name="Colours").click()  # the plots are drawn anew
     page.get_by_label("logarithmic").check()
+
+
+def test_what_one_page_does_the_other_shows(visit, work):
+    """A run is started on one, stopped on the other; both show the same all the while."""
+    one, other = visit("Run"), visit("Run")
+    one.page.get_by_role("link", name="New run").click()
+    one.page.get_by_label("Name of the run").fill("both")
+    settings = {"train_data_dir": work / "shapes", "conditioning": "class", "on_bad_image": "skip", "unet_size": "xxs"}
+    for name, value in (settings | {"max_train_steps": 100_000, "checkpointing_steps": 5}).items():
+        one.set(name, value)
+    one.press("Start")
+    other.page.locator(".item", has_text="both").click()
+    for visitor in (one, other):
+        visitor.wait_state("running", "both")
+        visitor.page.get_by_role("progressbar", name="Progress of work/both").wait_for()
+    other.wait(".plot canvas")
+    wait_for_step(other, 6)  # after a checkpoint
+    other.press("Stop")
+    other.press("Stop without saving")
+    for visitor in (one, other):
+        visitor.wait_state("paused", "both")
+        assert visitor.page.get_by_role("button", name="Continue").count() == 1
+        visitor.page.get_by_text("it can go on after step").wait_for()
+    texts = [visitor.page.get_by_role("region", name="The run").inner_text() for visitor in (one, other)]
+    assert texts[0] == texts[1]
 
 
 def test_the_grid_by_arrow_keys_and_any_checkpoint_becomes_the_model_on_both_pages(visit, work):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -193,6 +194,28 @@ def test_a_worker_that_is_killed_is_one_line_and_the_next_call_starts_another():
 
     first, second = asyncio.run(calls())
     assert first != second and os.getpid() not in (first, second)
+
+
+def test_work_that_nobody_waits_for_is_ended_and_what_waits_behind_it_is_done(tmp_path):
+    async def calls() -> tuple[int, int, int]:
+        worker = Worker(niceness=1, gives_up=True)
+        first = (await worker.call("process_of_a_worker:pid"))["pid"]
+        nice = psutil.Process(first).nice()
+        under_way = asyncio.create_task(worker.call("process_of_a_worker:endless", str(tmp_path / "started")))
+        behind = asyncio.create_task(worker.call("process_of_a_worker:pid"))
+        given_up = asyncio.create_task(worker.call("process_of_a_worker:endless", str(tmp_path / "never")))
+        while not (tmp_path / "started").exists():
+            await asyncio.sleep(0.01)
+        given_up.cancel()  # before it has begun
+        under_way.cancel()
+        second = (await behind)["pid"]
+        worker.close()
+        return first, second, nice
+
+    first, second, nice = asyncio.run(calls())
+    assert first != second and nice == os.nice(0) + 1 and not (tmp_path / "never").exists()
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(first).wait(60)
 
 
 def test_values_of_a_form_are_read_back_by_the_parser():

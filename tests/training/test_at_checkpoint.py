@@ -9,8 +9,9 @@ from training_common import TINY
 
 from cond_pipelines.errors import UserError
 from cond_pipelines.networks.pretrained import load_pipeline
-from cond_pipelines.training.at_checkpoint import pipeline_at, write_model
+from cond_pipelines.training.at_checkpoint import pipeline_at, pipeline_of_average, write_model
 from cond_pipelines.training.config import TrainingConfig
+from cond_pipelines.training.ema import pipeline_of_length
 from cond_pipelines.training.loop import train
 from cond_pipelines.training.plan import planned
 
@@ -72,6 +73,19 @@ def test_a_checkpoint_becomes_a_model_and_a_damaged_one_does_not(tmp_path):
     (run / "training_config.yaml").unlink()
     with pytest.raises(UserError, match=r"has no training_config\.yaml"):
         pipeline_at(run / "checkpoint-4")
+
+
+def test_an_average_of_any_length_of_a_run_that_is_not_finished(tmp_path):
+    run, before = tmp_path / "run", tmp_path / "before"
+    train(TrainingConfig(**RUN | {"conditioning": "class", "output_dir": str(run), "ema_lengths": [0.05, 0.1]}))
+    shutil.copytree(run, before)
+    (before / "model_index.json").unlink()  # as after `kill -9` before the model was written
+    assert same(pipeline_of_average(before, 0.07), pipeline_of_length(run, 0.07))
+    assert not same(pipeline_of_average(before, 0.07), pipeline_at(before / "checkpoint-4"))
+    for checkpoint in before.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        pipeline_of_average(before, 0.07)
 
 
 def test_a_plan_is_what_the_run_chooses(tmp_path):

@@ -25,10 +25,9 @@ from ..networks.pretrained import load_pipeline
 from ..pictures import write_once
 from ..pipelines.conditional import ConditionalPipeline
 from ..sample import picture_of
-from ..training.at_checkpoint import pipeline_at, write_model
+from ..training.at_checkpoint import pipeline_at, pipeline_of_average, write_model
 from ..training.command_line import read_recipe
 from ..training.config import TrainingConfig
-from ..training.ema import pipeline_of_length
 
 _MOST_IMAGES, _MOST_FRAMES, _MOST_KEPT = 64, 50, 20_000
 _SAMPLING = ("num_inference_steps", "guidance_scale", "strength")
@@ -45,7 +44,7 @@ def _stamp(model: str) -> str:
 @lru_cache(maxsize=3)
 def _loaded(model: str, length: float | None, stamp: str) -> ConditionalPipeline:
     if length is not None:
-        pipe = pipeline_of_length(model, length)
+        pipe = pipeline_of_average(model, length)
     else:
         pipe = pipeline_at(model) if Path(model, "manifest.json").is_file() else load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)

@@ -130,7 +130,7 @@ def act(studio: Studio, given: Values) -> Answer:
 @route("POST", "watch/choose")
 async def choose(studio: Studio, given: Values) -> Answer:
     run, length = studio.places.path(given["path"]), given.get("ema_length")
-    model = str(run) if length is not None else studio.model(given["model"])
+    model = studio.model(given["model"] if length is None else given["path"])
     end = Path(model).name if length is None else f"ema-{float(length):g}"
     folder = studio.places.path(str(run.parent / (given.get("name") or f"{run.name}-{end}")), must_exist=False)
     check_new_folder(folder, "give another name")

@@ -18,9 +18,11 @@ from ..sharing.card import write_card
 from .checkpoints import broken
 from .command_line import read_recipe
 from .config import TrainingConfig
+from .ema import pipeline_of_length, put_average
 from .model import build_pipeline, image_channels, load_parent, load_vae
 from .objective import build_objective
 from .optimizers import make_trainable, trainable
+from .run_files import checkpoints_of
 from .state import ConditionalDenoiser
 from .state_files import read_averages
 from .teacher import is_distillation, make_distilled
@@ -61,6 +63,26 @@ def pipeline_at(checkpoint: str | Path) -> ConditionalPipeline:
         pipe.register_modules(guide=guide.requires_grad_(False).eval())
     for module in trained:
         module.requires_grad_(False).eval()
+    return pipe
+
+
+def pipeline_of_average(run: str | Path, length: float) -> ConditionalPipeline:
+    """`pipeline_of_length` of a run that need not be finished: then the average at its newest snapshot.
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be drawn from. ValueError: there is no such average.
+
+    Example:
+        >>> pipeline_of_average("flowers", 0.1)("rose").images[0]
+    """
+    folder = Path(run)
+    if (folder / "model_index.json").is_file():
+        return pipeline_of_length(folder, length)
+    steps = checkpoints_of(folder)
+    if not steps:
+        raise UserError(f"{folder} has no checkpoint yet: save one first")
+    pipe = pipeline_at(folder / f"checkpoint-{steps[-1]}")
+    put_average(pipe, folder, length)
     return pipe
 
 

@@ -199,8 +199,13 @@ def pipeline_of_length(folder: str | Path, length: float) -> ConditionalPipeline
         ValueError: there is no such pipeline, no such average, or its snapshots are of another network.
     """
     pipe = load_pipeline(folder)
-    _put(pipe, average_of_length(Path(folder), length), Path(folder) / SNAPSHOTS)
+    put_average(pipe, Path(folder), length)
     return pipe
+
+
+def put_average(pipe: ConditionalPipeline, folder: Path, length: float) -> None:
+    """Give the pipeline of the run in `folder` the weights of `average_of_length`. Raises ValueError as that does."""
+    _put(pipe, average_of_length(folder, length), folder / SNAPSHOTS)
 
 
 def snapshots(folder: Path) -> dict[int, Path]:

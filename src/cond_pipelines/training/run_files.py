@@ -277,7 +277,7 @@ def watched(folder: Path) -> Values:
         last = _last_lines(folder)[0].get("step")
         points.append({"model": str(folder), "step": last, "label": "finished"})
     lengths = config_of(folder).get("ema_lengths") or []
-    has_snapshots = finished and next(folder.glob("ema/*.safetensors"), None) is not None
+    has_snapshots = bool(points) and next(folder.glob("ema/*.safetensors"), None) is not None
     return {
         "points": points,
         "grids": [{"step": step, "path": str(path)} for step, path in grids_of(folder)],
