@@ -59,7 +59,10 @@ def train_unconditional(
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     ema = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     # Its cosine needs the number of steps; here the clock gives the fraction, so the shape is the same.
-    cosine = get_scheduler("cosine", torch.optim.SGD([torch.zeros(1)], 1.0), 0, 10_000).lr_lambdas[0]
+    schedule = get_scheduler(
+        "cosine", torch.optim.SGD([torch.zeros(1)], 1.0), num_warmup_steps=0, num_training_steps=10_000
+    )
+    cosine = schedule.lr_lambdas[0]
     data, num_steps = batches(x, y), 0
     for done in until(minutes, clock):
         images, classes = next(data)

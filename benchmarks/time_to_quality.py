@@ -6,7 +6,7 @@
 
 The same images, classes, cores and judges; networks of about the same size. Ours is `cond-pipelines train` with its
 defaults, and samples with the defaults that it saved. A minute is one core's CPU time, so that other programs of the
-machine do not count; start-up and sampling are outside. Each point is a training of its own, from the start, with the
+machine do not count. Ours includes the start of the program and its 64 samples at the end; theirs are steps alone. Each point is a training of its own, from the start, with the
 schedule for its length. What is finished is kept, so the command can be given again with more points.
 """
 
@@ -35,7 +35,7 @@ _SAMPLE_BATCH = 100
 
 
 def train_ours(data: Path, steps: int, folder: Path, arguments: list[str]) -> float:
-    """Train by the command; returns the CPU seconds of its steps."""
+    """Train by the command; returns its CPU seconds."""
     if not (folder / "model_index.json").is_file():
         with Image.open(next((data / "train").rglob("*.png"))) as image:
             side_px = image.width
