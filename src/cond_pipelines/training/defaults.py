@@ -161,13 +161,18 @@ def _most_that_fit(memory: StepMemory, images: int, micro_steps: int, free: int)
 def _sampling_of(config: TrainingConfig, parent: ConditionalPipeline | None) -> tuple[int, float, str]:
     """Steps, guidance scale and whose they are; another scheduler than the parent's needs other steps."""
     if config.autoguidance:
-        return _NUM_INFERENCE_STEPS, AUTOGUIDANCE_SCALE, "ours, of autoguidance"
+        return _num_steps(config), AUTOGUIDANCE_SCALE, "ours, of autoguidance"
     if parent is None:
-        return _NUM_INFERENCE_STEPS, _GUIDANCE_SCALE, "ours"
+        return _num_steps(config), _GUIDANCE_SCALE, "ours"
     if is_distillation(config):
         return NUM_STEPS, GUIDANCE_SCALE, "a distilled model's"
-    steps = _NUM_INFERENCE_STEPS if config.scheduler else parent.config.default_num_inference_steps
+    steps = _num_steps(config) if config.scheduler else parent.config.default_num_inference_steps
     return steps, parent.config.default_guidance_scale, "the pretrained model's"
+
+
+def _num_steps(config: TrainingConfig) -> int:
+    """Sampling steps of a new model: our scheduler's, whose times are shifted, or those that suit any other."""
+    return 30 if config.scheduler else _NUM_INFERENCE_STEPS
 
 
 def _least(value: int, accelerator: Accelerator) -> int:
@@ -226,7 +231,7 @@ def fill_defaults(
         "dataloader_num_workers": _num_workers(config, on_cpu, decoded),
         "report_to": config.report_to or default_tracker(),
         "train_text_encoder": _train_text_encoder(config),
-        "default_num_inference_steps": config.default_num_inference_steps or _NUM_INFERENCE_STEPS,
+        "default_num_inference_steps": config.default_num_inference_steps or _num_steps(config),
         "default_guidance_scale": _GUIDANCE_SCALE
         if config.default_guidance_scale is None
         else config.default_guidance_scale,
@@ -280,7 +285,7 @@ _LARGE_PARENT = {"unet": 1e-5, "cross_attention": 5e-5, "lora": 1e-4, "adapter":
 _LARGE_MILLIONS = 300  # of parameters, from which on a pretrained network counts as large
 _LARGE_PARENT_IMAGES = 16  # of a step, as in diffusers' train_text_to_image.py
 _FEWEST_ON_GPU = 4  # images that make it worth its while without gradient checkpointing
-_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 30, 3.0  # of our own models: benchmarks/results/ablations.md
+_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 20, 3.0  # of our own models: benchmarks/results/ablations.md
 
 
 def _is_large(size: NetworkSize) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler, VQModel
 from torch import nn
 
 from ..adapters.base import ConditioningAdapter
@@ -28,6 +28,10 @@ from ..settings import AdapterInputs, build_adapter, has_same_class
 from ..user_code import load_object
 from .config import TrainingConfig
 from .teacher import as_flow
+
+# Of a new model's scheduler: more of the steps at high noise, where guidance and layout are decided (SD3, arXiv
+# 2403.03206, section 5.3.2). The Frechet distances are in benchmarks/results/ablations.md.
+_SHIFT = 2.0
 
 
 def _pretrained(flag: str, name_or_path: str, load: Callable[..., Any], **kwargs: Any) -> Any:
@@ -81,6 +85,8 @@ def image_channels(config: TrainingConfig, parent: ConditionalPipeline | None, v
 
 def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
     """A new scheduler of --scheduler. Raises ValueError where diffusers has none of that name."""
+    if config.scheduler is None and config.prediction_type is None:
+        return FlowMatchEulerDiscreteScheduler(shift=_SHIFT)
     name = config.scheduler or "FlowMatchEulerDiscreteScheduler"
     cls = getattr(diffusers, name, None)
     if cls is None or not name.endswith("Scheduler"):
