@@ -70,7 +70,8 @@ def test_rows_are_conditions_columns_settings_and_noise_is_shared(pipe):
     expected = image_grid(images, columns=4)
     left, top = grid.width - expected.width, grid.height - expected.height
     assert left > 0 and top > 0  # titles
-    assert np.array_equal(np.asarray(grid)[top:, left:], np.asarray(expected))
+    difference = np.asarray(grid, np.int16)[top:, left:] - np.asarray(expected, np.int16)
+    assert np.abs(difference).max() <= 1  # rounding: another number of images at once
 
 
 def test_the_batch_size_does_not_change_the_picture(pipe):
