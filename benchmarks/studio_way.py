@@ -182,6 +182,7 @@ class Visitor:
     def picture(self, name: str) -> None:
         if self.pictures:
             self.page.mouse.move(0, 0)
+            self.page.evaluate("scrollTo(0, 0)")
             self.page.screenshot(path=str(self.pictures / f"studio_{name}.png"))
 
     @contextmanager
@@ -236,7 +237,6 @@ def train_for(visitor: Visitor, seconds: float, num_steps: int) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and steps_of(visitor) < num_steps / 2:
             visitor.page.wait_for_timeout(200)
-    visitor.picture("run")
 
 
 def interrupt(visitor: Visitor, server: Server, run: Path, restart: Callable[[], Server]) -> Server:
@@ -260,6 +260,7 @@ def interrupt(visitor: Visitor, server: Server, run: Path, restart: Callable[[],
     visitor.press("Continue")
     visitor.wait(".badge.running")
     visitor.wait_state("finished", run.name)
+    visitor.picture("run")
     return server
 
 

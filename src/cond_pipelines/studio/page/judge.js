@@ -158,9 +158,13 @@ function TradeOff({ reports }) {
       <text x="45" y="260" text-anchor="end">${short(bottom, 3)}</text><text x="45" y="25"
         text-anchor="end">${short(top, 3)}</text><text x="55" y="12">${up}</text>
       <polyline fill="none" points=${points.map((point) => `${x(point.x.value)},${y(point.y.value)}`).join(" ")} />
-      ${points.map((point) => html`<g class="a" key=${point.text}>${error(point)}<circle cx=${x(point.x.value)}
-        cy=${y(point.y.value)} r="4.5" />
-        <text x=${x(point.x.value) + 8} y=${y(point.y.value) - 8}>${point.text}</text></g>`)}
+      ${points.map((point, i) => {
+        const [left, top] = [x(point.x.value), y(point.y.value)];
+        const isNear = (other) => Math.hypot(x(other.x.value) - left, y(other.y.value) - top) < 20;
+        const above = 10 + 20 * points.slice(0, i).filter(isNear).length; // so that no text lies on another
+        return html`<g class="a" key=${point.text}>${error(point)}<circle cx=${left} cy=${top} r="4.5" />
+          <text x=${left} y=${top - above} text-anchor="middle">${point.text}</text></g>`;
+      })}
     </svg>
   </section>`;
 }
