@@ -130,11 +130,12 @@ class Visitor:
             self.faults.append(fault)
 
     def request(self, url: str) -> None:
-        if not url.startswith((self.address.partition("?")[0], "data:", "blob:")):
+        if not url.startswith((self.address.partition("?")[0], "data:", "blob:", "about:")):
             self.faults.append(f"request: {url}")
 
     def open(self, address: str) -> None:
         """With its token; the first view is there when it returns."""
+        self.page.goto("about:blank")  # so that a page of a server that is gone asks for nothing any more
         self.address, self.is_server_gone = address, False
         with self.timed("first view"):
             self.page.goto(address)
@@ -181,6 +182,7 @@ class Visitor:
     def picture(self, name: str) -> None:
         if self.pictures:
             self.page.mouse.move(0, 0)
+            self.page.evaluate("scrollTo(0, 0)")
             self.page.screenshot(path=str(self.pictures / f"studio_{name}.png"))
 
     @contextmanager
@@ -229,10 +231,16 @@ def wait_for_step(visitor: Visitor, step: int) -> None:
         visitor.page.wait_for_timeout(200)
 
 
-def interrupt(visitor: Visitor, server: Server, run: Path, seconds: float, restart: Callable[[], Server]) -> Server:
+def train_for(visitor: Visitor, seconds: float, num_steps: int) -> None:
+    """So many seconds. On a machine that is too fast for that, half of the steps: there has to be a rest."""
+    with visitor.timed("training before the pause"):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and steps_of(visitor) < num_steps / 2:
+            visitor.page.wait_for_timeout(200)
+
+
+def interrupt(visitor: Visitor, server: Server, run: Path, restart: Callable[[], Server]) -> Server:
     """Pause and continue; end run and server by SIGKILL, and continue in a new server. Returns that."""
-    visitor.page.wait_for_timeout(1000 * seconds)
-    visitor.picture("run")
     with visitor.timed("pause"):
         visitor.press("Pause")
         visitor.wait_state("paused", run.name)
@@ -252,6 +260,7 @@ def interrupt(visitor: Visitor, server: Server, run: Path, seconds: float, resta
     visitor.press("Continue")
     visitor.wait(".badge.running")
     visitor.wait_state("finished", run.name)
+    visitor.picture("run")
     return server
 
 
@@ -331,7 +340,8 @@ def way(
         visitor.open(server.address)
         see_reasons(visitor)
         start_training(visitor, run.name, settings)
-        server = interrupt(visitor, server, run, seconds, start)
+        train_for(visitor, seconds, int(str(settings["max_train_steps"])))
+        server = interrupt(visitor, server, run, start)
         look_and_choose(visitor, run)
         judge_and_share(visitor, run, "me/way")
     except Exception:

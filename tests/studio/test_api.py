@@ -135,7 +135,7 @@ def test_a_run_is_sampled_saved_and_paused(first, paused):
     assert before["conditioning"] == "class" and before["num_steps"] == 100_000 and before["left_sec"] > 0
     assert now["checkpoints"] and now["samples"] and now["held_out_loss"] > 0 and "SIGTERM" in now["message"]
     assert any(step % 20 for step in now["checkpoints"])  # of save, or of the pause
-    log = first.get("runs/log", path=str(run))
+    (log,) = first.get("runs/log", path=str(run))["logs"]
     assert log["step"][:2] == [2, 4] and log["held_out"] and len(log["loss"]) == len(log["lr"])
     assert "trained parameters" in first.get("runs/output", path=str(run))["text"]
     for action in ("pause", "stop", "sample", "save"):

@@ -185,7 +185,8 @@ def export(studio: Studio, given: Values) -> Answer:
 
 def _log(studio: Studio, given: Values) -> Values:
     points = max(10, min(_MOST_POINTS, int(given.get("points", 600))))
-    return run_files.read_log(studio.places.path(given["path"], must_exist=False), points)
+    paths = [studio.places.path(path, must_exist=False) for path in given["paths"]]
+    return {"logs": [run_files.read_log(path, points) for path in paths]}
 
 
 def _output(studio: Studio, given: Values) -> Values:

@@ -77,4 +77,3 @@ function numberOf(fields, values) {
   const count = fields.filter(({ name }) => name in values).length;
   return count ? html` <small>${count} chosen</small>` : "";
 }
-

@@ -28,7 +28,8 @@ export default function Judge({ here }) {
         ${reports.length === 0 && html`<p class="soft">None yet.</p>`}
         <ul class="list">
           ${reports.map(({ path, sweep }) => html`<li key=${path}>
-            <${Check} label=${`${names[path] ?? nameOf(path)}${sweep ? " (sweep)" : ""}`} value=${chosen.includes(path)} onValue=${toggle(path)} />
+            <${Check} label=${`${names[path] ?? nameOf(path)}${sweep ? " (sweep)" : ""}`}
+              value=${chosen.includes(path)} onValue=${toggle(path)} />
           </li>`)}
         </ul>
         ${reports.length > 1 && html`<p class="soft">Choose two or more to compare them.</p>`}
@@ -89,7 +90,8 @@ function Report({ path, mark, isOpen }) {
     ${pictures.length > 0 && html`<details open=${isOpen}>
       <summary>Pictures</summary>
       <div class="halves">
-        ${pictures.map((file) => html`<figure key=${file}><img class="sheet" loading="lazy" src=${fileUrl(file, mark)} alt=${nameOf(file)} /><figcaption>${nameOf(file)}</figcaption></figure>`)}
+        ${pictures.map((file) => html`<figure key=${file}><img class="sheet" loading="lazy" src=${fileUrl(file, mark)}
+          alt=${nameOf(file)} /><figcaption>${nameOf(file)}</figcaption></figure>`)}
       </div>
     </details>`}
   </section>`;
@@ -139,7 +141,8 @@ function TradeOff({ reports }) {
   };
   const ends = (side) => points.flatMap((point) => [point[side].value, ...(point[side].interval ?? [])]);
   const [[x, left, right], [y, bottom, top]] = [scale(ends("x"), 60, 500), scale(ends("y"), 250, 20)];
-  const error = ({ x: a, y: b }) => html`${a.interval && html`<line x1=${x(a.interval[0])} x2=${x(a.interval[1])} y1=${y(b.value)} y2=${y(b.value)} />`}
+  const error = ({ x: a, y: b }) => html`${a.interval && html`<line x1=${x(a.interval[0])} x2=${x(a.interval[1])}
+    y1=${y(b.value)} y2=${y(b.value)} />`}
     ${b.interval && html`<line x1=${x(a.value)} x2=${x(a.value)} y1=${y(b.interval[0])} y2=${y(b.interval[1])} />`}`;
   const label = points.map((point) => `${point.text}: ${across} ${short(point.x.value)}, ${up} ${short(point.y.value)}`).join("; ");
   return html`<section class="field stack" aria-label="Trade-off">
@@ -150,11 +153,18 @@ function TradeOff({ reports }) {
     </div>
     <svg class="trade" viewBox="0 0 560 300" role="img" aria-label=${`Trade-off. ${label}`}>
       <path d="M50 15V260H520" fill="none" />
-      <text x="50" y="278">${short(left, 3)}</text><text x="500" y="278" text-anchor="end">${short(right, 3)}</text><text x="285" y="293" text-anchor="middle">${across}</text>
-      <text x="45" y="260" text-anchor="end">${short(bottom, 3)}</text><text x="45" y="25" text-anchor="end">${short(top, 3)}</text><text x="55" y="12">${up}</text>
+      <text x="50" y="278">${short(left, 3)}</text><text x="500" y="278"
+        text-anchor="end">${short(right, 3)}</text><text x="285" y="293" text-anchor="middle">${across}</text>
+      <text x="45" y="260" text-anchor="end">${short(bottom, 3)}</text><text x="45" y="25"
+        text-anchor="end">${short(top, 3)}</text><text x="55" y="12">${up}</text>
       <polyline fill="none" points=${points.map((point) => `${x(point.x.value)},${y(point.y.value)}`).join(" ")} />
-      ${points.map((point) => html`<g class="a" key=${point.text}>${error(point)}<circle cx=${x(point.x.value)} cy=${y(point.y.value)} r="4.5" />
-        <text x=${x(point.x.value) + 8} y=${y(point.y.value) - 8}>${point.text}</text></g>`)}
+      ${points.map((point, i) => {
+        const [left, top] = [x(point.x.value), y(point.y.value)];
+        const isNear = (other) => Math.hypot(x(other.x.value) - left, y(other.y.value) - top) < 20;
+        const above = 10 + 20 * points.slice(0, i).filter(isNear).length; // so that no text lies on another
+        return html`<g class="a" key=${point.text}>${error(point)}<circle cx=${left} cy=${top} r="4.5" />
+          <text x=${left} y=${top - above} text-anchor="middle">${point.text}</text></g>`;
+      })}
     </svg>
   </section>`;
 }

@@ -48,7 +48,8 @@ function Table({ models, paths, setLeft, setRight }) {
       <${Problem} error=${error ?? otherError} />
       ${model && html`<${Conditions} model=${model} other=${other} wish=${wish} set=${set} />
         <${Sampling} model=${model} wish=${wish} set=${set} />`}
-      ${hasImage && html`<${NumberField} label="Strength" help="0: the image stays; 1: all of it is drawn anew." min="0" max="1" step="0.05" value=${wish.strength} onValue=${set("strength")} />
+      ${hasImage && html`<${NumberField} label="Strength" help="0: the image stays; 1: all of it is drawn anew."
+        min="0" max="1" step="0.05" value=${wish.strength} onValue=${set("strength")} />
         <${ImageInput} label="Image" onImage=${setImage} />
         ${image && html`<${Brush} key=${image} image=${image} hasMask=${wish.mode === "part"} reader=${mask} />`}`}
       <${Check} label="keep the film of each" value=${wish.film} onValue=${set("film")} />
@@ -56,7 +57,8 @@ function Table({ models, paths, setLeft, setRight }) {
     </form>
     <div>
       <div class="halves">
-        ${paths.map((path, i) => html`<${Side} key=${path} path=${path} model=${[model, other][i]} result=${results[path]} wish=${wish} setImage=${(url) => (setImage(url), set("mode")("image"))} />`)}
+        ${paths.map((path, i) => html`<${Side} key=${path} path=${path} model=${[model, other][i]}
+          result=${results[path]} wish=${wish} setImage=${(url) => (setImage(url), set("mode")("image"))} />`)}
       </div>
       ${model?.classes.length > 0 && html`<${Classify} path=${paths[0]} />`}
     </div>
@@ -101,7 +103,8 @@ function Conditions({ model, other, wish, set }) {
       const instead = String(one.classes[0] ?? one.examples[0] ?? "");
       const label = (what) => (word ? `${word} ${what.toLowerCase()}${suffix}` : `${what}${suffix}`);
       if (one.classes.length) {
-        return html`<${Choice} key=${key} label=${label("Class")} value=${wish[key] ?? instead} options=${[...one.classes, ["", "any class"]]} onValue=${set(key)} />`;
+        return html`<${Choice} key=${key} label=${label("Class")} value=${wish[key] ?? instead}
+          options=${[...one.classes, ["", "any class"]]} onValue=${set(key)} />`;
       }
       const isVector = hasVectors(one);
       return html`<${TextField} key=${key} label=${label(isVector ? "Vector" : "Prompt")} value=${wish[key] ?? instead} onValue=${set(key)}
@@ -114,9 +117,12 @@ function Sampling({ model, wish, set }) {
   const schedulers = [["", `${model.scheduler} (default)`], ...model.schedulers.filter((name) => name !== model.scheduler)];
   return html`<div class="fields small">
       <${NumberField} label="Seed" value=${wish.seed} min="0" max="4294967295" step="1" onValue=${set("seed")} />
-      ${wish.mode !== "between" && html`<${NumberField} label="Images" value=${wish.count} min="1" max=${MOST_IMAGES} step="1" onValue=${set("count")} />`}
-      <${NumberField} label="Steps" value=${wish.num_inference_steps} placeholder=${model.num_inference_steps} min="1" max="1000" step="1" onValue=${set("num_inference_steps")} />
-      <${NumberField} label="Guidance" value=${wish.guidance_scale} placeholder=${short(model.guidance_scale)} onValue=${set("guidance_scale")} />
+      ${wish.mode !== "between" && html`<${NumberField} label="Images" value=${wish.count} min="1" max=${MOST_IMAGES}
+        step="1" onValue=${set("count")} />`}
+      <${NumberField} label="Steps" value=${wish.num_inference_steps} placeholder=${model.num_inference_steps} min="1"
+        max="1000" step="1" onValue=${set("num_inference_steps")} />
+      <${NumberField} label="Guidance" value=${wish.guidance_scale} placeholder=${short(model.guidance_scale)}
+        onValue=${set("guidance_scale")} />
     </div>
     <${Choice} label="Scheduler" value=${wish.scheduler ?? ""} options=${schedulers} onValue=${set("scheduler")} />`;
 }
@@ -176,7 +182,8 @@ function Brush({ image, hasMask, reader }) {
   const start = (event) => (canvas.current.setPointerCapture(event.pointerId), (last.current = null), stroke(event));
   const clear = () => canvas.current.getContext("2d").clearRect(0, 0, canvas.current.width, canvas.current.height);
   return html`<div class="layers"><img class="big pixels" src=${image} alt="The image to start from" />
-      ${hasMask && html`<canvas ref=${canvas} width="512" height="512" aria-label="Paint what is drawn anew" role="img" onPointerDown=${start} onPointerMove=${stroke}></canvas>`}
+      ${hasMask && html`<canvas ref=${canvas} width="512" height="512" aria-label="Paint what is drawn anew"
+        role="img" onPointerDown=${start} onPointerMove=${stroke}></canvas>`}
     </div>
     ${hasMask && html`<${NumberField} label="Brush, % of the width" value=${size} min="1" max="60" onValue=${(value) => setSize(value ?? 12)} />
       <div class="row"><${Act} run=${clear}>Clear the brush<//></div>`}`;
@@ -208,7 +215,8 @@ function Side({ path, model, result, setImage }) {
     <${Problem} error=${result?.error} />
     ${!result && html`<p class="soft">Press Draw.</p>`}
     ${images.length > 0 && html`<div class="tiles">
-        ${images.map((url, i) => html`<button type="button" class="plain tile-button" key=${url} aria-pressed=${i === at} onClick=${() => setChosen(i)}>
+        ${images.map((url, i) => html`<button type="button" class="plain tile-button" key=${url}
+          aria-pressed=${i === at} onClick=${() => setChosen(i)}>
           <img class="pixels" src=${url} alt=${`Image ${i + 1}`} /></button>`)}
       </div>
       <${One} key=${images[at]} path=${path} url=${images[at]} film=${result.films?.[at]} setImage=${setImage} />`}
@@ -228,7 +236,8 @@ function One({ path, url, film, setImage }) {
     <div class="row"><${Act} run=${find}>Nearest training images<//><${Act} run=${() => setImage(url)}>Start from this image<//></div>
     ${nearest && html`<div class="tiles nearest">
       ${nearest.map(({ image, distance, name, condition }) => html`<figure key=${image}>
-        <img class="pixels" src=${image} alt=${name ?? "A training image"} /><figcaption title=${name}>${short(distance, 3)} ${condition ?? name ?? ""}</figcaption></figure>`)}
+        <img class="pixels" src=${image} alt=${name ?? "A training image"} /><figcaption
+          title=${name}>${short(distance, 3)} ${condition ?? name ?? ""}</figcaption></figure>`)}
     </div>`}`;
 }
 
@@ -240,7 +249,8 @@ function Classify({ path }) {
   return html`<section class="card" aria-label="p(y|x) of an image">
     <h2>Which class is it? <small>p(y|x)</small></h2>
     <${ImageInput} label="Image to classify" onImage=${(url) => (setImage(url), setAnswer())} />
-    ${image && html`<div class="row"><img class="small-image pixels" src=${image} alt="The image to classify" /><${Act} run=${read}>Classify<//></div>`}
+    ${image && html`<div class="row"><img class="small-image pixels" src=${image}
+      alt="The image to classify" /><${Act} run=${read}>Classify<//></div>`}
     ${answer && html`<${Bars} rows=${answer.map(({ name, p }) => [name, +p.toPrecision(3)])} />`}
   </section>`;
 }

@@ -85,38 +85,13 @@ function Actions({ run, isActive }) {
   </div>`;
 }
 
-/** The logs of some runs, by path; of one that is active anew every two seconds. */
-function useLogs(paths, isActive, state) {
-  const [logs, setLogs] = useState({});
-  const [error, setError] = useState();
-  const names = paths.join("\n");
-  useEffect(() => {
-    if (state === "starting") return undefined; // its folder may not be there yet
-    let [isOver, timer] = [false, 0];
-    const read = async () => {
-      try {
-        const all = await Promise.all(paths.map((path) => api(`runs/log?${query({ path, points: 600 })}`)));
-        if (!isOver) setLogs(Object.fromEntries(paths.map((path, i) => [path, all[i]])));
-        if (!isOver) setError();
-      } catch (problem) {
-        if (!isOver) setError(problem);
-      }
-      if (!isOver && isActive) timer = setTimeout(read, EVERY_MS);
-    };
-    read();
-    return () => {
-      isOver = true;
-      clearTimeout(timer);
-    };
-  }, [names, isActive, state]);
-  return [paths.filter((path) => logs[path]).map((path) => [path, logs[path]]), error];
-}
-
 const pairs = (xs, ys) => xs.map((x, i) => [x, ys[i]]).filter(([, y]) => y !== null);
 
 function Curves({ run, paths, isActive }) {
   const [isLog, setIsLog] = useKept("is-log", false);
-  const [logs, error] = useLogs(paths, isActive, run.state);
+  const address = run.state !== "starting" && `runs/log?${query({ path: paths, points: 600 })}`;
+  const [answer, error] = useAnswer(address, isActive ? EVERY_MS : 0);
+  const logs = answer ? paths.map((path, i) => [path, answer.logs[i]]) : [];
   const prefix = (path) => (paths.length > 1 ? `${nameOf(path)}: ` : "");
   const of = (name) => logs.map(([path, log], i) => ({ name: prefix(path) + name, color: i, points: pairs(log.step, log[name]) }));
   const loss = logs.flatMap(([path, log], i) => [
@@ -145,7 +120,8 @@ function Differences({ paths }) {
   return html`<section class="card">
     <h2>What differs</h2>
     <${Problem} error=${error} />
-    ${answer && (rows.length ? html`<${Table} label="Settings that differ" head=${["setting", ...paths.map(nameOf)]} rows=${rows} />` : "Nothing.")}
+    ${answer && (rows.length ? html`<${Table} label="Settings that differ" head=${["setting", ...paths.map(nameOf)]}
+      rows=${rows} />` : "Nothing.")}
   </section>`;
 }
 

@@ -65,7 +65,8 @@ function Sharing({ models, model }) {
     <div>
       <${Problem} error=${error} />
       ${!shared && !error && html`<${Waiting}>Writing the card<//>`}
-      ${shared && html`<${Card} text=${shared.card} folder=${path} names=${shared.files.map(({ name }) => name)} /><${Files} shared=${shared} />`}
+      ${shared && html`<${Card} text=${shared.card} folder=${path}
+        names=${shared.files.map(({ name }) => name)} /><${Files} shared=${shared} />`}
     </div>
   </div>`;
 }
@@ -123,7 +124,8 @@ function inline(tokens, folder) {
     if (token.type === "br") return html`<br />`;
     if (token.type === "image") return picture(token, folder);
     if (token.type === "link") {
-      return /^https?:/.test(token.href) ? html`<a href=${token.href} rel="noreferrer" target="_blank">${inside()}</a>` : html`<span>${inside()}</span>`;
+      return /^https?:/.test(token.href) ? html`<a href=${token.href} rel="noreferrer"
+        target="_blank">${inside()}</a>` : html`<span>${inside()}</span>`;
     }
     return token.tokens ? inside() : (token.type === "escape" || token.type === "text" ? decoded(token.text) : token.raw);
   });

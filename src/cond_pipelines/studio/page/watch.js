@@ -85,11 +85,14 @@ function Learned({ run, watched }) {
           <details>
             <summary>Settings of the grid</summary>
             <div class="fields small">
-              <${NumberField} label="Steps" value=${sampling.num_inference_steps} min="1" max="1000" step="1" onValue=${set("num_inference_steps")} />
-              <${NumberField} label="Guidance" value=${sampling.guidance_scale} placeholder=${short(model.guidance_scale)} onValue=${set("guidance_scale")} />
+              <${NumberField} label="Steps" value=${sampling.num_inference_steps} min="1" max="1000" step="1"
+                onValue=${set("num_inference_steps")} />
+              <${NumberField} label="Guidance" value=${sampling.guidance_scale}
+                placeholder=${short(model.guidance_scale)} onValue=${set("guidance_scale")} />
             </div>
             ${rows[0]?.condition !== null && html`<${Field} label="Conditions" help="One a line.">
-              ${(tied) => html`<textarea rows="4" placeholder=${rows.map(({ title }) => title).join("\n")} onChange=${(e) => setText(e.target.value)} ...${tied}></textarea>`}
+              ${(tied) => html`<textarea rows="4" placeholder=${rows.map(({ title }) => title).join("\n")}
+                onChange=${(e) => setText(e.target.value)} ...${tied}></textarea>`}
             <//>`}
           </details>
         </div>
@@ -127,14 +130,16 @@ function Grid({ points, rows, cells, cell: [row, column], setCell }) {
     const url = cells[point.model]?.images?.[i];
     const isChosen = i === row && j === column;
     return html`<td class=${isChosen ? "chosen" : ""} tabindex=${isChosen ? 0 : -1} aria-selected=${isChosen} onClick=${() => setCell([i, j])}>
-      ${url ? html`<img class="pixels" src=${url} alt=${`${title}, ${point.label}`} />` : html`<span class="blank"><span class="unseen">not drawn yet</span></span>`}
+      ${url ? html`<img class="pixels" src=${url} alt=${`${title}, ${point.label}`} />` : html`<span
+        class="blank"><span class="unseen">not drawn yet</span></span>`}
     </td>`;
   };
   return html`<div class="table">
     <table class="grid" role="grid" aria-label="Condition by checkpoint" ref=${table} onKeyDown=${pressed}>
       <thead><tr><td></td>${points.map(({ label, model }) => html`<th scope="col" key=${model}>${label}</th>`)}</tr></thead>
       <tbody>
-        ${rows.map(({ title }, i) => html`<tr key=${title}><th scope="row">${title}</th>${points.map((point, j) => cellOf(point, title, i, j))}</tr>`)}
+        ${rows.map(({ title }, i) => html`<tr key=${title}><th
+          scope="row">${title}</th>${points.map((point, j) => cellOf(point, title, i, j))}</tr>`)}
       </tbody>
     </table>
   </div>`;
@@ -176,11 +181,14 @@ function ChooseModel({ run, point, lengths }) {
   const [made, setMade] = useState();
   const choose = (what) => async () => setMade((await api("watch/choose", { path: run.path, ...what })).path);
   const [least, most] = lengths ?? [];
-  return html`<div class="row"><${Act} run=${choose({ model: point.model })} isMain>Make this the model<//><span class="soft">${point.label}</span></div>
-    ${lengths && html`<${NumberField} label="Or an average of any length (EMA)" value=${length} min=${least} max=${most} step="any" placeholder=${short((least + most) / 2, 2)} onValue=${setLength}
+  return html`<div class="row"><${Act} run=${choose({ model: point.model })} isMain>Make this the model<//><span
+    class="soft">${point.label}</span></div>
+    ${lengths && html`<${NumberField} label="Or an average of any length (EMA)" value=${length} min=${least}
+      max=${most} step="any" placeholder=${short((least + most) / 2, 2)} onValue=${setLength}
       help=${`A fraction of the run, from ${short(least, 2)} to ${short(most, 2)}: long ones are smoother, short ones newer.`} />
       <div class="row"><${Act} run=${choose({ ema_length: length ?? (least + most) / 2 })}>Make this average the model<//></div>`}
-    ${made && html`<p class="note good" role="status">It is in ${made}. ${" "}<a href=${linkTo("play", { path: made })}>Play</a> ${" "}<a href=${linkTo("share", { path: made })}>Share</a></p>`}`;
+    ${made && html`<p class="note good" role="status">It is in ${made}. ${" "}<a
+      href=${linkTo("play", { path: made })}>Play</a> ${" "}<a href=${linkTo("share", { path: made })}>Share</a></p>`}`;
 }
 
 /** The grids that the run itself drew. */
