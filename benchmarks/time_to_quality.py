@@ -6,8 +6,9 @@
 
 The same images, classes, cores and judges; networks of about the same size. Ours is `cond-pipelines train` with its
 defaults, and samples with the defaults that it saved. A minute is one core's CPU time, so that other programs of the
-machine do not count. Ours includes the start of the program and its 64 samples at the end; theirs are steps alone. Each point is a training of its own, from the start, with the
-schedule for its length. What is finished is kept, so the command can be given again with more points.
+machine do not count. Ours includes the start of the program and its 64 samples at the end; theirs are steps alone. Each
+point is a training of its own, from the start, with the schedule for its length. What is finished is kept, so the
+command can be given again with more points.
 """
 
 import argparse
