@@ -75,7 +75,7 @@ def busy(num_threads: int) -> Iterator[None]:
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.wait(timeout=60)
 
 
 def look(chromium: Any, folder: Path, seconds: float) -> dict[str, float]:

@@ -180,8 +180,8 @@ def test_a_large_parent_gets_small_batches():
 @pytest.mark.parametrize(
     ("parent", "given", "expected"),
     [
-        (None, {}, (20, 3.0)),
-        (None, {"scheduler": "DDIMScheduler"}, (30, 3.0)),
+        (None, {}, (20, 3.5)),
+        (None, {"scheduler": "DDIMScheduler"}, (30, 3.5)),
         ("sd", {}, (50, 7.5)),
         ("sd", {"default_guidance_scale": 3.0}, (50, 3.0)),
         ("sd", {"default_num_inference_steps": 9}, (9, 7.5)),

@@ -218,16 +218,18 @@ def test_muon_moves_matrices_and_adamw_the_rest():
 def test_a_checkpoint_of_before_goes_on_as_it_began(joined):
     """Then Muon moved what has two dimensions, embeddings too; long before, each of two optimizers had a state."""
     torch.manual_seed(0)
-    values = torch.randn(24, 20), torch.randn(24, 16, 3, 3), torch.randn(24), torch.randn(32, 16)
+    values = [torch.randn(24, 20), torch.randn(24, 16, 3, 3), torch.randn(24), torch.randn(32, 16)]
+    values += [torch.randn(64, 2), torch.randn(64)]  # of an adapter: today none of it is a matrix
     grads = [torch.randn_like(x) for x in values]
     parameters = [nn.Parameter(x.clone()) for x in values]
     then = [nn.Parameter(x.clone()) for x in values]
     alone = [
-        torch.optim.Muon([then[0], then[3]], lr=0.02, adjust_lr_fn="match_rms_adamw", weight_decay=0.0),
-        torch.optim.AdamW(then[1:3], lr=0.02, betas=(0.9, 0.99), weight_decay=0.0),
+        torch.optim.Muon([then[0], then[3], then[4]], lr=0.02, adjust_lr_fn="match_rms_adamw", weight_decay=0.0),
+        torch.optim.AdamW([then[1], then[2], then[5]], lr=0.02, betas=(0.9, 0.99), weight_decay=0.0),
     ]
-    both = MuonAndAdamW([{"params": parameters, "lr": 0.02, "embeddings": parameters[3:]}], lr=0.02)
-    assert [len(group["params"]) for group in both.param_groups] == [2, 2]
+    network, adapter = {"params": parameters[:4], "lr": 0.02, "embeddings": parameters[3:4]}, {"params": parameters[4:]}
+    both = MuonAndAdamW([network, adapter], lr=0.02)
+    assert [len(group["params"]) for group in both.param_groups] == [2, 2, 2]
     for step in range(3):
         for p, g in zip(then, grads, strict=True):
             p.grad = g.clone()
@@ -241,16 +243,22 @@ def test_a_checkpoint_of_before_goes_on_as_it_began(joined):
         p.grad = g.clone()
     parts = dict(zip(("muon", "adamw"), state, strict=True))
     if not joined:  # one state, its parameters in the order of the groups
-        groups = [{**parts["muon"]["param_groups"][0], "matrices": True, "params": [0, 1]}]
-        groups.append({**parts["adamw"]["param_groups"][0], "matrices": False, "params": [2, 3]})
-        states = parts["muon"]["state"] | {2 + i: x for i, x in parts["adamw"]["state"].items()}
+        muon, adamw = (parts[name]["param_groups"][0] | {"matrices": name == "muon"} for name in parts)
+        groups = [
+            muon | {"params": [0, 1]},
+            adamw | {"params": [2, 3]},
+            muon | {"params": [4]},
+            adamw | {"params": [5]},
+        ]
+        of_muon, of_adamw = (parts[name]["state"] for name in parts)
+        states = {0: of_muon[0], 1: of_muon[1], 4: of_muon[2], 2: of_adamw[0], 3: of_adamw[1], 5: of_adamw[2]}
         parts = {"state": states, "param_groups": groups}
     both.load_state_dict(parts)
     starts = [p.detach().clone() for p in parameters]
     both.step()
     for p, q, start in zip(parameters, then, starts, strict=True):
         assert _relative(p - start, q - start) < 0.05
-    assert {len(p) for p in both.state if "momentum_buffer" in both.state[p]} == {24, 32}
+    assert {p.shape for p in both.state if "momentum_buffer" in both.state[p]} == {(24, 20), (32, 16), (64, 2)}
 
 
 def test_embeddings_are_not_matrices(tmp_path):

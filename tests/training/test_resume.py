@@ -11,8 +11,9 @@ from parents_common import stable_diffusion
 from safetensors.torch import load_file, save_file
 from training_common import log_of, run
 
-from cond_pipelines import UnconditionalAdapter, UnconditionalPipeline, build_unet
+from cond_pipelines import ConditionalPipeline, UnconditionalAdapter, UnconditionalPipeline, build_unet
 from cond_pipelines.files import write_checked_json
+from cond_pipelines.training.at_checkpoint import pipeline_at
 from cond_pipelines.training.checkpoints import all_checkpoints
 from cond_pipelines.training.identity import RunIdentity
 
@@ -236,7 +237,13 @@ def test_a_checkpoint_of_before_resumes(saved, tmp_path):
     old = {name: now[name] for name in (*same, "optimizer", "use_ema", "ema_lengths")} | {"value range": []}
     manifest["identity"] = old | {"train": ["unet"], "sharding": "none"}
     write_checked_json(path, manifest)
-    assert log_of(resume(saved, tmp_path), "loss") == log_of(saved, "loss")[2:]
+    resumed = resume(saved, tmp_path)
+    assert log_of(resumed, "loss") == log_of(saved, "loss")[2:]
+    schedulers = [ConditionalPipeline.from_pretrained(folder).scheduler.config for folder in (saved, resumed)]
+    assert [config.shift for config in schedulers] == [2.0, 1.0]  # as runs of then had it
+    (resumed / "model_index.json").unlink()  # as of a run that is not finished
+    assert pipeline_at(all_checkpoints(resumed)[-1]).scheduler.config.shift == 1.0
+    resume(resumed, tmp_path)  # once more: nothing is left to do
     manifest["identity"].pop("adapter")  # which has the sizes of its UNet
     write_checked_json(path, manifest)
     with pytest.raises(ValueError, match=r"checkpoint-2 holds another network: .*size mismatch") as error:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from .checkpoints import broken
 from .command_line import read_recipe
 from .config import TrainingConfig
 from .ema import pipeline_of_length, put_average
+from .identity import with_settings_of_before
 from .model import build_pipeline, image_channels, load_parent, load_vae
 from .objective import build_objective
 from .optimizers import make_trainable, trainable
@@ -47,6 +49,7 @@ def pipeline_at(checkpoint: str | Path) -> ConditionalPipeline:
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{path} cannot be drawn from: {folder} has no {CONFIG_FILE}")
     config = TrainingConfig(**read_recipe(folder / CONFIG_FILE))
+    config = with_settings_of_before(replace(config, resume_from_checkpoint=path.name), folder, sharded=False)
     if config.train == "unet" and (folder / "model_index.json").is_file():
         pipe, parent = load_pipeline(folder), None
     else:

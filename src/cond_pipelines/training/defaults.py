@@ -285,7 +285,7 @@ _LARGE_PARENT = {"unet": 1e-5, "cross_attention": 5e-5, "lora": 1e-4, "adapter":
 _LARGE_MILLIONS = 300  # of parameters, from which on a pretrained network counts as large
 _LARGE_PARENT_IMAGES = 16  # of a step, as in diffusers' train_text_to_image.py
 _FEWEST_ON_GPU = 4  # images that make it worth its while without gradient checkpointing
-_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 20, 3.0  # of our own models: benchmarks/results/ablations.md
+_NUM_INFERENCE_STEPS, _GUIDANCE_SCALE = 20, 3.5  # of our own models: benchmarks/results/ablations.md
 
 
 def _is_large(size: NetworkSize) -> bool:

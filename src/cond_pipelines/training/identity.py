@@ -27,6 +27,7 @@ _DECLARED = {setting.name: setting.metadata for setting in settings_of(TrainingC
 # What takes effect but is nothing to report: where a run writes, and what the line on the batch says already.
 _UNSAID = {setting.name for setting in fields(OutputArguments)} | {"train_batch_size", "gradient_accumulation_steps"}
 FILE_TIMES = "times of the files"
+_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _CHOSEN_ONCE = ("unet_size", "optimizer")  # by `defaults`, whose choices change with the versions
 _OPTIMIZER_SETTINGS = ("initial_lr", "betas", "weight_decay", "eps")
 
@@ -45,6 +46,9 @@ def with_settings_of_before(config: TrainingConfig, folder: Path, sharded: bool)
             before.append(read_manifest(path).identity)
     if not before:
         return config
+    is_ours = config.scheduler is None and not config.pretrained_model_name_or_path
+    if is_ours and before[-1].get("scheduler") == _SCHEDULER and before[-1].get("shift", 1.0) == 1.0:
+        config = replace(config, scheduler=_SCHEDULER)  # by its name: of a run of before, without our shift
     names = [name for name in _CHOSEN_ONCE if getattr(config, name) is None and not (sharded and name == "optimizer")]
     chosen = {name: before[-1].get(name) for name in names}
     if not config.streaming and not any("held_out_by" in values for values in before):
@@ -69,7 +73,7 @@ def loaded_identity(
         pipe: before it is trained. parent: `parent_fingerprint`.
     """
     loaded: dict[str, Any] = {"resolution": data.dataset.resolution, "channels": data.dataset.channels}
-    loaded |= {"scheduler": type(pipe.scheduler).__name__}
+    loaded |= {"scheduler": type(pipe.scheduler).__name__, "shift": pipe.scheduler.config.get("shift")}
     loaded |= {"prediction_type": pipe.scheduler.config.get("prediction_type")}
     loaded |= {name: getattr(objective, name, None) for name in ("logit_mean", "logit_std", "snr_gamma")}
     own = own_arguments(objective, pipe.scheduler)
@@ -169,13 +173,15 @@ def resume(
     """
     groups = learning_rate.optimizer.param_groups
     wanted = [{name: group[name] for name in _OPTIMIZER_SETTINGS if name in group} for group in groups]
+    # By parameter, since Muon makes other groups for a checkpoint of before.
+    of_parameter = {id(p): each for group, each in zip(groups, wanted, strict=True) for p in group["params"]}
     progress, run = load_checkpoint(folder.accelerator, folder.path, which, averages, identity.accept, folder.run)
     if not progress.step:
         return progress, run
     groups = learning_rate.optimizer.param_groups
     last = groups[0]["lr"]
-    for group, settings in zip(groups, wanted, strict=True):
-        group.update(settings)  # the checkpoint's optimizer has brought those of before
+    for group in groups:
+        group.update(of_parameter[id(group["params"][0])])  # the checkpoint's optimizer has brought those of before
     length.check_not_passed(progress, identity.fewer_minutes)
     if any(note.startswith(("max_train", "num_train", "lr_", "learning_rate")) for note in identity.notes):
         done = length.fraction_done(progress, folder.accelerator)

@@ -109,7 +109,7 @@ DIFFUSERS = (
         "ddpm_num_inference_steps",
         "U",
         "default_num_inference_steps",
-        "saved with the pipeline; default: the pretrained model's own, or 30",
+        "saved with the pipeline; default: the pretrained model's own, or 20",
     ),
     answered("noise_offset input_perturbation dream_training dream_detail_preservation", "T", "none"),
     answered("offset_noise class_labels_conditioning", "D", "none"),

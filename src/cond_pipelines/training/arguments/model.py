@@ -78,7 +78,7 @@ class ModelArguments:
     )
     scheduler: str | None = flag(
         None,
-        "Train for this scheduler of diffusers, and save it. Default: FlowMatchEulerDiscreteScheduler.",
+        "Train for this scheduler of diffusers, and save it. Default: FlowMatchEulerDiscreteScheduler with shift 2.",
         resume="model",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = flag(

@@ -81,7 +81,7 @@ class OutputArguments:
     )
     default_num_inference_steps: int | None = flag(
         None,
-        "Set how many steps the saved pipeline samples in. Default: the pretrained model's, or 30.",
+        "Set how many steps the saved pipeline samples in. Default: the pretrained model's, or 20.",
         resume="free",
         bounds=Bounds(above=0, below=5_000),  # a model that says more is not loaded, see folders.py
     )
