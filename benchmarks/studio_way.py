@@ -280,8 +280,8 @@ def look_and_choose(visitor: Visitor, run: Path) -> None:
         visitor.wait(".note.good a")
     visitor.view("Play")
     page.get_by_label("Model", exact=True).select_option(str(run))
-    other = page.get_by_label("Beside it").locator("option", has_text=re.compile("checkpoint|step")).first
-    page.get_by_label("Beside it").select_option(other.get_attribute("value"))
+    other = page.get_by_label("Second model").locator("option", has_text=re.compile("checkpoint|step")).first
+    page.get_by_label("Second model").select_option(other.get_attribute("value"))
     with visitor.timed("side by side"):
         visitor.press("Draw")
         for i in range(2):

@@ -103,7 +103,8 @@ def facts_of(data: "TrainingData") -> dict[str, Any]:
 
     Returns:
         Counts ("total", "num_train", "num_held_out", "resolution_px"); "excluded", by reason; "bad_rows" and "notes",
-        lines; "classes", with counts; "caption_lengths", pairs of words and captions; "duplicates", groups of indices.
+        lines; "classes", with counts; "caption_lengths", pairs of words and captions; "num_duplicates", how many groups
+        of images with the same pixels; "duplicates", the indices of the first 100 groups.
     """
     from .data.labels import all_of
 
@@ -113,6 +114,7 @@ def facts_of(data: "TrainingData") -> dict[str, Any]:
     same: dict[bytes, list[int]] = {}
     for i, content in enumerate(data.keys if dataset.decoded else ()):
         same.setdefault(content, []).append(i)
+    duplicates = [group for group in same.values() if len(group) > 1]
     reasons = account.excluded.items()
     return {
         "total": len(dataset),
@@ -124,7 +126,8 @@ def facts_of(data: "TrainingData") -> dict[str, Any]:
         "notes": [*account.notes, *account.unread],
         "classes": [{"name": name, "count": count} for name, count in sorted(counts.items())],
         "caption_lengths": sorted(Counter(len(text.split()) for text in captions).items()),
-        "duplicates": [group for group in same.values() if len(group) > 1][:_NUM_NAMED],
+        "num_duplicates": len(duplicates),
+        "duplicates": duplicates[:_NUM_NAMED],
     }
 
 
@@ -144,6 +147,20 @@ def image_of(dataset: "ImageDataset", row: int) -> Image.Image:
 
     array = dataset.centre(row).astype(np.float32)
     return visible(array / 255 if dataset.value_range is None else (array + 1) / 2)
+
+
+def write_thumbnail(dataset: "ImageDataset", row: int, path: Path, side_px: int = 128) -> bool:
+    """Write the image of a row, as the network sees it, as a PNG of at most `side_px`; False: it cannot be read."""
+    from .data.rows import BadRow
+    from .pictures import write_again
+
+    try:
+        picture = image_of(dataset, row)
+    except BadRow:
+        return False
+    picture.thumbnail((side_px, side_px))
+    write_again(picture, path)
+    return True
 
 
 def _sizes(dataset: Any) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,9 +15,12 @@ from contextlib import redirect_stderr
 from dataclasses import asdict, is_dataclass
 from io import StringIO
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from .errors import UserError, describe
+
+_CLEAN_UP_SEC = 10  # has a process whose server was killed
 
 
 class Worker:
@@ -25,7 +29,8 @@ class Worker:
     Args:
         niceness: what is added to that of this process: others on the machine go first.
         gives_up: a call that is cancelled while it is under way ends the process, and the next one starts another.
-            Otherwise it is done to its end, for nobody. One that is cancelled before is not begun in either case.
+            Otherwise it is done to its end, for nobody, and so may be the next call, also when that is cancelled too.
+            A call that is cancelled while it waits for another caller is not begun.
 
     Example:
         >>> await Worker().call("cond_pipelines.sample:main", ["flowers", "rose"])
@@ -58,12 +63,12 @@ class Worker:
         return value
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, which cleans up first."""
         if self.pool is not None:
-            processes = list((self.pool._processes or {}).values())
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            processes = self.pool._processes
+            self.pool.shutdown(wait=False, cancel_futures=True)  # waits for a process that is being started
             self.pool = None
-            for process in processes:
+            for process in list(processes.values()):
                 process.terminate()
 
 
@@ -81,10 +86,22 @@ def _start(niceness: int) -> None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends this one
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lines that a command prints on its way)
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+class _Terminated(SystemExit):
+    """By SIGTERM: what is under way deletes its unfinished files."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one does not interrupt the clean-up
+    raise _Terminated
 
 
 def _end_with(parent: BaseProcess) -> None:
     parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_CLEAN_UP_SEC)
     os._exit(0)
 
 
@@ -96,6 +113,8 @@ def _run(function: str, args: tuple[object, ...]) -> tuple[dict[str, Any], str |
         with redirect_stderr(said):  # a parser of the command line says there what is wrong, and exits
             value = getattr(importlib.import_module(module), name)(*args)
             return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value, None
+    except _Terminated:
+        os._exit(0)  # the pool would take an exception for an answer, and go on
     except SystemExit:
         lines = said.getvalue().strip().splitlines() or ["stopped"]
         return {}, lines[-1].removeprefix("error: ")

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cond_pipelines.files import whole_folder
+
 
 def pid() -> dict[str, Any]:
     """Of the worker."""
@@ -24,7 +26,9 @@ def refused() -> dict[str, Any]:
 
 
 def endless(started: str) -> dict[str, Any]:
-    """Work that somebody has to end; the file `started` says that it is under way."""
-    Path(started).touch()
-    while True:
-        time.sleep(60)
+    """Work that somebody has to end: it fills a folder, and the file `started` says that it is under way."""
+    with whole_folder(f"{started}-folder") as unfinished:
+        (unfinished / "data.bin").touch()
+        Path(started).touch()
+        while True:
+            time.sleep(60)

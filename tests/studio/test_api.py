@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_the_three_bad_files_are_seen_with_their_reasons(first, place):
     assert (seen["total"], seen["num_train"] + seen["num_held_out"]) == (48, 48)
     assert seen["classes"] == [{"name": "dark", "count": 24}, {"name": "light", "count": 24}]
     again = first.post("data/look", path=str(place[0] / "shapes"), conditioning="class", args={"resolution": 8})
-    assert again == seen and seen["is_checked"] and seen["key"] == names["key"]
+    assert seen["is_checked"] and again == names and seen["key"] == names["key"]  # bad files are looked at anew
     assert seen["text"].startswith("images: 48 usable of 51, 8 px, 3 channel(s)")
     assert "--on_bad_image=skip" in seen["command"] and seen["command"].startswith("cond-pipelines train ")
     wall = first.get("data/wall", key=seen["key"], start=23, count=2)
@@ -112,6 +113,31 @@ def test_the_three_bad_files_are_seen_with_their_reasons(first, place):
     assert (
         "--resolution 0" in first.post("data/look", 400, path=str(place[0] / "shapes"), args={"resolution": 0})["error"]
     )
+
+
+def test_a_file_is_bad_as_long_as_its_reason_lasts_and_all_copies_are_counted(first, place):
+    """The reason goes while size and time stay: here the content, elsewhere a permission or a missing package."""
+    folder, data = place[0] / "mended", {"conditioning": "none", "args": {"resolution": 8}}
+    folder.mkdir()
+    for i in range(202):
+        Image.new("RGB", (8, 8), (i // 2, 0, 0)).save(folder / f"{i:03d}.png")
+    bad, whole = folder / "000.png", (folder / "000.png").read_bytes()
+    bad.write_bytes(bytes(len(whole)))
+    times = bad.stat()
+    names = first.post("data/look", path=str(folder), **data)
+    thumb = f"/api/data/thumb?key={names['key']}&i=0"
+    assert len(first.post("data/check", path=str(folder), **data)["bad_rows"]) == 1
+    status, headers, _ = first.raw("GET", thumb, first._known())
+    assert (status, headers["content-type"], headers["cache-control"]) == (200, "image/svg+xml", "no-store")
+    bad.write_bytes(whole)
+    os.utime(bad, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert first.post("data/look", path=str(folder), **data) == names and not names["is_checked"]
+    seen = first.post("data/check", path=str(folder), **data)
+    assert (seen["bad_rows"], seen["total"], seen["key"]) == ([], 202, names["key"])
+    assert seen["num_duplicates"] == 101 and len(seen["duplicates"]) == 100
+    status, headers, _ = first.raw("GET", thumb, first._known())
+    assert (status, headers["content-type"]) == (200, "image/png") and "immutable" in headers["cache-control"]
+    assert first.post("data/look", path=str(folder), **data) == seen
 
 
 def test_the_form_has_each_flag_with_its_help_and_the_plan_says_what_would_be_chosen(first, place):

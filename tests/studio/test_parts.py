@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -22,7 +24,7 @@ from cond_pipelines.errors import UserError
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.neighbours import TrainingImages
 from cond_pipelines.evaluation.reader import real_image
-from cond_pipelines.files import keep_newest, strict_json
+from cond_pipelines.files import cache_json, keep_newest, strict_json
 from cond_pipelines.folder_kinds import kinds_in
 from cond_pipelines.grids import sampled
 from cond_pipelines.networks.pretrained import load_pipeline
@@ -97,6 +99,13 @@ def test_a_cache_keeps_what_was_used_last(tmp_path):
     keep_newest(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == ["3", "4"]
     keep_newest(tmp_path / "gone", 2)
+
+
+def test_many_write_one_file_of_a_cache_at_once(tmp_path):
+    path, values = tmp_path / "look.json", [{"args": [str(i)] * 200} for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: cache_json(path, values[i % 4]), range(400)))
+    assert json.loads(path.read_text()) in values and os.listdir(tmp_path) == ["look.json"]
 
 
 # --------------------------------------------------------------------------------------- folders, locks, wishes
@@ -216,6 +225,27 @@ def test_work_that_nobody_waits_for_is_ended_and_what_waits_behind_it_is_done(tm
     assert first != second and nice == os.nice(0) + 1 and not (tmp_path / "never").exists()
     with suppress(psutil.NoSuchProcess):
         psutil.Process(first).wait(60)
+    assert os.listdir(tmp_path) == ["started"]  # and no folder that is half full
+
+
+@pytest.mark.parametrize("turns", range(0, 50, 10))
+def test_a_process_that_is_just_being_started_is_ended_too(tmp_path, turns):
+    """The call is cancelled after `turns` turns of the event loop; all are within the start of a process."""
+
+    async def call() -> None:
+        worker = Worker(gives_up=True)
+        task = asyncio.create_task(worker.call("process_of_a_worker:endless", str(tmp_path / "started")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    resource_tracker.ensure_running()  # a child that stays
+    before = set(psutil.Process().children())
+    asyncio.run(call())  # ends when the thread that starts the process has ended
+    left = [child for child in psutil.Process().children() if child not in before]
+    assert psutil.wait_procs(left, timeout=60)[1] == [] and not (tmp_path / "started").exists()
 
 
 def test_values_of_a_form_are_read_back_by_the_parser():

@@ -12,12 +12,12 @@ _REPORT, _SWEEP = "report.json", "sweep.json"
 
 def reports_in(models: list[Path]) -> list[dict[str, Any]]:
     """Of each model with a report: its path, whether there is a sweep, and when the newest was written."""
-    found = []
+    reports = []
     for path in models:
         times = {name: _time(path / "evaluation" / name) for name in (_REPORT, _SWEEP)}
         if any(times.values()):
-            found.append({"path": str(path), "sweep": times[_SWEEP] > 0, "mtime": max(times.values())})
-    return found
+            reports.append({"path": str(path), "sweep": times[_SWEEP] > 0, "mtime": max(times.values())})
+    return reports
 
 
 def report_in(model: Path) -> dict[str, Any]:

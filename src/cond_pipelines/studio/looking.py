@@ -1,37 +1,34 @@
-"""In a worker: the wall of what a training would see of a data set, and what is to be said of it."""
+"""What the Data view shows: the facts of a data set and the wall of its images. The functions run in a worker."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from .. import __version__
 from ..data.load import TrainingData, load_data, open_data
-from ..data.rows import BadRow
 from ..errors import UserError
-from ..files import write_json
-from ..inspection import InspectionConfig, describe, facts_of, image_of, names_of, parse_config
-from ..pictures import write_again
+from ..files import cache_json
+from ..inspection import InspectionConfig, describe, facts_of, names_of, parse_config, write_thumbnail
 
-_LOOK_FILE, _CHECKED_FILE, _SIDE_PX, _BLOCK, _MOST_OPEN = "look.json", "checked.json", 128, 16, 3
+_LOOK_FILE, _CHECKED_FILE, _BLOCK, _MOST_OPEN = "look.json", "checked.json", 16, 3
 
 
 class _Wall:
-    """A data set whose images nobody has looked at; `order`: its rows in the order of their conditions' names."""
+    """A data set before its check; `order`: rows in the order of their conditions' names; `bad`: without thumbnail."""
 
     def __init__(self, args: list[str], home: str):
         _, self.data, self.folder = opened(args, home)
         rows = zip(self.data.dataset.usable.tolist(), names_of(self.data), strict=True)
         self.order = dict(sorted(rows, key=lambda pair: (pair[1], pair[0])))
         self.place = {row: place for place, row in enumerate(self.order)}
+        self.bad: set[int] = set()
         _walls[self.folder.name] = self
         while len(_walls) > _MOST_OPEN:
             del _walls[next(iter(_walls))]
 
     def checked(self) -> dict[str, Any]:
-        """What `check` wrote, if it has."""
+        """What `check` wrote; {} before it."""
         path = self.folder / _CHECKED_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -40,31 +37,30 @@ _walls: dict[str, _Wall] = {}
 
 
 def opened(args: list[str], home: str) -> tuple[InspectionConfig, TrainingData, Path]:
-    """A data set that is not checked, and the folder of what is known of it.
-
-    The name of the folder changes with the arguments, the files (by size and time) and the conditions.
-    """
+    """A data set before its check, and its cache: named by arguments, conditions and files (by size and time)."""
     config = parse_config(args)
     if config.streaming:
         raise UserError("a streaming set is not looked at here: leave --streaming out")
     data = open_data(config)
-    named = [__version__, args, data.dataset.images_fingerprint(), names_of(data), data.account.excluded]
-    named += data.account.lines()
+    account, images = data.account, data.dataset.images_fingerprint()
+    named = [__version__, args, images, names_of(data), account.excluded, *account.lines()]
     folder = Path(home) / "thumbs" / hashlib.sha256(repr(named).encode(errors="replace")).hexdigest()[:20]
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _LOOK_FILE, {"args": args})
+    cache_json(folder / _LOOK_FILE, {"args": args})
     return config, data, folder
 
 
 def look(args: list[str], home: str) -> dict[str, object]:
-    """What names and conditions tell of a data set, or all where it was checked before; `args`: of `inspect`."""
+    """The facts that need no image, or those of a check that read every image; `args`: of `cond-pipelines inspect`."""
     wall = _Wall(args, home)
-    facts: dict[str, object] = wall.checked().get("facts") or facts_of(wall.data) | {"is_checked": False}
+    facts: dict[str, object] = wall.checked().get("facts", {"bad_rows": True})
+    if facts["bad_rows"]:  # to be checked again: a package or a permission that was missing may be there now
+        facts = facts_of(wall.data) | {"is_checked": False}
     return facts | {"key": wall.folder.name}
 
 
 def check(args: list[str], home: str) -> dict[str, object]:
-    """What takes a look at each image too, as the text of `inspect`: it is kept, and `look` gives it at once then."""
+    """Read each image and return all facts, with the text of `cond-pipelines inspect`. `wall` and `look` use them."""
     config, _, folder = opened(args, home)
     data = load_data(config)
     config.output_dir = str(folder)
@@ -72,7 +68,7 @@ def check(args: list[str], home: str) -> dict[str, object]:
     facts |= {"is_checked": True, "text": describe(config, data), "key": folder.name}
     facts["duplicates"] = [rows[group].tolist() for group in facts["duplicates"]]
     known = {"facts": facts, "usable": rows.tolist(), "held_out": rows[data.held_out].tolist()}
-    write_json(folder / _CHECKED_FILE, known)
+    cache_json(folder / _CHECKED_FILE, known)
     return facts
 
 
@@ -100,15 +96,15 @@ def _wall_of(key: str, home: str) -> _Wall:
 
 
 def thumbnails(key: str, row: int, home: str) -> dict[str, object]:
-    """Write the thumbnails of a row and of its neighbours on the wall, once: the middle, as the network sees it."""
+    """Write the thumbnails of a row and of its neighbours on the wall, each once: the middle, as the network sees it.
+
+    An image that cannot be read gets none; "is_bad" says whether the row's own is such a one.
+    """
     wall = _wall_of(key, home)
     start = wall.place.get(row, len(wall.order)) // _BLOCK * _BLOCK
     for one in list(wall.order)[start : start + _BLOCK]:
-        if not (path := wall.folder / f"{one}.png").is_file():
-            try:
-                picture = image_of(wall.data.dataset, one)
-            except BadRow:
-                picture = Image.new("RGB", (8, 8), "gray")
-            picture.thumbnail((_SIDE_PX, _SIDE_PX))
-            write_again(picture, path)
-    return {}
+        path = wall.folder / f"{one}.png"
+        if not path.is_file() and (one == row or one not in wall.bad):
+            is_written = write_thumbnail(wall.data.dataset, one, path)
+            (wall.bad.discard if is_written else wall.bad.add)(one)
+    return {"is_bad": row in wall.bad}

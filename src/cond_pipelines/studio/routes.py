@@ -29,6 +29,7 @@ ROUTES: list[tuple[str, str, Handler]] = []
 _SHOWN = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".html", ".json", ".md", ".txt", ".yaml", ".jsonl"}
 LOOKING, _DRAWING = "cond_pipelines.studio.looking", "cond_pipelines.studio.drawing"
 _IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
+_GRAY = '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8" fill="gray"/></svg>'
 _MOST_POINTS, _MOST_ITEMS = 5000, 1000
 
 
@@ -79,7 +80,9 @@ async def thumb(studio: Studio, given: Values) -> Answer:
     key, i = _key(given), int(given["i"])
     path = studio.home / "thumbs" / key / f"{i}.png"
     if not path.is_file():
-        await studio.look.call(f"{LOOKING}:thumbnails", key, i, str(studio.home))
+        made = await studio.look.call(f"{LOOKING}:thumbnails", key, i, str(studio.home))
+        if made["is_bad"]:
+            return Response(_GRAY, media_type="image/svg+xml", headers={"cache-control": "no-store"})
     return _kept(path)
 
 

@@ -73,17 +73,17 @@ function MoreSettings({ args, setArgs }) {
 function Looked({ look, request, again }) {
   const [draft, setDraft] = useKept("train", {});
   const train = () => {
-    const { on_bad_image: _, ...before } = draft;
     const skip = look.bad_rows.length ? { on_bad_image: "skip" } : {}; // they were seen, with their reasons
-    setDraft({ ...before, ...skip, ...request.args, train_data_dir: request.path, conditioning: request.conditioning });
+    setDraft({ ...skip, ...draft, ...request.args, train_data_dir: request.path, conditioning: request.conditioning });
     setTimeout(() => goTo("run", { new: 1 }));
   };
   const numLeftOut = look.excluded.reduce((sum, { count }) => sum + count, look.bad_rows.length);
   return html`<section class="card" aria-label="In short">
       <div class="head">
         <h2>${request.path.split("/").pop()}</h2>
-        <${Act} run=${train} isMain>Train on this<//>
+        <${Act} run=${train} isMain isOff=${!look.is_checked} aria-describedby="not-checked">Train on this<//>
       </div>
+      ${!look.is_checked && html`<p class="soft" id="not-checked">You can train on it when each image is checked.</p>`}
       <${Facts} pairs=${[
         ["images", number(look.total)],
         ["to train on", look.is_checked ? number(look.num_train) : "…"],
@@ -107,7 +107,7 @@ function Looked({ look, request, again }) {
     <section class="card">
       ${look.text && html`<h2>What inspect says</h2>
         <pre id="inspect" tabindex="0" aria-label="The text of inspect">${look.text}</pre>`}
-      <${Command} text=${look.command} label="Train with these settings in a terminal" />
+      ${look.is_checked && html`<${Command} text=${look.command} label="Train with these settings in a terminal" />`}
     </section>`;
 }
 
@@ -138,7 +138,7 @@ function Duplicates({ look }) {
   if (!groups.length) return null;
   return html`<section class="card">
     <details onToggle=${(event) => setIsOpen(event.target.open)}>
-      <summary>Images that are there more than once: ${groups.length}${groups.length === 50 && " or more"}</summary>
+      <summary>Images that are there more than once: ${number(look.num_duplicates)}</summary>
       <div class="tiles">
         ${isOpen &&
         groups.map(
@@ -148,6 +148,7 @@ function Duplicates({ look }) {
           </figure>`,
         )}
       </div>
+      ${look.num_duplicates > groups.length && html`<p class="soft">The first ${groups.length} are shown.</p>`}
     </details>
   </section>`;
 }

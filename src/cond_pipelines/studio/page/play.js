@@ -43,7 +43,7 @@ function Table({ models, paths, setLeft, setRight }) {
   return html`<div class="split">
     <form class="card" aria-label="What to draw" onSubmit=${(event) => event.preventDefault()}>
       <${PathChoice} label="Model" items=${models} value=${paths[0]} onValue=${setLeft} />
-      <${PathChoice} label="Beside it" items=${models} value=${paths[1] ?? ""} none="no other model" onValue=${setRight} />
+      <${PathChoice} label="Second model" items=${models} value=${paths[1] ?? ""} none="no other model" onValue=${setRight} />
       <${Choice} label="How" options=${MODES} value=${wish.mode} onValue=${set("mode")} />
       <${Problem} error=${error ?? otherError} />
       ${model && html`<${Conditions} model=${model} other=${other} wish=${wish} set=${set} />
