@@ -40,7 +40,7 @@ from .training.sharding import run_state
 
 _ATTRIBUTES = ("shape", "colour", "background")
 _SETTINGS = {"unconditional": "none", "class_conditional": "class", "text_to_image": "text"}
-_STEPS = {"unconditional": 1500, "class_conditional": 320, "text_to_image": 540}  # so every machine reaches the same
+_STEPS = {"unconditional": 1700, "class_conditional": 320, "text_to_image": 640}  # so every machine reaches the same
 
 
 def demo_shapes() -> datasets.Dataset:
