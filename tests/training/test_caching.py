@@ -106,13 +106,24 @@ def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
     assert mapped_mib(dataset.undecoded(number) for number in range(2500)) < 80
 
 
-def test_bad_images_are_known_from_the_file_too(trained, images, capsys):
-    (images / "05.png").write_bytes(b"broken")
+def test_bad_images_are_known_from_the_file_as_long_as_they_are_bad(trained, images, capsys):
+    path = images / "05.png"
+    whole, times = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(len(whole)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kept = []
     for _ in range(2):
-        trained(cache_images=True, on_bad_image="skip")
+        kept.append(trained(cache_images=True, on_bad_image="skip")[1])
         assert "images: 23 usable of 24" in capsys.readouterr().out
+    assert len(kept[0]) == 1 and kept[0] == kept[1]
     with pytest.raises(ValueError, match=r"row 5 \(.*05.png\): unreadable image"):
         trained(cache_images=True)
+    path.write_bytes(whole)  # the reason goes while size and time stay, as that of a missing package does
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for _ in range(2):
+        kept.append(trained(cache_images=True)[1])
+        assert "images: 24" in capsys.readouterr().out
+    assert kept[2] != kept[1] and kept[2] == kept[3]
 
 
 # ------------------------------------------------------------------------------------------------------ latents

@@ -61,8 +61,12 @@ class ArrayFile:
         return np.frombuffer(self.map, self.dtype, count, offset * self.dtype.itemsize).reshape(shape)
 
 
-def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | None]]) -> ArrayFile:
-    """The arrays in `folder`, which are made first where they are not there, or are damaged.
+def stored(
+    folder: Path,
+    make: Callable[[dict[int, str]], Iterable[np.ndarray | None]],
+    is_outdated: Callable[[ArrayFile], bool] = lambda file: False,
+) -> ArrayFile:
+    """The arrays in `folder`, which are made first where they are not there, are damaged, or `is_outdated`.
 
     Written whole, under a lock: a run that is killed, or loses its power, leaves nothing that is taken for whole, and
     of several processes one makes them while the others wait.
@@ -74,12 +78,12 @@ def stored(folder: Path, make: Callable[[dict[int, str]], Iterable[np.ndarray | 
         OSError: `folder` cannot be written to; nothing is left there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not folder.is_dir() or _damage(folder) is not None:
+    if not folder.is_dir() or _damage(folder) is not None or is_outdated(ArrayFile(folder)):
         with FileLock(f"{folder}.lock"):
             damage = _damage(folder) if folder.is_dir() else None  # another process may have made it
             if damage is not None:
                 say(f"warning: {folder} does not verify ({damage}): it is made again")
-            if damage is not None or not folder.is_dir():
+            if damage is not None or not folder.is_dir() or is_outdated(ArrayFile(folder)):
                 try:
                     with whole_folder(folder) as unfinished:
                         _write(unfinished, make)

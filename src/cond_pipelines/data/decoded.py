@@ -99,7 +99,12 @@ class DecodedImages:
                     notes[row] = _ANIMATED
                 yield None if isinstance(result, BadRow) else result
 
-        self.arrays = stored(self.file(), make)
+        def can_read_more(file: ArrayFile) -> bool:
+            """Whether a bad row can be read now: a package or a permission that was missing may be there."""
+            bad = np.array([row for row in range(num_rows) if row not in file], dtype=int)
+            return any(not isinstance(result, BadRow) for _, result in self._decoded(bad, progress=False))
+
+        self.arrays = stored(self.file(), make, can_read_more)
         self.has_all, bad = True, []
         self.animated |= {row for row, note in self.arrays.notes.items() if note == _ANIMATED}
         for row in rows:

@@ -131,7 +131,9 @@ def open_data(config: DataArguments) -> TrainingData:
     return data
 
 
-def _opened(config: DataArguments, channels: int | None = None) -> tuple[TrainingData, Any, int | None]:
+def _opened(
+    config: DataArguments, channels: int | None = None
+) -> tuple[TrainingData, datasets.Dataset | datasets.IterableDataset, int | None]:
     """(data without a split, its rows with all columns, how many are not of class_data_dir: None for a stream)."""
     if channels and config.channels not in (None, channels):
         raise ValueError(f"--channels {config.channels}, but the pretrained model takes {channels}: leave it out")
