@@ -15,7 +15,6 @@ from .config import Row
 from .questions import row
 
 LEANS, MEMORISES = 0.25, 0.5  # of the samples, attributable to the half that the model saw
-FAR = 2.0  # times as far from the nearest image as held-out images are
 _Z = 1.959964
 
 
@@ -133,20 +132,14 @@ def final_rows(
     return rows
 
 
-def verdict(
-    interval: tuple[float, float],
-    agrees: tuple[float, float],
-    in_both: float = 0.0,
-    distance: tuple[float, float] = (1.0, 1.0),
-) -> str:
-    """ "memorised", "leans", "generalised", "hardly trained" or "undecided", by 95 % intervals.
+def verdict(interval: tuple[float, float], agrees: tuple[float, float], in_both: float = 0.0) -> str:
+    """ "memorised", "leans", "generalised" or "undecided", by 95 % intervals.
 
     Args:
         interval: of the share of samples attributable to the half that was seen.
         agrees: of the agreement of both models against unrelated noise.
         in_both: the share of images with a near-duplicate in the other half. Copies of them are as near to either half,
             so as many samples may be copies that `interval` does not see.
-        distance: of samples to the nearest image, to that of held-out images; noise copies nothing either.
 
     Example:
         >>> verdict((0.9, 1.0), (0.7, 0.8)), verdict((0.1, 0.2), (0.9, 1.0))
@@ -156,8 +149,6 @@ def verdict(
         return "memorised"
     if interval[0] > LEANS:
         return "leans"
-    if distance[0] > FAR:
-        return "hardly trained"
     return "generalised" if interval[1] + in_both < MEMORISES and agrees[0] > 0.5 else "undecided"
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..console import for_terminal
 from ..evaluation.config import Report
-from ..evaluation.halves import FAR, LEANS, MEMORISES
+from ..evaluation.halves import LEANS, MEMORISES
 from ..evaluation.pictures import of_one_size
 from ..files import whole_file, write_json, write_text
 from ..pictures import image_grid
@@ -20,15 +20,14 @@ _ANSWERS = {
     "memorised": "The model has memorised: most of its samples depend on which half of the images it saw.",
     "leans": "The model leans to its training images: a quarter of its samples or more depend on which half it saw.",
     "generalised": "The model has generalised: which half of the images it saw decides few of its samples.",
-    "hardly trained": "The samples are not like the images yet, so nothing is known of copies: train longer.",
     "undecided": "The samples do not decide it: draw more (--num_samples), or train longer.",
 }
 _RULE = (
     f"The rule: memorised where the 95 % interval of the attributable share lies above {MEMORISES}, leans where it "
     f"lies above {LEANS}, generalised where it lies below {MEMORISES}, with the share of images added that have a "
-    "near-duplicate in the other half, and the models agree more than for unrelated noise. Hardly trained, unless "
-    f"memorised or leaning: samples are more than {FAR:g} times as far from the nearest image as held-out images are."
+    "near-duplicate in the other half, and the models agree more than for unrelated noise."
 )
+_FAR = 2.0  # times as far from the nearest image as held-out images are
 _TITLES = ["model of half 1", "model of half 2", "nearest in half 1", "nearest in half 2"]
 _PICTURES = {
     "halves.png": "Over training",
@@ -78,10 +77,10 @@ def lines_of(report: Report) -> list[str]:
         _RULE,
     ]
     far = next(row for row in report["measures"] if row["name"].startswith("distance to the nearest image"))
-    if report["verdict"] == "hardly trained":
+    if far["interval"][0] > _FAR:
         lines.append(
-            f"Its samples are {far['value']:g} times as far from the nearest image as held-out images are: a model "
-            "that is hardly trained copies nothing either."
+            f"Its samples are {far['value']:g} times as far from the nearest image as held-out images are: look "
+            "whether they are like the images, since a model that is hardly trained copies nothing either."
         )
     if duplicates := report["num_near_duplicates_across_halves"]:
         lines.append(

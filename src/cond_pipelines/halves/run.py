@@ -269,10 +269,7 @@ class Comparison:
         in_both = num_with_near_duplicate(*thumbnails, scale=scale)
         report: Report = {
             "verdict": verdict(
-                last.near.interval,
-                intervals["agreement against unrelated noise"],
-                in_both / len(thumbnails[0]),
-                intervals["distance to the nearest image, to that of held-out images"],
+                last.near.interval, intervals["agreement against unrelated noise"], in_both / len(thumbnails[0])
             ),
             "p_value": last.near.p_value,
             **where_to_stop([point.step for point in along], lows, losses),
