@@ -169,7 +169,7 @@ def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n")
 
 
-def cache_json(path: Path, value: Any) -> None:
+def cache_json(path: Path, value: object) -> None:
     """Write a JSON file of a cache: whole, without waiting for the disk; many processes may write it at once."""
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     unfinished.write_text(json.dumps(value), encoding="utf-8")  # in ASCII: any file's name can be in it

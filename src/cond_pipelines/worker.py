@@ -72,7 +72,7 @@ class Worker:
                 process.terminate()
 
 
-def imported(module: str) -> dict[str, Any]:
+def imported(module: str) -> dict[str, object]:
     """For `call`: a later one need not wait for the import."""
     importlib.import_module(module)
     return {}

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cond_pipelines.files import whole_folder
 
@@ -25,7 +25,7 @@ def refused() -> dict[str, Any]:
     raise ValueError("no module of that name")
 
 
-def endless(started: str) -> dict[str, Any]:
+def endless(started: str) -> NoReturn:
     """Work that somebody has to end: it fills a folder, and the file `started` says that it is under way."""
     with whole_folder(f"{started}-folder") as unfinished:
         (unfinished / "data.bin").touch()

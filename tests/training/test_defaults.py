@@ -7,6 +7,7 @@ from parents_common import stable_diffusion
 from training_common import TINY, log_of, run
 
 from cond_pipelines import ConditionalPipeline
+from cond_pipelines.flags import settings_of
 from cond_pipelines.networks.unet_sizes import UNET_SIZES
 from cond_pipelines.training import defaults
 from cond_pipelines.training.checkpoints import Progress
@@ -40,6 +41,15 @@ def test_everything_is_decided(device, sample_size, num_images):
     assert config.dataloader_num_workers >= 0
     assert config.report_to is not None
     assert config.train_text_encoder is not None
+
+
+def test_the_help_names_the_sampling_that_is_chosen():
+    chosen, helps = (
+        fill(conditioning="class"),
+        {setting.name: setting.metadata["help"] for setting in settings_of(TrainingConfig)},
+    )
+    for name in ("default_num_inference_steps", "default_guidance_scale"):
+        assert helps[name].endswith(f"or {getattr(chosen, name):g}."), helps[name]
 
 
 def test_on_a_cpu_the_size_fits_the_resolution():

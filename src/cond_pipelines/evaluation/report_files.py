@@ -2,7 +2,6 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from ..errors import read_json, read_json_list
 from .compare import compare, read_report, report_file
@@ -10,7 +9,7 @@ from .compare import compare, read_report, report_file
 _REPORT, _SWEEP = "report.json", "sweep.json"
 
 
-def reports_in(models: list[Path]) -> list[dict[str, Any]]:
+def reports_in(models: list[Path]) -> list[dict[str, object]]:
     """Of each model with a report: its path, whether there is a sweep, and when the newest was written."""
     reports = []
     for path in models:
@@ -20,7 +19,7 @@ def reports_in(models: list[Path]) -> list[dict[str, Any]]:
     return reports
 
 
-def report_in(model: Path) -> dict[str, Any]:
+def report_in(model: Path) -> dict[str, object]:
     """The report, the reports of a sweep, and the pictures and pages next to them; None for what is not there.
 
     Raises:
@@ -37,7 +36,7 @@ def report_in(model: Path) -> dict[str, Any]:
     }
 
 
-def compared(paths: list[Path]) -> list[dict[str, Any]]:
+def compared(paths: list[Path]) -> list[dict[str, object]]:
     """The comparison of each two reports; `paths`: of models, or of reports. Raises as `report_in`."""
     for path in paths:
         _check_inside(report_file(path), path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from torch import nn
 
 from ..adapters.base import ConditioningAdapter
@@ -85,13 +85,13 @@ def image_channels(config: TrainingConfig, parent: ConditionalPipeline | None, v
 
 def build_scheduler(config: TrainingConfig, is_latent: bool = False) -> Any:
     """A new scheduler of --scheduler. Raises ValueError where diffusers has none of that name."""
-    if config.scheduler is None and config.prediction_type is None:
-        return FlowMatchEulerDiscreteScheduler(shift=_SHIFT)
     name = config.scheduler or "FlowMatchEulerDiscreteScheduler"
     cls = getattr(diffusers, name, None)
     if cls is None or not name.endswith("Scheduler"):
         raise ValueError(f"--scheduler {name} is not a scheduler of diffusers, such as FlowMatchEulerDiscreteScheduler")
-    arguments = {"prediction_type": config.prediction_type} if config.prediction_type else {}
+    arguments: dict[str, object] = {} if config.scheduler else {"shift": _SHIFT}
+    if config.prediction_type:
+        arguments["prediction_type"] = config.prediction_type
     if config.prediction_type and "prediction_type" not in inspect.signature(cls).parameters:
         raise ValueError(f"--prediction_type has no meaning for {name}: leave it out")
     # DDPM-family pixels are in [-1, 1], so the samplers may clip; latents are not.

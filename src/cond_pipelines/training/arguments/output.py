@@ -87,7 +87,7 @@ class OutputArguments:
     )
     default_guidance_scale: float | None = flag(
         None,
-        "Set the guidance scale of the saved pipeline. Default: the pretrained model's, or 3.",
+        "Set the guidance scale of the saved pipeline. Default: the pretrained model's, or 3.5.",
         resume="free",
         needs="!conditioning=none | autoguidance | pretrained_model_name_or_path",
         like_default=_as_saved,
