@@ -110,6 +110,18 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, warm, which):
     assert log_of(tmp_path, "step") == [2, 4, 6]
 
 
+def test_quit_stops_at_once_without_saving(tmp_path, warm):
+    """SIGQUIT, as "Stop" of the studio sends it: the first one ends the run, and nothing is lost that was saved."""
+    settings = STEPS | {"max_train_steps": 500, "checkpointing_steps": 2}
+    process = start(tmp_path, warm, settings=settings, at="open:log.jsonl:5:SIGQUIT")
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGQUIT, told[-2000:]
+    (saved,) = all_checkpoints(tmp_path)
+    assert saved.name == "checkpoint-2" and broken(saved) is None
+    assert f"SIGQUIT: stopped at once in step 5; {saved} is whole: go on with the same command" in told
+    assert "Traceback" not in told
+
+
 INTERRUPTS = """
 import os, pathlib, signal
 from angle_adapter import AngleAdapter

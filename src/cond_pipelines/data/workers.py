@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Of schedulers that give notice: SLURM by --signal, submitit and SGE (USR1, USR2), a limit of CPU time (XCPU).
 _NOTICES = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
-STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_NOTICES}
+STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, *_NOTICES}
 _PR_SET_PDEATHSIG = 1
 
 

@@ -23,7 +23,7 @@ from .checkpoints import Progress, all_checkpoints
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
 HOW_TO_RESUME = "go on with the same command and --resume_from_checkpoint latest"
-_ALWAYS = {signal.SIGTERM, signal.SIGINT}  # even where they are ignored, as of a shell's background job
+_ALWAYS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}  # even where they are ignored, as of a shell's background job
 _HEADER_BYTES = 2**20  # of a file of weights, at most
 _CHECK_EVERY = 8  # steps, where several processes must agree
 
@@ -50,6 +50,8 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 class StopSignal:
     """SIGTERM, SIGINT, SIGHUP and the notices of schedulers stop a run in order; a second SIGINT stops it at once.
+
+    SIGQUIT stops it at once the first time: two SIGINTs that a busy process has not looked at yet are one.
 
     At first, while data and models are loaded, they do so at once. From `hold` on the run ends after the step
     under way, of the training or of the last samples.
@@ -78,10 +80,11 @@ class StopSignal:
             signal.signal(which, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again, self.signal = self.signal is not None and number == signal.SIGINT, signal.Signals(number)
-        if self.at_once or again:
+        is_second = self.signal is not None and number == signal.SIGINT
+        is_forced, self.signal = is_second or number == signal.SIGQUIT, signal.Signals(number)
+        if self.at_once or is_forced:
             self.at_once = False  # the next one finds this one under way
-            when = "at once" if again else "before the first step, so there is nothing to save"
+            when = "at once" if is_forced else "before the first step, so there is nothing to save"
             raise StoppedAtOnce(f"{self.signal.name}: stopped {when}", number)
 
     def hold(self, accelerator: Accelerator) -> None:

@@ -12,8 +12,6 @@ from ..files import write_text
 from ..folders import CONFIG_FILE, REQUESTS
 from .run_files import checkpoints_of, process_in
 
-_BETWEEN_SEC = 0.5
-
 
 def act(action: str, folder: Path, job: Job | None) -> str:
     """Do something to a run that is under way; returns what will happen. Raises UserError where there is none."""
@@ -28,10 +26,7 @@ def act(action: str, folder: Path, job: Job | None) -> str:
         if action == "pause":
             targets[0].terminate()
             return "it saves after the step under way, and ends"
-        targets[0].send_signal(signal.SIGINT)  # the second Ctrl-C ends a run without saving
-        with suppress(psutil.TimeoutExpired):
-            targets[0].wait(_BETWEEN_SEC)
-        targets[0].send_signal(signal.SIGINT)
+        targets[0].send_signal(signal.SIGQUIT)
     return "it ends at once"
 
 
