@@ -146,9 +146,14 @@ def test_a_folder_of_somebody_else_names_no_code_and_no_data_outside(studio):
     run = studio.folder / "theirs"
     (run / "checkpoint-1").mkdir(parents=True)
     (run / "checkpoint-1" / "manifest.json").write_text("{}")
+    (run / "checkpoint-2").mkdir()
+    for name in ("manifest.json", "model_index.json"):  # a checkpoint that looks like a model
+        (run / "checkpoint-2" / name).write_text("{}")
     for line, status, why in (
         ("dataset_name: os:getcwd", 400, "names code"),
         ("adapter: os:system", 400, "names code"),
+        ("optimizer: os:system", 400, "names code"),
+        (f"dataset_name: {studio.outside}", 403, "not in the folders"),
         (f"train_data_dir: {studio.outside}", 403, "not in the folders"),
         ("train_data_dir: ../outside", 403, "not in the folders"),
         (f"logging_dir: {studio.outside}", 403, "not in the folders"),
@@ -156,8 +161,9 @@ def test_a_folder_of_somebody_else_names_no_code_and_no_data_outside(studio):
     ):
         (run / "training_config.yaml").write_text(f"conditioning: class\n{line}\n")
         assert why in studio.post("runs/continue", status, path=str(run))["error"]
-        draw = {"model": str(run / "checkpoint-1"), "conditions": [None], "seeds": [0]}
-        assert why in studio.post("draw", status, **draw)["error"]
+        for name in ("checkpoint-1", "checkpoint-2"):
+            draw = {"model": str(run / name), "conditions": [None], "seeds": [0]}
+            assert why in studio.post("draw", status, **draw)["error"]
         assert why in studio.post("evaluate", status, model=str(run))["error"]
     assert studio.get("state")["jobs"] == []
 

@@ -35,9 +35,8 @@ def build_app(studio: Studio, token: str, port: int) -> Guard:
         first.cancel()
 
     listed = [Route(path, _endpoint(studio, handler), methods=[method]) for method, path, handler in ROUTES]
-    first = Route("/", lambda request: FileResponse(PAGE / "index.html"))
-    routes = [*listed, first, Mount("/page", StaticFiles(directory=PAGE))]
-    return Guard(Starlette(routes=routes, lifespan=lifespan), token, port)
+    routes = [Route("/", lambda _: FileResponse(PAGE / "index.html")), Mount("/page", StaticFiles(directory=PAGE))]
+    return Guard(Starlette(routes=[*listed, *routes], lifespan=lifespan), token, port)
 
 
 def _endpoint(studio: Studio, handler: Handler) -> Callable[[Request], Awaitable[Response]]:

@@ -9,9 +9,9 @@ from ..errors import UserError
 from ..folders import is_within
 
 _FOLDERS = ("train_data_dir", "class_data_dir", "output_dir")  # always paths; others may be ids of the Hub
-_PATH_ENDS = ("_dir", "_or_path", "_captions", "config", "_web", "_file")
+_PATH_ENDS = ("_dir", "_or_path", "_captions", "config", "_web", "_file", "dataset_name")
 # Of a configuration that a folder brings: what may name code of this machine.
-_CODE = ("dataset_name", "adapter", "conditioning", "objective", "feature_extractor", "unet_size")
+_CODE = ("dataset_name", "adapter", "conditioning", "objective", "feature_extractor", "unet_size", "optimizer")
 
 
 class Places:
@@ -73,5 +73,6 @@ def check_recorded(config: dict[str, Any], places: Places) -> None:
         if ":" in str(config.get(name) or ""):
             raise UserError(f"{name} {config[name]} names code, which the studio does not run on a folder's own word")
     for name, value in config.items():
-        if name != "output_dir" and _is_path(name, value):
+        is_id_or_path = isinstance(value, str) and name.endswith(("_or_path", "dataset_name"))
+        if (is_id_or_path and os.path.exists(value)) or (name != "output_dir" and _is_path(name, value)):
             places.path(os.path.abspath(value), must_exist=False)  # a command reads it from where it is started

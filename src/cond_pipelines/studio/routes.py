@@ -79,10 +79,8 @@ async def wall(studio: Studio, given: Values) -> Answer:
 async def thumb(studio: Studio, given: Values) -> Answer:
     key, i = _key(given), int(given["i"])
     path = studio.home / "thumbs" / key / f"{i}.png"
-    if not path.is_file():
-        made = await studio.look.call(f"{LOOKING}:thumbnails", key, i, str(studio.home))
-        if made["is_bad"]:
-            return Response(_GRAY, media_type="image/svg+xml", headers={"cache-control": "no-store"})
+    if not path.is_file() and (await studio.look.call(f"{LOOKING}:thumbnails", key, i, str(studio.home)))["is_bad"]:
+        return Response(_GRAY, media_type="image/svg+xml", headers={"cache-control": "no-store"})
     return _kept(path)
 
 
@@ -182,8 +180,8 @@ def push(studio: Studio, given: Values) -> Answer:
 def export(studio: Studio, given: Values) -> Answer:
     path, target = studio.places.path(given["path"]), str(given["to"])
     out = studio.places.path(given.get("output_dir") or f"{path}-{target}", must_exist=False)
-    job = studio.jobs.start("export", path, ["export", str(path), str(out), f"--to={target}"])
-    return {"job": job.id, "path": str(out)}
+    args = ["export", str(path), str(out), f"--to={target}"]
+    return {"job": studio.jobs.start("export", path, args).id, "path": str(out)}
 
 
 def _log(studio: Studio, given: Values) -> Values:

@@ -77,6 +77,8 @@ class Studio:
     def model(self, text: object) -> str:
         """The path of a model, or of a checkpoint or a run whose configuration may be followed."""
         path = self.places.path(text)
+        if (path / "manifest.json").is_file():
+            check_recorded(config_of(path.parent), self.places)
         if not (path / "model_index.json").is_file():
-            check_recorded(config_of(path.parent if (path / "manifest.json").is_file() else path), self.places)
+            check_recorded(config_of(path), self.places)
         return str(path)
