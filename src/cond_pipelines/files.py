@@ -156,6 +156,8 @@ def append_text(path: Path, text: str) -> None:
 
 def tail(path: Path, size: int) -> str:
     """The last `size` bytes of a file as text; "" where there is none."""
+    if not path.is_file():  # a pipe would be waited for
+        return ""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))

@@ -156,9 +156,8 @@ def classify(request: Request, home: str) -> Request:
     if len(names) < 2:
         raise UserError("p(y|x) needs a class-conditional model of two classes or more")
     image = ImageOps.fit(read_image(request["image"], home, unwrapped(pipe.unet).config.in_channels), size_px(pipe))
-    result = pipe.classify([image], names)
-    order = result.probabilities[0].argsort(descending=True).tolist()
-    return {"probabilities": [{"name": names[k], "p": float(result.probabilities[0, k])} for k in order]}
+    p = pipe.classify([image], names).probabilities[0]
+    return {"probabilities": [{"name": names[k], "p": float(p[k])} for k in p.argsort(descending=True).tolist()]}
 
 
 def choose(run: str, request: Request, folder: str) -> Request:

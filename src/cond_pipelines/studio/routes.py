@@ -119,7 +119,7 @@ def start(studio: Studio, given: Values) -> Answer:
 
 @route("POST", "runs/{action}")
 def act(studio: Studio, given: Values) -> Answer:
-    folder, action = studio.places.path(given["path"]), given["action"]
+    folder, action = studio.places.path(given["path"], must_exist=False), given["action"]
     if action == "continue":
         check_recorded(run_files.config_of(folder), studio.places)
         return studio.train(folder, run_control.continuing(folder)) | {"done": "it goes on"}

@@ -10,7 +10,7 @@ from ..background import Job, Jobs
 from ..errors import UserError
 from ..files import strict_json
 from ..folder_kinds import kinds_in
-from ..training.run_files import conditioning_of, config_of, process_in, state_of
+from ..training.run_files import conditioning_of, config_of, of_now, process_in, state_of
 from ..worker import Worker
 from .places import Places, check_recorded
 
@@ -64,7 +64,8 @@ class Studio:
 
     def training_of(self, folder: Path) -> Job | None:
         """The newest training that was started here in a folder."""
-        return next((job for job in self.jobs.all() if job.kind == "train" and job.path == str(folder)), None)
+        jobs = (job for job in self.jobs.all() if job.kind == "train" and job.path == str(folder))
+        return of_now(folder, next(jobs, None))
 
     def train(self, folder: Path, args: list[str]) -> dict[str, object]:
         """Start a training. Raises UserError where one is at work in the folder."""

@@ -20,12 +20,14 @@ def act(action: str, folder: Path, job: Job | None) -> str:
     if not targets:
         raise UserError(f"nothing runs in {folder}")
     if action in REQUESTS:
+        if process is None:  # what lies in the folder when it begins is taken for a wish of before
+            raise UserError(f"the run in {folder} is only starting: wait for its first step")
         write_text(folder / REQUESTS[action], "")
         return {"sample": "samples come after the step under way", "save": "a checkpoint follows the step"}[action]
     with suppress(psutil.NoSuchProcess):
         if action == "pause":
             targets[0].terminate()
-            return "it saves after the step under way, and ends"
+            return "it ends" if process is None else "it saves after the step under way, and ends"
         targets[0].send_signal(signal.SIGQUIT)
     return "it ends at once"
 

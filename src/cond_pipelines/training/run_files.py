@@ -22,7 +22,8 @@ from ..settings import setting_of
 Values = dict[str, Any]  # of JSON and YAML
 _CHECKPOINT, _GRID = re.compile(r"checkpoint-(\d+)", re.ASCII), re.compile(r"(\d{6,})\.png", re.ASCII)
 _RARE = re.compile(rb'"images": \d+, "(?!loss")')  # a line of a validation, between those of the training loss
-_MOST_RARE, _PART_BYTES, _TAIL_BYTES = 5000, 2**22, 2**18
+_MOST_RARE, _PART_BYTES, _TAIL_BYTES, _MOST = 5000, 2**22, 2**18, 2**53
+_ASKED = {128 + number for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)}  # nobody ends a run so by chance
 
 
 # ---------------------------------------------------------------------------------------------------------- now
@@ -40,13 +41,21 @@ def process_in(folder: Path) -> psutil.Process | None:
     return None
 
 
+def of_now(folder: Path, job: Job | None) -> Job | None:
+    """A job, unless somebody began another run in its folder after it had ended, in a terminal for example."""
+    if job is None or job.exit_code is None:
+        return job
+    began, ended = _mtime(folder / LOCK_FILE), _mtime(job.record.with_suffix(".code"))
+    return None if process_in(folder) is not None or (began and ended and began > ended) else job
+
+
 def state_of(folder: Path, job: Job | None) -> Values:
     """All that a list of runs shows of one.
 
     Args:
         job: the newest training that was started in the background in this folder.
     """
-    process = process_in(folder)
+    process, job = process_in(folder), of_now(folder, job)
     checkpoints, grids = checkpoints_of(folder), grids_of(folder)
     last, held_out = _last_lines(folder)
     config = config_of(folder)
@@ -57,7 +66,7 @@ def state_of(folder: Path, job: Job | None) -> Values:
         state = "running" if log.is_file() and not is_new else "starting"
     elif (folder / "model_index.json").is_file():
         state = "finished"
-    elif code and not (checkpoints and _is_of_signal(code)):
+    elif code and code not in _ASKED and not (checkpoints and _is_of_signal(code)):
         state = "failed"
     else:
         state = "paused" if checkpoints else "stopped"
@@ -66,11 +75,8 @@ def state_of(folder: Path, job: Job | None) -> Values:
     values: Values = {"state": state, "checkpoints": checkpoints, "samples": [step for step, _ in grids]}
     values |= {key: last.get(key) for key in ("step", "loss", "lr", "images_per_sec", "elapsed_sec")}
     values |= {"newest_grid": str(grids[-1][1]) if grids else None, "held_out_loss": held_out}
-    values |= {"has_model": (folder / "model_index.json").is_file(), "conditioning": config.get("conditioning")}
-    values |= {
-        "message": None if job is None else _message(job, checkpoints),
-        "mtime": log.stat().st_mtime if log.is_file() else None,
-    }
+    values |= {"has_model": (folder / "model_index.json").is_file(), "conditioning": _text(config.get("conditioning"))}
+    values |= {"message": None if job is None else _message(job, checkpoints), "mtime": _mtime(log)}
     return values | _progress(folder, config, last)
 
 
@@ -91,7 +97,8 @@ def _message(job: Job, checkpoints: list[int]) -> str | None:
 
 def _progress(folder: Path, config: Values, last: Values) -> Values:
     """How much of the run is done, and how long the rest takes at the pace so far."""
-    steps, minutes = num_steps_of(folder) or config.get("max_train_steps"), config.get("max_train_minutes")
+    steps, minutes = (_number(config.get(name)) for name in ("max_train_steps", "max_train_minutes"))
+    steps = num_steps_of(folder) or steps
     step, elapsed = last.get("step") or 0, last.get("elapsed_sec") or 0.0
     parts = [step / steps] if steps else []
     parts += [elapsed / (60 * minutes)] if minutes else []
@@ -102,10 +109,19 @@ def _progress(folder: Path, config: Values, last: Values) -> Values:
 
 def num_steps_of(folder: Path) -> int | None:
     """Of the whole run, where it has said so."""
-    with suppress(OSError, ValueError, AttributeError):
-        num_steps = json.loads((folder / RUN_FILE).read_text()).get("num_steps")
+    with suppress(ValueError, AttributeError, RecursionError):
+        num_steps = _number(json.loads(tail(folder / RUN_FILE, _TAIL_BYTES)).get("num_steps"))
         return num_steps if isinstance(num_steps, int) else None
     return None
+
+
+def _number(value: object) -> float | None:
+    """A value where it is a number that can be reckoned with. A folder may come from somebody else."""
+    return value if isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST) else None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)[:200]
 
 
 def checkpoints_of(folder: Path) -> list[int]:
@@ -159,10 +175,11 @@ def _at_the_end_of(path: Path, changed: int, size: int) -> tuple[Values, object]
 
 
 def _parsed(text: str | bytes) -> Values:
+    """The numbers of a line by name, with its step; {} where it is no line of a log."""
     with suppress(ValueError, RecursionError):  # the last line of a run that was killed; half of one
         line = json.loads(text)
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            return line
+        if isinstance(line, dict) and isinstance(_number(line.get("step")), int):
+            return {name: value for name, value in line.items() if value is None or _number(value) is not None}
     return {}
 
 
@@ -181,12 +198,11 @@ def read_log(folder: Path, points: int = 600) -> Values:
         0.21
     """
     index = _index(folder / "log.jsonl")
-    try:
-        with (folder / "log.jsonl").open("rb") as file:
+    lines: list[Values] = []
+    if (folder / "log.jsonl").is_file():  # a pipe would be waited for
+        with suppress(FileNotFoundError), (folder / "log.jsonl").open("rb") as file:
             index.read_on(file)
             lines = index.rare + _thinned(file, index, points)
-    except FileNotFoundError:
-        lines = []
     training = {line["step"]: line for line in lines if "lr" in line}
     training = {step: training[step] for step in sorted(training)}
     columns = {key: [line.get(key) for line in training.values()] for key in ("step", "loss", "lr", "images_per_sec")}
@@ -253,8 +269,8 @@ def _thinned(file: BinaryIO, index: _Index, points: int) -> list[Values]:
 
 def conditioning_of(model: Path) -> str | None:
     """The setting of the model in a folder; None where its model_index.json does not tell."""
-    with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-        index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    with suppress(ValueError, KeyError, IndexError, TypeError, RecursionError):
+        index = json.loads(tail(model / "model_index.json", _TAIL_BYTES))
         names = [value[1] if isinstance(value, list) else value for value in (index["_class_name"], index["adapter"])]
         return setting_of(*map(str, names)).name
     return None
