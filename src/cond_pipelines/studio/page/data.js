@@ -2,8 +2,7 @@
 
 import { Fields } from "./form.js";
 import { Act, Bars, Check, Choice, Command, Empty, Facts, PathChoice, Problem, Waiting } from "./parts.js";
-import { api, goTo, html, number, query, useAnswer, useEffect, useKept, useMemo, useRef, useState } from "./parts.js";
-import { useStudio } from "./parts.js";
+import { api, goTo, html, number, query, useAnswer, useEffect, useKept, useMemo, useRef, useState, useStudio } from "./parts.js";
 
 const FORMULAS = { none: "p(x)", class: "p(x|y)", text: "p(x|caption)", embedding: "p(x|vector)" };
 export const SETTINGS = Object.entries(FORMULAS).map(([name, formula]) => [name, `${name}: ${formula}`]);
@@ -72,9 +71,12 @@ function MoreSettings({ args, setArgs }) {
 
 function Looked({ look, request, again }) {
   const [draft, setDraft] = useKept("train", {});
+  const [before, setBefore] = useKept("data-before", {}); // what an earlier look chose is not chosen any more
   const train = () => {
     const skip = look.bad_rows.length ? { on_bad_image: "skip" } : {}; // they were seen, with their reasons
-    setDraft({ ...skip, ...draft, ...request.args, train_data_dir: request.path, conditioning: request.conditioning });
+    const others = Object.fromEntries(Object.entries(draft).filter(([name]) => !(name in before)));
+    setBefore({ ...skip, ...request.args });
+    setDraft({ ...skip, ...others, ...request.args, train_data_dir: request.path, conditioning: request.conditioning });
     setTimeout(() => goTo("run", { new: 1 }));
   };
   const numLeftOut = look.excluded.reduce((sum, { count }) => sum + count, look.bad_rows.length);

@@ -13,7 +13,8 @@ function Control({ field, value, decided, onValue, options }) {
   const instead = shown(decided ?? field.default);
   const set = (given) => onValue((given ?? "") === "" ? undefined : given);
   if (options) {
-    return html`<${Choice} label=${name} help=${help} value=${value ?? ""} options=${[["", "none"], ...options]} onValue=${set} />`;
+    return html`<${Choice} label=${name} help=${help} value=${value ?? ""} options=${[["", "none"], ...options]}
+      onValue=${(given) => onValue(given || null)} />`; // null: none, also where there is a default
   }
   if (type === "bool") {
     return html`<${Field} label=${name} help=${help}>

@@ -35,7 +35,7 @@ function Table({ models, paths, setLeft, setRight }) {
   const draw = async () => {
     setResults({});
     for (const [i, path] of paths.entries()) {
-      const result = await drawn(path, [model, other][i], wish, i, image, mask.current?.()).catch((problem) => ({ error: problem }));
+      const result = await drawn(path, [model, other][i], wish, isOther(model, other) ? i : 0, image, mask.current?.()).catch((problem) => ({ error: problem }));
       setResults((all) => ({ ...all, [path]: result }));
     }
   };
@@ -49,7 +49,7 @@ function Table({ models, paths, setLeft, setRight }) {
       ${model && html`<${Conditions} model=${model} other=${other} wish=${wish} set=${set} />
         <${Sampling} model=${model} wish=${wish} set=${set} />`}
       ${hasImage && html`<${NumberField} label="Strength" help="0: the image stays; 1: all of it is drawn anew."
-        min="0" max="1" step="0.05" value=${wish.strength} onValue=${set("strength")} />
+        min="0" max="1" step="0.01" value=${wish.strength} onValue=${set("strength")} />
         <${ImageInput} label="Image" onImage=${setImage} />
         ${image && html`<${Brush} key=${image} image=${image} hasMask=${wish.mode === "part"} reader=${mask} />`}`}
       <${Check} label="keep the film of each" value=${wish.film} onValue=${set("film")} />
@@ -69,22 +69,27 @@ function Table({ models, paths, setLeft, setRight }) {
 const hasVectors = (model) => (model.embedding_dim ?? null) !== null;
 const isFree = (model) => !model.classes.length && !model.examples.length && !hasVectors(model) && model.setting === "none";
 
-function conditionOf(model, text) {
-  const given = (text ?? "").trim();
-  if (isFree(model) || !given) return null;
-  if (model.classes.length) return model.classes.includes(given) ? given : null;
-  return hasVectors(model) ? given.split(/[\s,]+/).map(Number) : given;
+/** What the field of a condition holds: what was chosen, where this model knows it. "" is any image. */
+function chosenOf(model, text) {
+  const isKnown = text === "" || (text !== undefined && (!model.classes.length || model.classes.includes(text)));
+  return isFree(model) ? "" : isKnown ? text : String(model.classes[0] ?? model.examples[0] ?? "");
 }
+
+/** A line of text as a condition: of a vector its numbers, in brackets or not; nothing is any image. */
+export const conditionOf = (model, text) =>
+  !text.trim() ? null : hasVectors(model) ? (text.match(/[^\s,[\]]+/g) ?? []).map(Number) : text.trim();
+
+/** Whether the second model has a field of its own. */
+const isOther = (model, other) => model && other && (other.setting !== model.setting || String(other.classes) !== String(model.classes));
 
 function bodyOf(path, model, wish, side, image, mask) {
   const { mode, seed, count, film, strength, num_inference_steps: steps, guidance_scale: scale, scheduler } = wish;
   const sampling = { num_inference_steps: steps ?? undefined, guidance_scale: scale ?? undefined, scheduler: scheduler || undefined };
-  const text = (name) => conditionOf(model, wish[`${name}${side}`] ?? wish[`${name}0`] ?? String(model.classes[0] ?? model.examples[0] ?? ""));
+  const text = (name) => conditionOf(model, chosenOf(model, wish[`${name}${side}`]));
   if (mode === "between") return { model: path, first: text("first"), second: text("second"), num_steps: 8, seed: seed ?? 0, ...sampling };
   const number = Math.min(MOST_IMAGES, Math.max(1, count ?? 1));
   const body = { model: path, conditions: Array(number).fill(text("first")), seeds: Array.from({ length: number }, (_, i) => (seed ?? 0) + i), film, ...sampling };
-  if (mode === "noise") return body;
-  return { ...body, image, strength, mask: mode === "part" ? mask : undefined };
+  return mode === "noise" ? body : { ...body, image, strength, mask: mode === "part" ? mask : undefined };
 }
 
 async function drawn(path, known, wish, ...others) {
@@ -94,21 +99,20 @@ async function drawn(path, known, wish, ...others) {
 
 /** The condition by setting: a menu of classes, a prompt, a vector, or nothing. Two settings have one each. */
 function Conditions({ model, other, wish, set }) {
-  const sides = [model, ...(other && other.setting !== model.setting ? [other] : [])];
+  const sides = [model, ...(isOther(model, other) ? [other] : [])];
   const names = wish.mode === "between" ? [["first", "From"], ["second", "To"]] : [["first", ""]];
   return sides.flatMap((one, side) =>
     names.map(([name, word]) => {
       if (isFree(one)) return null;
       const [key, suffix] = [`${name}${side}`, side ? " of the other" : ""];
-      const instead = String(one.classes[0] ?? one.examples[0] ?? "");
+      const value = chosenOf(one, wish[key]);
       const label = (what) => (word ? `${word} ${what.toLowerCase()}${suffix}` : `${what}${suffix}`);
       if (one.classes.length) {
-        return html`<${Choice} key=${key} label=${label("Class")} value=${wish[key] ?? instead}
+        return html`<${Choice} key=${key} label=${label("Class")} value=${value}
           options=${[...one.classes, ["", "any class"]]} onValue=${set(key)} />`;
       }
-      const isVector = hasVectors(one);
-      return html`<${TextField} key=${key} label=${label(isVector ? "Vector" : "Prompt")} value=${wish[key] ?? instead} onValue=${set(key)}
-        help=${isVector ? `${one.embedding_dim} numbers. Empty: any image.` : "Empty: any image."} />`;
+      return html`<${TextField} key=${key} label=${label(hasVectors(one) ? "Vector" : "Prompt")} value=${value} onValue=${set(key)}
+        help=${hasVectors(one) ? `${one.embedding_dim} numbers. Empty: any image.` : "Empty: any image."} />`;
     }),
   );
 }

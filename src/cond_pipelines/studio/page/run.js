@@ -4,7 +4,7 @@ import { SETTINGS } from "./data.js";
 import { Groups } from "./form.js";
 import { Plot } from "./plot.js";
 import { Act, Badge, Check, Command, Empty, Facts, Problem, Table, TextField, Waiting } from "./parts.js";
-import { api, duration, fileUrl, goTo, html, linkTo, nameOf, number, query, short } from "./parts.js";
+import { api, duration, fileUrl, goTo, html, linkTo, nameOf, notify, number, query, short } from "./parts.js";
 import { useAnswer, useEffect, useKept, useRef, useState, useStudio } from "./parts.js";
 
 const EVERY_MS = 2000;
@@ -65,7 +65,7 @@ function OneRun({ run, others }) {
 
 function Actions({ run, isActive }) {
   const [isSure, setIsSure] = useState(false);
-  const post = (what) => () => api(`runs/${what}`, { path: run.path });
+  const post = (what) => async () => notify((await api(`runs/${what}`, { path: run.path })).done);
   const stop = async () => {
     if (isSure) await post("stop")();
     setIsSure(!isSure);
@@ -74,8 +74,7 @@ function Actions({ run, isActive }) {
   if (isActive) {
     return html`<div class="row">
       <${Act} run=${post("pause")} isMain>Pause<//>
-      <${Act} run=${post("sample")}>Sample now<//>
-      <${Act} run=${post("save")}>Save now<//>
+      ${run.state === "running" && html`<${Act} run=${post("sample")}>Sample now<//><${Act} run=${post("save")}>Save now<//>`}
       <${Act} run=${stop}>${isSure ? "Stop without saving" : "Stop"}<//>
     </div>`;
   }

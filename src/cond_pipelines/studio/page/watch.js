@@ -1,16 +1,16 @@
 // View 3: what a run has learned when. A condition is a row, a checkpoint a column, the noise is the same everywhere.
 
+import { conditionOf } from "./play.js";
 import { Plot } from "./plot.js";
 import { Act, Empty, Field, NumberField, PathChoice, Problem, Waiting } from "./parts.js";
-import { api, fileUrl, goTo, html, linkTo, number, query, short, useAnswer, useEffect, useMemo, useRef, useState } from "./parts.js";
-import { useStudio } from "./parts.js";
+import { api, fileUrl, goTo, html, linkTo, number, query, short, useAnswer, useEffect, useMemo, useRef, useState, useStudio } from "./parts.js";
 
 const [MOST_COLUMNS, MOST_ROWS, FILM_MS] = [10, 8, 450];
 
 export default function Watch({ here }) {
   const runs = useStudio().runs.filter(({ checkpoints, has_model: hasModel, samples }) => checkpoints.length || hasModel || samples.length);
   const run = runs.find(({ path }) => path === here.paths[0]) ?? runs[0];
-  const mark = run && `${run.checkpoints.length}.${run.has_model}.${run.samples.length}`;
+  const mark = run && [run.checkpoints.length, run.checkpoints.at(-1), run.has_model, run.samples.length, run.held_out_loss].join();
   const [watched, error] = useAnswer(run && `watch?${query({ path: run.path, mark })}`);
   if (!run) return html`<${Empty}>No run has a checkpoint or samples yet. <a href=${linkTo("run", { new: 1 })}>Start a run</a><//>`;
   return html`<div class="field stack">
@@ -32,10 +32,10 @@ function thinned(all, most) {
 
 function rowsOf(model, text) {
   const lines = text.split("\n").filter((line) => line.trim());
-  if (lines.length) return lines.slice(0, 16).map((condition) => ({ condition, seed: 0, title: condition }));
+  if (lines.length) return lines.slice(0, 16).map((title) => ({ condition: conditionOf(model, title), seed: 0, title }));
   const known = model.classes.length ? model.classes : model.examples;
   if (!known.length) return [0, 1, 2, 3].map((seed) => ({ condition: null, seed, title: `noise ${seed}` }));
-  return known.slice(0, MOST_ROWS).map((condition) => ({ condition, seed: 0, title: String(condition) }));
+  return known.slice(0, MOST_ROWS).map((title) => ({ condition: conditionOf(model, String(title)), seed: 0, title: String(title) }));
 }
 
 /** {model: urls or an error} of the columns, one after the other; the server keeps what was drawn once. */
