@@ -8,7 +8,9 @@ import pytest
 from studio_common import Server, environment, folder_of_shapes, tiny
 
 from cond_pipelines.background import Jobs
+from cond_pipelines.command_line import arguments_of
 from cond_pipelines.files import tail
+from cond_pipelines.training.plan import plan
 from cond_pipelines.training.run_files import conditioning_of, of_now, read_log, state_of
 
 _LINE = '{"step": 1, "images": 4, "loss": 1.0, "lr": 0.1, "elapsed_sec": 3}\n'
@@ -47,6 +49,13 @@ def test_a_damaged_run_does_not_hide_the_others(studio, config, log):
     (run / "log.jsonl").write_text(log)
     studio.wait_for(lambda: studio.run(run).get("mtime") == (run / "log.jsonl").stat().st_mtime)
     assert len(studio.get("runs/log", path=str(run))["logs"]) == 1
+
+
+def test_the_plan_says_that_a_run_must_not_lie_among_its_data(tmp_path):
+    data = folder_of_shapes(tmp_path / "shapes")
+    assert plan(arguments_of(tiny(data, tmp_path / "run")))["lines"]
+    with pytest.raises(ValueError, match="is in --train_data_dir"):
+        plan(arguments_of(tiny(data, data / "run")))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -9,6 +9,7 @@ from .command_line import parse_args
 from .config import TrainingConfig
 from .defaults import decide
 from .model import image_channels, load_parent, load_vae
+from .run_folder import check_place
 
 
 def planned(config: TrainingConfig) -> tuple[dict[str, Any], list[str]]:
@@ -33,5 +34,7 @@ def planned(config: TrainingConfig) -> tuple[dict[str, Any], list[str]]:
 
 def plan(args: list[str]) -> dict[str, object]:
     """`planned` of the arguments of `cond-pipelines train`, for a form: "decided" and "lines"."""
-    decided, lines = planned(parse_args(args))
+    config = parse_args(args)
+    check_place(config)
+    decided, lines = planned(config)
     return {"decided": decided, "lines": lines}
