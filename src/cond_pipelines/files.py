@@ -156,14 +156,12 @@ def append_text(path: Path, text: str) -> None:
 
 def tail(path: Path, size: int) -> str:
     """The last `size` bytes of a file as text; "" where there is none."""
-    if not path.is_file():  # a pipe would be waited for
-        return ""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    with suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                return file.read().decode("utf-8", "replace")
+    return ""
 
 
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
