@@ -202,11 +202,13 @@ def studio(args: list[str]) -> None:
     """Serve the studio's page until Ctrl-C."""
     options = small_parsers.studio_parser().parse_args(args)
     try:
+        from .folder_kinds import with_room
         from .studio.server import serve
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise UserError("the studio needs more packages: pip install starlette uvicorn") from error
+    options.folders = with_room(options.folders)
     serve(options)
 
 

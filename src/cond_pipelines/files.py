@@ -195,11 +195,14 @@ def strict_json(value: Any) -> str:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete the files of a cache that were not used for longest, beyond `count`."""
-    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    if len(files) > count:
-        for path in sorted(files, key=lambda path: path.stat().st_mtime)[:-count]:
-            path.unlink(missing_ok=True)
+    """Delete what a cache holds beyond `count`, files and folders: what was not used for longest goes first."""
+    with suppress(FileNotFoundError):  # another process deletes here too
+        paths = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime)
+        for path in paths[: max(0, len(paths) - count)]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_checked_json(path: Path, values: dict[str, Any]) -> None:

@@ -32,6 +32,24 @@ def kinds_in(folders: Sequence[Path]) -> dict[str, list[Path]]:
     return result
 
 
+def with_room(folders: Sequence[str]) -> list[str]:
+    """The folders, and first one that can hold a new run: it is not itself data, a run or a model.
+
+    Where each of them is, this is the folder that the command was started in.
+
+    Example:
+        >>> with_room(["photos", "work"]), with_room(["photos"])
+        (["work", "photos"], [".", "photos"])
+    """
+    free = [folder for folder in folders if not _is_of_a_kind(Path(folder))]
+    return list(dict.fromkeys([*(free or ["."]), *folders]))
+
+
+def _is_of_a_kind(path: Path) -> bool:
+    names, inner = _entries(path)
+    return _is_run(names) or "model_index.json" in names or _is_data(path, names, inner)
+
+
 def _walk(folders: Sequence[Path]) -> Iterator[tuple[Path, set[str], list[str]]]:
     """Each folder that may be of a kind, with the names of its first entries and its folders."""
     waiting, seen = [(folder, 0) for folder in reversed(folders)], set()

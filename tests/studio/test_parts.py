@@ -25,7 +25,7 @@ from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.neighbours import TrainingImages
 from cond_pipelines.evaluation.reader import real_image
 from cond_pipelines.files import cache_json, keep_newest, strict_json
-from cond_pipelines.folder_kinds import kinds_in
+from cond_pipelines.folder_kinds import kinds_in, with_room
 from cond_pipelines.grids import sampled
 from cond_pipelines.networks.pretrained import load_pipeline
 from cond_pipelines.training.command_line import parse_args, training_parser
@@ -94,8 +94,10 @@ def test_what_no_browser_reads_is_not_sent():
 
 def test_a_cache_keeps_what_was_used_last(tmp_path):
     for i in range(5):
-        (tmp_path / f"{i}").touch()
+        (tmp_path / f"{i}").touch() if i % 2 else (tmp_path / f"{i}" / "in").mkdir(parents=True)
         os.utime(tmp_path / f"{i}", (i, i))
+    keep_newest(tmp_path, 9)
+    assert len(os.listdir(tmp_path)) == 5
     keep_newest(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == ["3", "4"]
     keep_newest(tmp_path / "gone", 2)
@@ -131,6 +133,22 @@ def test_folders_are_told_by_what_is_in_them(tmp_path):
         "models": ["model"],
     }
     assert kinds_in([tmp_path / "gone"]) == {"data": [], "runs": [], "models": []}
+
+
+def test_new_runs_have_a_folder_that_is_no_data_set(tmp_path, monkeypatch):
+    """`cond-pipelines studio photos` can train, too."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "classes/rose", "classes/tulip", "work/run"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("photos", "classes/rose", "classes/tulip"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    (tmp_path / "work" / "run" / "log.jsonl").touch()
+    assert with_room(["."]) == ["."] and with_room(["work", "photos"]) == ["work", "photos"]
+    assert with_room(["photos", "classes", "work"]) == ["work", "photos", "classes"]
+    assert with_room(["photos", "classes"]) == [".", "photos", "classes"] and with_room(["work/run"]) == [
+        ".",
+        "work/run",
+    ]
     assert conditioning_of(Path(builtin_model("shapes-class"))) == "class" and conditioning_of(tmp_path) is None
 
 

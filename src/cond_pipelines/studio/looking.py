@@ -8,10 +8,10 @@ from typing import Any
 from .. import __version__
 from ..data.load import TrainingData, load_data, open_data
 from ..errors import UserError
-from ..files import cache_json
+from ..files import cache_json, keep_newest
 from ..inspection import InspectionConfig, describe, facts_of, names_of, parse_config, write_thumbnail
 
-_LOOK_FILE, _CHECKED_FILE, _BLOCK, _MOST_OPEN = "look.json", "checked.json", 16, 3
+_LOOK_FILE, _CHECKED_FILE, _BLOCK, _MOST_OPEN, _MOST_KEPT = "look.json", "checked.json", 16, 3, 50
 
 
 class _Wall:
@@ -46,6 +46,8 @@ def opened(args: list[str], home: str) -> tuple[InspectionConfig, TrainingData, 
     named = [__version__, args, images, names_of(data), account.excluded, *account.lines()]
     folder = Path(home) / "thumbs" / hashlib.sha256(repr(named).encode(errors="replace")).hexdigest()[:20]
     folder.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+    keep_newest(folder.parent, _MOST_KEPT)
     cache_json(folder / _LOOK_FILE, {"args": args})
     return config, data, folder
 
