@@ -232,10 +232,10 @@ def wait_for_step(visitor: Visitor, step: int) -> None:
 
 
 def train_for(visitor: Visitor, seconds: float, num_steps: int) -> None:
-    """So many seconds. On a machine that is too fast for that, half of the steps: there has to be a rest."""
+    """So many seconds. On a machine that is too fast for that, 3/4 of the steps: there has to be a rest."""
     with visitor.timed("training before the pause"):
         end = time.monotonic() + seconds
-        while time.monotonic() < end and steps_of(visitor) < num_steps / 2:
+        while time.monotonic() < end and steps_of(visitor) < 0.75 * num_steps:
             visitor.page.wait_for_timeout(200)
 
 
