@@ -1,6 +1,7 @@
 """cond-pipelines: the console script."""
 
 import argparse
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -209,6 +210,7 @@ def studio(args: list[str]) -> None:
             raise
         raise UserError("the studio needs more packages: pip install starlette uvicorn") from error
     options.folders = with_room(options.folders)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its workers, as at Ctrl-C
     serve(options)
 
 

@@ -2,8 +2,11 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 from studio_common import Server, environment, folder_of_shapes, tiny
 
@@ -89,3 +92,24 @@ def test_a_run_that_is_only_starting_is_stopped_and_has_no_step_to_save(studio):
     assert studio.post("runs/stop", path=str(run))["done"] == "it ends at once"
     studio.wait_for(lambda: studio.run(run).get("state") not in ("starting", "running"))
     assert "nothing runs" in studio.post("runs/pause", 400, path=str(run))["error"] and not run.exists()
+
+
+def test_a_server_that_is_terminated_ends_in_order(tmp_path, subprocess_env):
+    """As at Ctrl-C: exit code 0, its worker ends, and nothing is printed."""
+    command = [sys.executable, "-m", "cond_pipelines.cli", "studio", str(tmp_path), "--no_browser", "--port=0"]
+    process = subprocess.Popen(
+        [*command, f"--cache_dir={tmp_path / 'home'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(subprocess_env),
+    )
+    assert process.stdout.readline().startswith("studio: http://127.0.0.1:")
+    server = psutil.Process(process.pid)
+    while len(workers := server.children()) < 2:  # the one that reads data, and multiprocessing's own
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    assert psutil.wait_procs(workers, timeout=300)[1] == []

@@ -106,6 +106,27 @@ def test_what_was_taken_back_is_not_sent(page, work):
     assert json.loads(request.value.post_data)["args"].get("train_data_dir") is None
 
 
+def test_a_plan_that_nobody_waits_for_is_given_up(page, work):
+    show(page, "#run?new=1")
+    name, held = page.get_by_label("Name of the run"), []
+    name.wait_for()
+
+    def plan_of(text: str):
+        while not (routes := [route for route in held if text in route.request.post_data]):
+            page.wait_for_timeout(10)
+        return routes[0]
+
+    page.route("**/api/train/plan", lambda route: held.append(route))
+    name.fill("try-1")
+    plan_of("try-1")
+    with page.expect_event("requestfailed", lambda request: "try-1" in request.post_data):
+        name.fill("try-2")
+    plan_of("try-2").continue_()
+    page.locator("pre.command", has_text="try-2").wait_for()
+    page.unroute("**/api/train/plan")
+    assert page.get_by_role("region", name="A new run").locator(".note.bad").count() == 0
+
+
 def test_watch_follows_a_run_that_keeps_so_many_checkpoints(page, work):
     page.evaluate("location.hash = 'data'")
     run = work / "limited"

@@ -28,7 +28,8 @@ def act(action: str, folder: Path, job: Job | None) -> str:
         if action == "pause":
             targets[0].terminate()
             return "it ends" if process is None else "it saves after the step under way, and ends"
-        targets[0].send_signal(signal.SIGQUIT)
+        # A process that does not handle SIGQUIT yet would leave a dump of its memory.
+        targets[0].send_signal(signal.SIGTERM if process is None else signal.SIGQUIT)
     return "it ends at once"
 
 

@@ -148,14 +148,13 @@ function usePlan(args) {
   now.current = text;
   useEffect(() => {
     if (!args.train_data_dir && !args.dataset_name) return undefined;
+    const controller = new AbortController(); // a plan of before the last change keeps nobody waiting
     const timer = setTimeout(async () => {
-      const next = await api("train/plan", { args }).then(
-        (value) => ({ value, text }),
-        (error) => ({ error, text }),
-      );
+      const asked = api("train/plan", { args }, controller.signal);
+      const next = await asked.then((value) => ({ value, text }), (error) => ({ error, text }));
       if (now.current === text) setPlan(next);
     }, 500);
-    return () => clearTimeout(timer);
+    return () => (clearTimeout(timer), controller.abort());
   }, [text]);
   const isNew = plan.text === text;
   return [plan.value?.problem ? undefined : plan.value, isNew ? (plan.error ?? plan.value?.problem) : undefined, !isNew];
