@@ -24,10 +24,10 @@ def studio(tmp_path_factory, subprocess_env):
     folder, home = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("home")
     folder_of_shapes(folder / "shapes")
     server = Server(folder, home, environment(subprocess_env))
-    server.folder = folder
+    server.folder, server.jobs = folder, Jobs(home / "jobs")
     yield server
     server.close()
-    for job in Jobs(home / "jobs").all():
+    for job in server.jobs.all():
         for process in job.processes():
             process.kill()
 
@@ -86,10 +86,13 @@ def test_what_a_command_of_before_said_is_not_said_of_a_run_in_a_terminal(tmp_pa
 
 def test_a_run_that_is_only_starting_is_stopped_and_has_no_step_to_save(studio):
     run = studio.folder / "early"
-    studio.post("train/start", args=tiny(studio.folder / "shapes", run))
-    for action in ("sample", "save"):  # the command imports torch for seconds, so it has no folder yet
+    job = studio.jobs.find(studio.post("train/start", args=tiny(studio.folder / "shapes", run))["job"])
+    (process,) = studio.wait_for(job.processes)
+    process.suspend()  # it would import torch for seconds; however long this test takes, it has no folder yet
+    for action in ("sample", "save"):
         assert "only starting" in studio.post(f"runs/{action}", 400, path=str(run))["error"]
     assert studio.post("runs/stop", path=str(run))["done"] == "it ends at once"
+    process.resume()
     studio.wait_for(lambda: studio.run(run).get("state") not in ("starting", "running"))
     assert "nothing runs" in studio.post("runs/pause", 400, path=str(run))["error"] and not run.exists()
 
