@@ -18,6 +18,8 @@ from cond_pipelines.files import sha256_of
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
+pytestmark = pytest.mark.timeout(900)  # with what the module sets up, on a busy machine
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
