@@ -89,7 +89,8 @@ def studio_parser() -> OneLineParser:
         description="Open a page on this machine over folders of data, runs and models: see the data, start and watch "
         "trainings, draw, compare, evaluate, share. It ends with Ctrl-C; the trainings that it started go on.",
     )
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", default=["."], help="default: this folder")
+    folders_help = "default: this one, which is also added where no other can hold new runs"
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", default=["."], help=folders_help)
     parser.add_argument("--port", type=int, default=8765, help="the next free one from here on (8765); 0: any")
     parser.add_argument("--no_browser", action="store_true", help="print the address, and open no browser")
     parser.add_argument("--cache_dir", help="thumbnails, drawn images, records of commands (~/.cache/cond_pipelines)")

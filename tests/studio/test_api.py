@@ -18,7 +18,7 @@ from cond_pipelines.files import sha256_of
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
-pytestmark = pytest.mark.timeout(900)  # with what the module sets up, on a busy machine
+pytestmark = pytest.mark.timeout(600)  # with what the module sets up, on a busy machine
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from cond_pipelines.files import tail
 from cond_pipelines.training.plan import plan
 from cond_pipelines.training.run_files import conditioning_of, of_now, read_log, state_of
 
-pytestmark = pytest.mark.timeout(900)  # with what the module sets up, on a busy machine
+pytestmark = pytest.mark.timeout(600)  # with what the module sets up, on a busy machine
 
 _LINE = '{"step": 1, "images": 4, "loss": 1.0, "lr": 0.1, "elapsed_sec": 3}\n'
 

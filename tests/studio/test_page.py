@@ -26,7 +26,7 @@ from cond_pipelines.evaluation.sweep import sweep
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
-pytestmark = pytest.mark.timeout(900)  # with what the module sets up, on a busy machine
+pytestmark = pytest.mark.timeout(600)  # with what the module sets up, on a busy machine
 
 NASTY = "<img src=x onerror=alert(1)>"
 VIEWS = ("Data", "Run", "Watch", "Play", "Judge", "Share")

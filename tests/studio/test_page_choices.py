@@ -12,7 +12,7 @@ from web import browser, find_chromium
 from cond_pipelines.training.config import TrainingConfig
 from cond_pipelines.training.loop import train
 
-pytestmark = pytest.mark.timeout(900)  # with what the module sets up, on a busy machine
+pytestmark = pytest.mark.timeout(600)  # with what the module sets up, on a busy machine
 
 
 @pytest.fixture(scope="module")

@@ -145,10 +145,8 @@ def test_new_runs_have_a_folder_that_is_no_data_set(tmp_path, monkeypatch):
     (tmp_path / "work" / "run" / "log.jsonl").touch()
     assert with_room(["."]) == ["."] and with_room(["work", "photos"]) == ["work", "photos"]
     assert with_room(["photos", "classes", "work"]) == ["work", "photos", "classes"]
-    assert with_room(["photos", "classes"]) == [".", "photos", "classes"] and with_room(["work/run"]) == [
-        ".",
-        "work/run",
-    ]
+    assert with_room(["photos", "classes"]) == [".", "photos", "classes"]
+    assert with_room(["work/run"]) == [".", "work/run"]
     assert conditioning_of(Path(builtin_model("shapes-class"))) == "class" and conditioning_of(tmp_path) is None
 
 

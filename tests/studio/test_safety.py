@@ -6,7 +6,10 @@ import os
 import pytest
 from studio_common import Server, environment, folder_of_shapes
 
+from cond_pipelines.errors import UserError
+from cond_pipelines.studio.places import Places, check_recorded
 from cond_pipelines.studio.safety import MAX_BODY_BYTES
+from cond_pipelines.training.command_line import training_form
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -178,3 +181,13 @@ def test_text_of_others_is_sent_as_text(studio):
             assert headers["content-security-policy"].startswith("sandbox; default-src 'none'")
         else:
             assert headers["content-type"].startswith("text/plain")
+
+
+def test_no_flag_that_takes_code_is_followed_on_a_folders_own_word(tmp_path):
+    """Each whose help offers module:NAME, so that a new one is not forgotten."""
+    fields = [field for group in training_form() for field in group["fields"]]
+    names = {field["name"] for field in fields if "module:" in field["help"]}
+    assert {"dataset_name", "optimizer", "adapter", "unet_size", "objective", "feature_extractor"} <= names
+    for name in names:
+        with pytest.raises(UserError, match="names code"):
+            check_recorded({name: "evil:code"}, Places([str(tmp_path)]))

@@ -23,7 +23,7 @@ Values = dict[str, Any]  # of JSON and YAML
 _CHECKPOINT, _GRID = re.compile(r"checkpoint-(\d+)", re.ASCII), re.compile(r"(\d{6,})\.png", re.ASCII)
 _RARE = re.compile(rb'"images": \d+, "(?!loss")')  # a line of a validation, between those of the training loss
 _MOST_RARE, _PART_BYTES, _TAIL_BYTES, _MOST = 5000, 2**22, 2**18, 2**53
-_ASKED = {128 + number for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)}  # nobody ends a run so by chance
+_STOP_CODES = {128 + number for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)}  # somebody ended the run
 
 
 # ---------------------------------------------------------------------------------------------------------- now
@@ -66,7 +66,7 @@ def state_of(folder: Path, job: Job | None) -> Values:
         state = "running" if log.is_file() and not is_new else "starting"
     elif (folder / "model_index.json").is_file():
         state = "finished"
-    elif code and code not in _ASKED and not (checkpoints and _is_of_signal(code)):
+    elif code and code not in _STOP_CODES and not (checkpoints and _is_of_signal(code)):
         state = "failed"
     else:
         state = "paused" if checkpoints else "stopped"
@@ -116,7 +116,7 @@ def num_steps_of(folder: Path) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    """A value where it is a number that can be reckoned with. A folder may come from somebody else."""
+    """The value where it is a number that fits a float, otherwise None: a folder may come from somebody else."""
     return value if isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST) else None
 
 

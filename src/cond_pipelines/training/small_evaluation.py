@@ -66,7 +66,7 @@ class Evaluator:
         try:
             images = sample_images(pipe, self.conditions, self.accelerator, on_step=self.stop.check, **sampling)
         except StoppedAtOnce as stopped:
-            if str(stopped):  # a second Ctrl-C
+            if str(stopped):  # a second Ctrl-C, or SIGQUIT
                 raise
             return {}
         if not self.accelerator.is_main_process:

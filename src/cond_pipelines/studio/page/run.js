@@ -150,8 +150,8 @@ function usePlan(args) {
     if (!args.train_data_dir && !args.dataset_name) return undefined;
     const controller = new AbortController(); // a plan of before the last change keeps nobody waiting
     const timer = setTimeout(async () => {
-      const asked = api("train/plan", { args }, controller.signal);
-      const next = await asked.then((value) => ({ value, text }), (error) => ({ error, text }));
+      const answer = api("train/plan", { args }, controller.signal);
+      const next = await answer.then((value) => ({ value, text }), (error) => ({ error, text }));
       if (now.current === text) setPlan(next);
     }, 500);
     return () => (clearTimeout(timer), controller.abort());
