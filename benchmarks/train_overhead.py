@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def bare_steps(
     precision: str,
     device: torch.device,
     channels_last: bool | None = None,
-    compile_backend: str | None = None,
+    change: Callable[[torch.nn.Module], object] | None = None,
 ) -> list[float]:
     """Seconds of each step of a loop that does nothing but train the UNet on one random batch in memory.
 
@@ -42,7 +43,7 @@ def bare_steps(
 
     Args:
         channels_last: the layout of the weights. None: as `train` has it, on a GPU only.
-        compile_backend: of torch.compile; None: not compiled.
+        change: is called with the network before the first step, to compile it, say.
     """
     torch.set_flush_denormal(True)  # as `train` on a CPU, so that the loop alone is compared
     torch.backends.cuda.matmul.allow_tf32 = True  # as `train`
@@ -55,8 +56,8 @@ def bare_steps(
         unet.to(memory_format=torch.channels_last)
     if getattr(options, "gradient_checkpointing", False):
         unet.enable_gradient_checkpointing()
-    if compile_backend:
-        unet.compile(backend=compile_backend)
+    if change:
+        change(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     x_t, target = torch.randn(2, batch, channels, size, size, device=device)  # (B, C, H, W) each
     inputs = no_condition(unet, batch, device)

@@ -1,4 +1,4 @@
-"""What a GPU machine cannot fetch: digits, a reader that judges them, photographs; about 6 MB."""
+"""What a GPU machine cannot fetch: digits, a reader that judges them, photographs, icons; about 9 MB."""
 
 import argparse
 import shutil
@@ -14,7 +14,10 @@ _NUM_DIGITS = 20_000
 
 
 def prepare(folder: Path) -> None:
-    """Write mnist/train.parquet, mnist_reader.safetensors and photographs/ into `folder`; what is there is kept."""
+    """Write mnist, its reader, photographs and icons into `folder`; what is there is kept.
+
+    The icons are of the folder that quality_data.py wrote: quality/icons/train, where that is there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     reader, digits = folder / "mnist_reader.safetensors", folder / "mnist/train.parquet"
     if not digits.is_file():
@@ -28,6 +31,8 @@ def prepare(folder: Path) -> None:
     photographs.mkdir(exist_ok=True)
     for path in sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg")):
         shutil.copy(path, photographs)
+    if Path("quality/icons/train").is_dir():
+        shutil.copytree("quality/icons/train", folder / "icons", dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB")
 

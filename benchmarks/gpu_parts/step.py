@@ -112,7 +112,7 @@ def _measure(
         limit = bare[case] = min(sec_of.values())
     else:
         start = time.perf_counter()
-        limit = median(bare_steps(options, precision, device, compile_backend="inductor"))
+        limit = median(bare_steps(options, precision, device, change=lambda unet: unet.compile()))
         speed("bare step, compiled", limit)
         if case in bare:
             note = f"compiled in {time.perf_counter() - start:.0f} s, with the steps"
