@@ -68,6 +68,7 @@ class Part:
 PARTS = (
     Part("tests", 1.2, "gpu_parts.pipeline_tests", most_sec=90),
     Part("step", 2.5, "gpu_parts.step"),
+    Part("compiled", 2.5, "gpu_parts.compiled"),
     Part("choices", 2.5, "gpu_parts.choices"),
     Part("learning", 3.0, "gpu_parts.learning"),
     Part("correctness", 1.2, "gpu_parts.correctness"),

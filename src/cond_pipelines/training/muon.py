@@ -1,7 +1,7 @@
 """Muon: steps of momentum whose matrices are made orthogonal, so that no direction of a layer learns faster."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -34,6 +34,41 @@ def orthogonalized(matrices: Tensor, num_iterations: int = 5, dtype: torch.dtype
         gram = x @ x.mT  # (N, m, m), of the shorter side
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+class GraphOfOrthogonalized:
+    """`orthogonalized` of several stacks as one CUDA graph: a CPU launches its hundreds of small products too slowly.
+
+    Args:
+        stacks: of the shapes to come, on a GPU. The other arguments are those of `orthogonalized`.
+
+    Example:
+        >>> graph = GraphOfOrthogonalized([torch.randn(3, 16, 32, device="cuda")])
+        >>> (result,) = graph([torch.randn(3, 16, 32, device="cuda")])  # valid until the next call
+    """
+
+    def __init__(self, stacks: list[Tensor], num_iterations: int = 5, dtype: torch.dtype = torch.bfloat16):
+        self._stacks = [x.clone() for x in stacks]  # (N, rows, columns) each; where the graph reads and writes
+
+        def run() -> None:
+            for x in self._stacks:
+                x.copy_(orthogonalized(x, num_iterations, dtype))
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # once before, so that the libraries make what they need outside of the graph
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads go on meanwhile: they pin the memory of images.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            run()
+
+    def __call__(self, stacks: list[Tensor]) -> list[Tensor]:
+        """U V^T of each matrix, in tensors that the next call overwrites."""
+        torch._foreach_copy_(self._stacks, stacks)
+        self._graph.replay()
+        return self._stacks
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -75,6 +110,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], betas=betas, eps=eps, fused=True, **shared)
         self._of_matrices = shared | {"momentum": momentum, "ns_steps": ns_steps}
         self._given: list[dict[str, Any]] = []
+        self._graphs: dict[object, GraphOfOrthogonalized] = {}
         super().__init__(groups, shared)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -116,13 +152,26 @@ class MuonAndAdamW(torch.optim.Optimizer):
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for rows, columns, indices in _by_shape(parameters):
-            u = torch.stack([updates[i].reshape(rows, columns) for i in indices])  # (N, rows, columns)
-            u = orthogonalized(u, group["ns_steps"], dtype)
+        shapes = _by_shape(parameters)
+        # (N, rows, columns) each
+        stacks = (torch.stack([updates[i].reshape(rows, columns) for i in which]) for rows, columns, which in shapes)
+        for (rows, columns, which), u in zip(shapes, self._orthogonalized(stacks, group, dtype), strict=True):
             # Eq. 4: the entries' root mean square becomes 0.2, as of AdamW's steps.
             u *= 0.2 * max(rows, columns) ** 0.5
-            chosen = [parameters[i] for i in indices]
-            torch._foreach_add_(chosen, [x.view_as(p) for x, p in zip(u, chosen, strict=True)], alpha=-group["lr"])
+            chosen = [parameters[i] for i in which]
+            steps = [x.view_as(p) for x, p in zip(u, chosen, strict=True)]
+            torch._foreach_add_(chosen, steps, alpha=-group["lr"])
+
+    def _orthogonalized(self, stacks: Iterable[Tensor], group: dict[str, Any], dtype: torch.dtype) -> Iterable[Tensor]:
+        """Of each stack (N, rows, columns) in turn."""
+        num_iterations, device = group["ns_steps"], group["params"][0].device
+        if device.type != "cuda":
+            return (orthogonalized(u, num_iterations, dtype) for u in stacks)
+        stacks = list(stacks)
+        key = num_iterations, tuple(u.shape for u in stacks)
+        if key not in self._graphs:
+            self._graphs[key] = GraphOfOrthogonalized(stacks, num_iterations, dtype)
+        return self._graphs[key](stacks)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Also of a checkpoint of before, when Muon moved what has two dimensions: the run goes on like that."""
