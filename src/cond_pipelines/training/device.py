@@ -50,9 +50,9 @@ def tune_network(pipe: ConditionalPipeline, config: TrainingConfig, accelerator:
 def has_cuda_graphs(config: TrainingConfig, accelerator: RunAccelerator) -> bool:
     """Whether the compiled network runs as CUDA graphs, which start a step's kernels at once.
 
-    Measured on an H200, size m at 32 px: 13,400 images/s, 4,600 only compiled, 4,400 eager. A graph is of one shape,
-    and its gradients are overwritten by the next step's: so not for captions and aspect buckets, whose shapes differ,
-    nor where a step is of several backward passes or processes.
+    Measured on an H200, size m at 32 px, the bare step: 13,400 images/s, 4,600 only compiled, 4,400 eager
+    (benchmarks/results/gpu_h200.md). A graph is of one shape, and the next step overwrites its gradients: so not for
+    captions and aspect buckets, whose shapes differ, nor where a step has several backward passes or processes.
     """
     return (
         accelerator.device.type == "cuda"

@@ -123,7 +123,9 @@ class ModelArguments:
         resume="free",
     )
     compile: bool = flag(
-        False, "Compile the UNet with torch.compile: minutes at the start, faster steps on a GPU.", resume="free"
+        False,
+        "Compile the UNet with torch.compile: a minute or more at the start; on a GPU about twice as many steps a second.",
+        resume="free",
     )
 
     def __post_init__(self) -> None:
