@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import ProjectConfiguration
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
 
 from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
@@ -14,6 +16,7 @@ from .sharding import SHARDED, RunAccelerator, run_state
 from .teacher import is_distillation
 
 _SMALL_PARAMETERS = 10e6
+_CHANNELS_OF_A_GROUP = 32  # as many as a vector of 16-bit numbers holds
 
 
 def build_accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerator:
@@ -39,12 +42,35 @@ def tune_network(pipe: ConditionalPipeline, config: TrainingConfig, accelerator:
         torch.set_flush_denormal(True)
         if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
             pipe.unet.set_default_attn_processor()
+        if accelerator.num_processes == 1 and _norms_suit_channels_last(pipe.unet):
+            pipe.unet.to(memory_format=torch.channels_last)
+            _stay_channels_last(pipe.unet)
     # Measured on an H100: a step of size s is 1.3 x as fast with it, of l 0.8 x, of xxl 0.94 x. FSDP2 refuses it.
     small = sum(p.numel() for p in pipe.unet.parameters()) < _SMALL_PARAMETERS
     if device.type == "cuda" and small and accelerator.distributed_type not in SHARDED:
         pipe.unet.to(memory_format=torch.channels_last)
     if config.compile:  # in place: the names of its weights stay
         pipe.unet.compile(mode="reduce-overhead" if has_cuda_graphs(config, accelerator) else None)
+
+
+def _norms_suit_channels_last(network: nn.Module) -> bool:
+    """Convolutions gain by channels_last on a CPU; a group norm of few channels a group takes 10 x its time there."""
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    return bool(norms) and all(norm.num_channels // norm.num_groups >= _CHANNELS_OF_A_GROUP for norm in norms)
+
+
+def _stay_channels_last(network: nn.Module) -> None:
+    """In training mode diffusers' residual blocks copy their input to the other layout.
+
+    That mode has no other effect on a block without dropout.
+    """
+    blocks = [m for m in network.modules() if isinstance(m, ResnetBlock2D) and m.dropout.p == 0]
+
+    def before_forward(*_: object) -> None:
+        for block in blocks:
+            block.training = False
+
+    network.register_forward_pre_hook(before_forward)
 
 
 def has_cuda_graphs(config: TrainingConfig, accelerator: RunAccelerator) -> bool:

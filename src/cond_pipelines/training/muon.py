@@ -1,16 +1,17 @@
 """Muon: steps of momentum whose matrices are made orthogonal, so that no direction of a layer learns faster."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dtypes import fast_precision
 
 # Jordan et al. 2024: of the polynomial a x + b x^3 + c x^5, which brings all singular values near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+_PADDING = 40_000  # zeros that a matrix may get, see `_alike`
 _SMALLEST_SIDE = 16  # of a matrix that gains from it; narrower ones cost as much, and AdamW suits them
 
 
@@ -152,14 +153,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        shapes = _by_shape(parameters)
-        # (N, rows, columns) each
-        stacks = (torch.stack([updates[i].reshape(rows, columns) for i in which]) for rows, columns, which in shapes)
-        for (rows, columns, which), u in zip(shapes, self._orthogonalized(stacks, group, dtype), strict=True):
-            # Eq. 4: the entries' root mean square becomes 0.2, as of AdamW's steps.
-            u *= 0.2 * max(rows, columns) ** 0.5
+        groups = _alike(parameters)
+        stacks = (_stacked([updates[i] for i in which], columns) for columns, which in groups)
+        for (_, which), stack in zip(groups, self._orthogonalized(stacks, group, dtype), strict=True):
             chosen = [parameters[i] for i in which]
-            steps = [x.view_as(p) for x, p in zip(u, chosen, strict=True)]
+            # Eq. 4: the entries' root mean square becomes 0.2, as of AdamW's steps.
+            scales = [0.2 * max(len(p), p[0].numel()) ** 0.5 for p in chosen]
+            stack *= scales[0] if len(set(scales)) == 1 else torch.tensor(scales)[:, None, None]
+            steps = [_unstacked(matrix, p) for matrix, p in zip(stack, chosen, strict=True)]
             torch._foreach_add_(chosen, steps, alpha=-group["lr"])
 
     def _orthogonalized(self, stacks: Iterable[Tensor], group: dict[str, Any], dtype: torch.dtype) -> Iterable[Tensor]:
@@ -212,9 +213,33 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return momentum
 
 
-def _by_shape(parameters: list[Tensor]) -> list[tuple[int, int, list[int]]]:
-    """(rows, columns, which parameters): matrices of one shape are made orthogonal together."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, p in enumerate(parameters):
-        groups[len(p), p[0].numel()].append(i)
-    return [(*shape, indices) for shape, indices in groups.items()]
+def _alike(parameters: list[Tensor]) -> list[tuple[int, list[int]]]:
+    """(columns, which parameters): those whose matrices, lying down, have as many rows and about as many columns.
+
+    A stack of them is made orthogonal at once. Columns of zeros, which change nothing, make them alike on a CPU: there
+    half of the time goes to calls for few matrices.
+    """
+    spare = _PADDING if parameters[0].device.type == "cpu" else 0
+    sides = [sorted((len(p), p[0].numel())) for p in parameters]
+    groups: list[tuple[int, list[int]]] = []
+    for i in sorted(range(len(sides)), key=lambda i: sides[i], reverse=True):
+        rows, columns = sides[i]
+        if groups and sides[groups[-1][1][0]][0] == rows and rows * (groups[-1][0] - columns) <= spare:
+            groups[-1][1].append(i)
+        else:
+            groups.append((columns, [i]))
+    return groups
+
+
+def _stacked(updates: list[Tensor], columns: int) -> Tensor:
+    """(N, rows, columns): the matrices lying down, with zeros at their ends."""
+    matrices = [u.flatten(1) for u in updates]
+    matrices = [m.mT if len(m) > m.shape[1] else m for m in matrices]
+    return torch.stack([m if m.shape[1] == columns else F.pad(m, (0, columns - m.shape[1])) for m in matrices])
+
+
+def _unstacked(matrix: Tensor, parameter: Tensor) -> Tensor:
+    """The step of a parameter: what `_stacked` made of it, back in its shape."""
+    rows, columns = len(parameter), parameter[0].numel()
+    step = matrix[:, : max(rows, columns)]
+    return (step.mT if rows > columns else step).reshape(parameter.shape)
