@@ -17,7 +17,7 @@ from cond_pipelines import ClassLabelAdapter, TextAdapter, TrainingConfig, build
 from cond_pipelines.objectives import Objective
 from cond_pipelines.training.clipping import clipped_step
 from cond_pipelines.training.conditions import _padded
-from cond_pipelines.training.device import tune_network
+from cond_pipelines.training.device import has_cuda_graphs, tune_network
 from cond_pipelines.training.ema import WeightAverage, power_function
 
 SCHEDULERS = {
@@ -139,3 +139,20 @@ def test_only_small_whole_networks_are_channels_last(unet_size, sharded, expecte
     tune_network(pipe, TrainingConfig(), torch.device("cuda"), sharded)
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == expected
     assert pipe.unet.conv_in.weight.is_contiguous() != expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "num_processes", "expected"),
+    [
+        ({}, "cuda", 1, True),
+        ({"conditioning": "class"}, "cuda", 1, True),
+        ({}, "cpu", 1, False),
+        ({}, "cuda", 2, False),
+        ({"conditioning": "text"}, "cuda", 1, False),
+        ({"aspect_buckets": True, "train_data_dir": "x"}, "cuda", 1, False),
+        ({"gradient_accumulation_steps": 2}, "cuda", 1, False),
+        ({"gradient_checkpointing": True}, "cuda", 1, False),
+    ],
+)
+def test_cuda_graphs_where_each_step_is_one_pass_of_one_shape(settings, device, num_processes, expected):
+    assert has_cuda_graphs(TrainingConfig(**settings), torch.device(device), num_processes) == expected

@@ -12,7 +12,7 @@ from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 from .defaults import default_tracker
 from .dtypes import fast_precision
-from .sharding import SHARDED, RunAccelerator, run_state
+from .sharding import RunAccelerator, run_state
 from .teacher import is_distillation
 
 _SMALL_PARAMETERS = 10e6
@@ -34,23 +34,28 @@ def build_accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerato
     )
 
 
-def tune_network(pipe: ConditionalPipeline, config: TrainingConfig, accelerator: RunAccelerator) -> None:
+def tune_network(
+    pipe: ConditionalPipeline,
+    config: TrainingConfig,
+    device: torch.device,
+    sharded: bool = False,
+    num_processes: int = 1,
+) -> None:
     """Give the network the layout, attention and compilation that the device is fast with; results stay the same."""
-    device = accelerator.device
     if device.type == "cpu":
         # Measured at 32 px, batch 64, two cores: 15 % and 20 % of a step. PyTorch's fused attention is slow there.
         torch.set_flush_denormal(True)
         if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
             pipe.unet.set_default_attn_processor()
-        if accelerator.num_processes == 1 and _norms_suit_channels_last(pipe.unet):
+        if num_processes == 1 and _norms_suit_channels_last(pipe.unet):
             pipe.unet.to(memory_format=torch.channels_last)
             _stay_channels_last(pipe.unet)
     # Measured on an H100: a step of size s is 1.3 x as fast with it, of l 0.8 x, of xxl 0.94 x. FSDP2 refuses it.
     small = sum(p.numel() for p in pipe.unet.parameters()) < _SMALL_PARAMETERS
-    if device.type == "cuda" and small and accelerator.distributed_type not in SHARDED:
+    if device.type == "cuda" and small and not sharded:
         pipe.unet.to(memory_format=torch.channels_last)
     if config.compile:  # in place: the names of its weights stay
-        pipe.unet.compile(mode="reduce-overhead" if has_cuda_graphs(config, accelerator) else None)
+        pipe.unet.compile(mode="reduce-overhead" if has_cuda_graphs(config, device, num_processes) else None)
 
 
 def _norms_suit_channels_last(network: nn.Module) -> bool:
@@ -73,7 +78,7 @@ def _stay_channels_last(network: nn.Module) -> None:
     network.register_forward_pre_hook(before_forward)
 
 
-def has_cuda_graphs(config: TrainingConfig, accelerator: RunAccelerator) -> bool:
+def has_cuda_graphs(config: TrainingConfig, device: torch.device, num_processes: int = 1) -> bool:
     """Whether the compiled network runs as CUDA graphs, which start a step's kernels at once.
 
     Measured on an H200, size m at 32 px, the bare step: 13,400 images/s, 4,600 only compiled, 4,400 eager
@@ -81,8 +86,8 @@ def has_cuda_graphs(config: TrainingConfig, accelerator: RunAccelerator) -> bool
     captions and aspect buckets, whose shapes differ, nor where a step has several backward passes or processes.
     """
     return (
-        accelerator.device.type == "cuda"
-        and accelerator.num_processes == 1
+        device.type == "cuda"
+        and num_processes == 1
         and (config.gradient_accumulation_steps or 1) == 1
         and not (config.gradient_checkpointing or config.aspect_buckets or config.setting.has_captions)
         and not is_distillation(config)
