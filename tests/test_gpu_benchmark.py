@@ -151,13 +151,17 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     log = (tmp_path / "out/gpu.log").read_text()
     assert done.returncode == 0, done.stdout + log[-3000:]
     found, status = report(tmp_path / "out")
-    assert set(status.values()) == {"done"} and len(status) == 5
+    assert set(status.values()) == {"done"} and len(status) == 8
     failed = [row for row in found["rows"] if row["value"] == "failed"]
     assert not failed, failed
     by_name = {row["what"]: row for row in found["rows"]}
     assert by_name["pipeline tests on cpu"]["value"] == "3 of 3 passed"
     assert by_name["killed and resumed, deterministic algorithms: tensors that differ"]["value"] == 0
+    assert by_name["losses with --compile and in eager mode, all steps: relative difference"]["value"] < 1e-5
+    assert by_name["xxs, 8 px, 4 images: compiled with CUDA graphs"]["unit"] == "images/s"
     assert by_name["fsdp2.yaml on one CPU, against one process"]["value"] < 1e-5
+    assert by_name["losses with --compile and in eager mode, all steps: relative difference"]["value"] < 1e-5
+    assert by_name["xxs, 8 px, 4 images: compiled with CUDA graphs"]["unit"] == "images/s"
     assert by_name["fsdp2.yaml on one CPU, resumed against whole"]["value"] == 0
     assert any("diffusers' loop" in name for name in by_name) and any("compiled" in name for name in by_name)
     assert len(done.stdout.splitlines()) <= 60 + 2 * 5 + 1

@@ -79,7 +79,7 @@ class TestSizes:
         assert attentions and {m.to_q.out_features // m.heads for m in attentions} == {width}
 
 
-def test_s32_does_half_the_work_of_s_at_32_px():
+def test_s32_does_little_more_than_half_the_work_of_s_at_32_px():
     flops = {}
     for size in ("s", "s32"):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -88,7 +88,7 @@ def test_s32_does_half_the_work_of_s_at_32_px():
             unet(torch.zeros(2, 3, 32, 32), torch.zeros(2), **cond.unet_kwargs())
         flops[size] = counter.get_total_flops()
         assert type(unet) is UNet2DConditionModel  # diffusers loads it
-    assert flops["s32"] < 0.55 * flops["s"]
+    assert flops["s32"] < 0.6 * flops["s"]
 
 
 def test_sizes_grow():

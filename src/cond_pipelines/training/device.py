@@ -47,7 +47,7 @@ def tune_network(
         torch.set_flush_denormal(True)
         if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
             pipe.unet.set_default_attn_processor()
-        if num_processes == 1 and _norms_suit_channels_last(pipe.unet):
+        if num_processes == 1 and not sharded and _norms_suit_channels_last(pipe.unet):
             pipe.unet.to(memory_format=torch.channels_last)
             _stay_channels_last(pipe.unet)
     # Measured on an H100: a step of size s is 1.3 x as fast with it, of l 0.8 x, of xxl 0.94 x. FSDP2 refuses it.
