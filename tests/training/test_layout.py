@@ -48,7 +48,7 @@ def layouts(unet, x, cond):
     ],
 )
 def test_layout_from_end_to_end(size, tuned, expected):
-    """Also after `train` and `eval` were called, as a validation does. FSDP2 refuses weights that are not contiguous."""
+    """Also after `train` and `eval` were called, as a validation does. FSDP2 refuses weights in another layout."""
     unet, cond = made(size, **tuned)
     x = torch.randn(2, 3, 16, 16)
     for mode in (True, False, True):
