@@ -160,11 +160,9 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert by_name["losses with --compile and in eager mode, all steps: relative difference"]["value"] < 1e-5
     assert by_name["xxs, 8 px, 4 images: compiled with CUDA graphs"]["unit"] == "images/s"
     assert by_name["fsdp2.yaml on one CPU, against one process"]["value"] < 1e-5
-    assert by_name["losses with --compile and in eager mode, all steps: relative difference"]["value"] < 1e-5
-    assert by_name["xxs, 8 px, 4 images: compiled with CUDA graphs"]["unit"] == "images/s"
     assert by_name["fsdp2.yaml on one CPU, resumed against whole"]["value"] == 0
     assert any("diffusers' loop" in name for name in by_name) and any("compiled" in name for name in by_name)
-    assert len(done.stdout.splitlines()) <= 60 + 2 * 5 + 1
+    assert len(done.stdout.splitlines()) <= 60 + 2 * len(status) + 1
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {
         "gpu.md",
         "gpu.json",

@@ -43,7 +43,7 @@ def layouts(unet, x, cond):
         ("s32", {"num_processes": 1}, True),
         ("s32", {"num_processes": 2}, False),
         ("s32", {"sharded": True}, False),
-        ("s", {"num_processes": 1}, True),
+        ("s", {"num_processes": 1}, False),
         ("m", {"num_processes": 1}, False),
     ],
 )

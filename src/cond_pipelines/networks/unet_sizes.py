@@ -85,9 +85,9 @@ def _unet(
 SIZES = {
     "xxs": _unet(1.0,   2e-3, (32, 64),               (False, True),              1,    32,  (64, 64)),    # tests
     "xs":  _unet(1.7,   2e-3, (48, 96),               (False, False),             1,    32,  (96, 96)),    # 8 px
-    # One group a norm suits channels_last, with which a CPU's convolutions are faster.
-    "s":   _unet(2.8,   2e-3, (32, 64, 128),          (False, False, False),      1,    32,  (128, 128), 1),  # 16 px
-    # "s" spends most of its time at full size; "s32" has one block there, and learns sooner.
+    "s":   _unet(2.8,   2e-3, (32, 64, 128),          (False, False, False),      1,    32,  (128, 128)),  # 16 px
+    # "s" spends most of its time at full size; "s32" has one block there, and learns sooner. One group a norm suits
+    # channels_last, with which a CPU's convolutions are faster.
     "s32": _unet(3.5,   2e-3, (32, 48, 96, 128),      (False,) * 4, (0, 1, 1, 1),       32,  (128, 128), 1),  # 32 px
     "m":   _unet(16,    8e-4, (64, 128, 256),         (False, False, True),       1,    32,  (256, 256)),
     "l":   _unet(139,   2e-4, (128, 256, 384, 512),   (False, True, True, True),  2,    64,  (512, 512)),
