@@ -17,6 +17,7 @@ import torch
 
 from cond_pipelines import TrainingConfig, build_unet, train
 from cond_pipelines.data.shapes import load_shapes
+from cond_pipelines.training.device import tune_network
 from cond_pipelines.training.dtypes import fast_precision
 
 LOG_EVERY = 5
@@ -42,7 +43,7 @@ def bare_steps(
     On a GPU only the means of `LOG_EVERY` steps are right: it is waited for as often as `train` does.
 
     Args:
-        channels_last: the layout of the weights. None: as `train` has it, on a GPU only.
+        channels_last: the layout of the weights. None: as `train` has it.
         change: is called with the network before the first step, to compile it, say.
     """
     torch.set_flush_denormal(True)  # as `train` on a CPU, so that the loop alone is compared
@@ -50,9 +51,9 @@ def bare_steps(
     channels, size, batch = getattr(options, "channels", 3), options.resolution, options.train_batch_size
     with torch.device(device):  # made where it is used: an SD-sized network takes 10 s on a CPU
         unet = build_unet(options.unet_size, sample_size=size, channels=channels)
-    if device.type == "cpu":
-        unet.set_default_attn_processor()
-    if channels_last or (channels_last is None and device.type == "cuda"):
+    if channels_last is None:
+        tune_network(unet, TrainingConfig(), device)
+    elif channels_last:
         unet.to(memory_format=torch.channels_last)
     if getattr(options, "gradient_checkpointing", False):
         unet.enable_gradient_checkpointing()

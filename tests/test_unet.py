@@ -88,7 +88,7 @@ def test_s32_does_little_more_than_half_the_work_of_s_at_32_px():
             unet(torch.zeros(2, 3, 32, 32), torch.zeros(2), **cond.unet_kwargs())
         flops[size] = counter.get_total_flops()
         assert type(unet) is UNet2DConditionModel  # diffusers loads it
-    assert flops["s32"] < 0.6 * flops["s"]
+    assert flops["s32"] < 0.57 * flops["s"]
 
 
 def test_sizes_grow():

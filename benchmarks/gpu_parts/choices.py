@@ -9,7 +9,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class Case:
     unet_size: str
     resolution: int
     train_batch_size: int
-    choices: tuple[Choice, ...] = field(repr=False)
+    choices: tuple[Choice, ...]
 
 
 # In order of value. m at 32 px and 256 images is what `train` chooses there.

@@ -3,7 +3,6 @@
 Also what must not change: the losses, a validation between two steps, and a run that is resumed.
 """
 
-import json
 import time
 
 import numpy as np
@@ -12,7 +11,9 @@ import torch
 from cond_pipelines import TrainingConfig, train
 from cond_pipelines.networks.unet_sizes import build_unet
 from cond_pipelines.training.muon import GraphOfOrthogonalized, is_matrix, orthogonalized
+from cond_pipelines.training.run_files import read_log
 from gpu_parts.context import Context
+from gpu_parts.icons import icons
 
 _TINY = {"unet_size": "xxs", "train_batch_size": 2, "resolution": 8, "default_num_inference_steps": 1}
 _LOG_EVERY = 10
@@ -20,11 +21,9 @@ _LOG_EVERY = 10
 
 def run(context: Context) -> None:
     """Muon's graph, then a run in eager mode, compiled, and compiled again from its checkpoint."""
-    icons = context.data / "icons"
-    if not (context.tiny or icons.is_dir()):
-        context.row("train --compile", None, note=f"{icons} is not there: see the head of benchmarks/gpu.py")
+    data = icons(context)
+    if data is None:
         return
-    data = {"dataset_name": "gpu_parts.reference:few_shapes"} if context.tiny else {"train_data_dir": str(icons)}
     if context.device == "cuda":
         muon(context)
     steps = 20 if context.tiny else 300
@@ -34,38 +33,33 @@ def run(context: Context) -> None:
     if not context.enough("train --compile", 100):
         return
     compiled = _train(context, "compiled", data, steps, compile=True, checkpointing_steps=steps // 2)
-    speed = [_images_per_sec(lines) for lines in (eager, compiled)]
-    context.row("images/s with --compile over eager", speed[1] / speed[0], "x", at_least=2)
-    difference = abs(_loss(compiled) - _loss(eager)) / _loss(eager)
+    ratio = np.median(compiled["images_per_sec"]) / np.median(eager["images_per_sec"])
+    context.row("images/s with --compile over eager", float(ratio), "x", at_least=2)
+    mean = float(np.mean(compiled["loss"]))
+    difference = abs(mean / float(np.mean(eager["loss"])) - 1)
     context.row("losses with --compile and in eager mode, all steps: relative difference", difference, at_most=0.01)
     if not context.enough("resumed --compile", 40):
         return
-    resumed = _train(context, "compiled", data, 2 * steps, compile=True, resume_from_checkpoint="latest")
-    first = [line["loss"] for line in resumed if line["step"] > steps]
-    context.row("loss after it is resumed", float(np.mean(first)), note=f"{len(resumed)} lines of the log")
+    more = {"output_name": "compiled", "resume_from_checkpoint": "latest"}
+    resumed = _train(context, "resumed", data, 2 * steps, compile=True, **more)
+    after = [loss for step, loss in zip(resumed["step"], resumed["loss"], strict=True) if step > steps]
+    context.row("mean loss after it is resumed, below that before", float(np.mean(after)), at_most=mean)
 
 
-def _train(context: Context, name: str, data: dict[str, str], steps: int, **settings: object) -> list[dict]:
-    """The lines of its log."""
-    start, folder = time.perf_counter(), context.scratch / name
+def _train(
+    context: Context, name: str, data: dict[str, str], steps: int, output_name: str | None = None, **settings: object
+) -> dict[str, list[float]]:
+    """Its log, of `read_log`."""
+    start, folder = time.perf_counter(), context.scratch / (output_name or name)
     settings |= {**data, "conditioning": "class", "resolution": 32, "report_to": "none"}
     settings |= {"validation_steps": steps // 2, "logging_steps": _LOG_EVERY, "max_train_steps": steps}
     train(TrainingConfig(**settings | (_TINY if context.tiny else {}), output_dir=str(folder)))
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "loss" in line]
-    note = f"{time.perf_counter() - start:.0f} s in all; the first {_LOG_EVERY} steps {lines[0]['elapsed_sec']:.0f} s"
-    context.row(f"train, {name}", _images_per_sec(lines), "images/s", note=note)
-    return lines
-
-
-def _images_per_sec(lines: list[dict]) -> float:
-    """Of the median line of the log."""
-    sec, images = (np.diff([line[key] for line in lines]) for key in ("elapsed_sec", "images"))
-    return float(np.median(images / sec))
-
-
-def _loss(lines: list[dict]) -> float:
-    return float(np.mean([line["loss"] for line in lines]))
+    log = read_log(folder)
+    note = (
+        f"{time.perf_counter() - start:.0f} s in all; {log['images_per_sec'][0]:,.0f} in the first {_LOG_EVERY} steps"
+    )
+    context.row(f"train, {name}", float(np.median(log["images_per_sec"])), "images/s", note=note)
+    return log
 
 
 def muon(context: Context) -> None:

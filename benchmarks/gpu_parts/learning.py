@@ -6,7 +6,6 @@ The samples come back as learning_samples.npz, for the judges of quality_judge.p
     PYTHONPATH=benchmarks python -m gpu_parts.learning quality output/gpu/learning_samples.npz
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,9 @@ import numpy as np
 import torch
 
 from cond_pipelines import ClassConditionalPipeline, TrainingConfig, train
+from cond_pipelines.training.run_files import read_log
 from gpu_parts.context import Context
+from gpu_parts.icons import icons
 
 _TINY = {"unet_size": "xxs", "train_batch_size": 2, "validation_steps": 0, "default_num_inference_steps": 1}
 _SAMPLES_OF_A_CLASS = 50
@@ -33,11 +34,9 @@ _CHOICES: dict[str, dict[str, object]] = {
 
 def run(context: Context) -> None:
     """One training for each choice, of equal seconds."""
-    icons = context.data / "icons"
-    if not (context.tiny or icons.is_dir()):
-        context.row("icons in equal seconds", None, note=f"{icons} is not there: see the head of benchmarks/gpu.py")
+    data = icons(context)
+    if data is None:
         return
-    data = {"dataset_name": "gpu_parts.reference:few_shapes"} if context.tiny else {"train_data_dir": str(icons)}
     sec = 1.0 if context.tiny else 30.0
     samples: dict[str, np.ndarray] = {}
     for name, settings in list(_CHOICES.items())[: 2 if context.tiny else None]:
@@ -47,11 +46,9 @@ def run(context: Context) -> None:
         settings = settings | data | {"conditioning": "class", "resolution": 32}
         settings |= {"validation_steps": 0, "report_to": "none", "max_train_minutes": sec / 60}
         train(TrainingConfig(**settings | (_TINY if context.tiny else {}), output_dir=str(folder)))
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in lines if "loss" in line]
-        losses = [line["loss"] for line in lines]
-        tail = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-        note = f"{lines[-1]['step']} steps, {lines[-1]['images']:,} images; {time.perf_counter() - start:.0f} s in all"
+        log = read_log(folder)
+        tail = float(np.mean(log["loss"][-max(1, len(log["loss"]) // 10) :]))
+        note = f"{log['step'][-1]} steps; {time.perf_counter() - start:.0f} s in all"
         context.row(f"icons in {sec:.0f} s, {name}: loss of the last tenth", tail, note=note)
         samples[name] = sample(folder, context)
         np.savez_compressed(context.out / "learning_samples.npz", **samples)

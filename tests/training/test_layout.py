@@ -1,7 +1,5 @@
 """The layout in which a CPU trains a network: the one its group norms suit, from end to end, with the same results."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -19,7 +17,7 @@ def made(size, **tuned):
     cond = ClassLabelAdapter.for_unet(unet, num_classes=2)
     cond = cond(cond.preprocess([0, 1]))
     if tuned:
-        tune_network(SimpleNamespace(unet=unet), TrainingConfig(), CPU, **tuned)
+        tune_network(unet, TrainingConfig(), CPU, **tuned)
     return unet, {name: x.detach() for name, x in cond.unet_kwargs().items() if x is not None}
 
 
@@ -75,7 +73,7 @@ def test_the_layout_changes_no_result():
 def test_a_block_with_dropout_stays_in_training_mode():
     torch.manual_seed(0)
     unet = build_unet("s32", sample_size=16, dropout=0.5).train()
-    tune_network(SimpleNamespace(unet=unet), TrainingConfig(), CPU)
+    tune_network(unet, TrainingConfig(), CPU)
     cond = ClassLabelAdapter.for_unet(unet, num_classes=2)
     cond = {name: x for name, x in cond(cond.preprocess([0, 1])).unet_kwargs().items() if x is not None}
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.0])

@@ -135,10 +135,10 @@ def test_fused_adamw_with_a_loss_scaler_is_adamw(max_grad_norm):
 def test_only_small_whole_networks_are_channels_last(unet_size, sharded, expected):
     """FSDP2 refuses weights that are not contiguous, and large networks are slower with them (gpu_h100.md)."""
     with torch.device("meta"):
-        pipe = SimpleNamespace(unet=build_unet(unet_size, sample_size=8))
-    tune_network(pipe, TrainingConfig(), torch.device("cuda"), sharded)
-    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == expected
-    assert pipe.unet.conv_in.weight.is_contiguous() != expected
+        unet = build_unet(unet_size, sample_size=8)
+    tune_network(unet, TrainingConfig(), torch.device("cuda"), sharded)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == expected
+    assert unet.conv_in.weight.is_contiguous() != expected
 
 
 @pytest.mark.parametrize(

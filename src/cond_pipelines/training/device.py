@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import ProjectConfiguration
+from diffusers import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from ..pipelines.conditional import ConditionalPipeline
 from .config import TrainingConfig
 from .defaults import default_tracker
 from .dtypes import fast_precision
@@ -35,7 +35,7 @@ def build_accelerator(config: TrainingConfig, output_dir: Path) -> RunAccelerato
 
 
 def tune_network(
-    pipe: ConditionalPipeline,
+    network: ModelMixin,
     config: TrainingConfig,
     device: torch.device,
     sharded: bool = False,
@@ -45,17 +45,18 @@ def tune_network(
     if device.type == "cpu":
         # Measured at 32 px, batch 64, two cores: 15 % and 20 % of a step. PyTorch's fused attention is slow there.
         torch.set_flush_denormal(True)
-        if hasattr(pipe.unet, "set_default_attn_processor"):  # a UNet2DModel has none
-            pipe.unet.set_default_attn_processor()
-        if num_processes == 1 and not sharded and _norms_suit_channels_last(pipe.unet):
-            pipe.unet.to(memory_format=torch.channels_last)
-            _stay_channels_last(pipe.unet)
-    # Measured on an H100: a step of size s is 1.3 x as fast with it, of l 0.8 x, of xxl 0.94 x. FSDP2 refuses it.
-    small = sum(p.numel() for p in pipe.unet.parameters()) < _SMALL_PARAMETERS
+        if hasattr(network, "set_default_attn_processor"):  # a UNet2DModel has none
+            network.set_default_attn_processor()
+        if num_processes == 1 and not sharded and _norms_suit_channels_last(network):
+            network.to(memory_format=torch.channels_last)
+            _stay_channels_last(network)
+    # Measured on an H100 and an H200: a step of size s is as fast with it as without (0.97 and 1.02 x), of l 0.8 x, of
+    # xxl 0.9 x (benchmarks/results/gpu_h100.md and gpu_h200.md). FSDP2 refuses it.
+    small = sum(p.numel() for p in network.parameters()) < _SMALL_PARAMETERS
     if device.type == "cuda" and small and not sharded:
-        pipe.unet.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
     if config.compile:  # in place: the names of its weights stay
-        pipe.unet.compile(mode="reduce-overhead" if has_cuda_graphs(config, device, num_processes) else None)
+        network.compile(mode="reduce-overhead" if has_cuda_graphs(config, device, num_processes) else None)
 
 
 def _norms_suit_channels_last(network: nn.Module) -> bool:

@@ -134,6 +134,6 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
     pipe.to(accelerator.device)
     for tuned in [pipe] if teacher is None else [pipe, teacher.pipe]:
         sharded = accelerator.distributed_type == DistributedType.FSDP
-        tune_network(tuned, config, accelerator.device, sharded, accelerator.num_processes)
+        tune_network(tuned.unet, config, accelerator.device, sharded, accelerator.num_processes)
     identity = RunIdentity.of(config, loaded | how_sharded(accelerator), pipe)
     return Run(config, accelerator, folder, data, pipe, parent, objective, teacher, trained, length, identity, choices)

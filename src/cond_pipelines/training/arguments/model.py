@@ -124,7 +124,7 @@ class ModelArguments:
     )
     compile: bool = flag(
         False,
-        "Compile the UNet with torch.compile: a minute or more at the start, then twice the steps a second on a GPU.",
+        "Compile the UNet with torch.compile: a minute or more at the start, then up to twice as fast on a GPU.",
         resume="free",
     )
 
