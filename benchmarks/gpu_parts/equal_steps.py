@@ -1,0 +1,71 @@
+"""Part "equal_steps": what a class-conditional model learns from the icons in the steps that two CPU cores make in 8
+minutes, by one setting each, with several seeds. A GPU is idle most of such a step, so the trainings run side by side.
+
+The samples come back as equal_steps_samples.npz, for the judges of quality_judge.py, which run where their wheels are:
+
+    python benchmarks/quality_data.py quality
+    PYTHONPATH=benchmarks python -m gpu_parts.learning quality output/gpu/equal_steps_samples.npz
+"""
+
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gpu_parts.context import Context
+from gpu_parts.icons import icons
+from gpu_parts.learning import TINY, sample
+
+_AT_ONCE = 10
+_SHARED = {"conditioning": "class", "resolution": 32, "unet_size": "s32", "train_batch_size": 32, "report_to": "none"}
+_SHARED |= {"validation_steps": 0}
+# In order of value. What is not named is the default.
+_SETTINGS: dict[str, dict[str, object]] = {
+    "defaults": {},
+    "flips": {"random_flip": True},
+    "twice the rate": {"learning_rate": 4e-3, "adapter_lr": 4e-3},
+    "half the rate": {"learning_rate": 1e-3, "adapter_lr": 1e-3},
+    "average of power 0.9": {"ema_power": 0.9},
+    "times of mean 0.5": {"logit_mean": 0.5},
+    "times of deviation 1.3": {"logit_std": 1.3},
+}
+_SEEDS = (0, 1, 2)
+
+
+def run(context: Context) -> None:
+    """All settings with the first seed, then with the others."""
+    data = icons(context)
+    if data is None:
+        return
+    steps = 2 if context.tiny else 2_000
+    cases = [(name, seed) for seed in _SEEDS for name in _SETTINGS][: 2 if context.tiny else None]
+    samples: dict[str, np.ndarray] = {}
+    os.environ |= {"OMP_NUM_THREADS": "1"}
+    with ProcessPoolExecutor(_AT_ONCE, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_train, context, data, name, seed, steps) for name, seed in cases]
+        for job in as_completed(jobs):
+            name, loss, sec, images = job.result()
+            context.row(f"icons, {steps:,} steps, {name}: loss of the last tenth", loss, note=f"{sec:.0f} s in all")
+            samples[name] = images
+            np.savez_compressed(context.out / "equal_steps_samples.npz", **samples)
+
+
+def _train(
+    context: Context, data: dict[str, str], setting: str, seed: int, steps: int
+) -> tuple[str, float, float, np.ndarray]:
+    """The case's name, its loss, its seconds, and its samples."""
+    from cond_pipelines import TrainingConfig, train
+    from cond_pipelines.training.run_files import read_log
+
+    start, name = time.perf_counter(), f"{setting}, seed {seed}"
+    folder = Path(context.scratch) / name.replace(" ", "_")
+    config = TrainingConfig(**_SHARED | data | _SETTINGS[setting], seed=seed, max_train_steps=steps)
+    config = replace(config, **TINY) if context.tiny else config
+    train(replace(config, output_dir=str(folder)))
+    loss = read_log(folder)["loss"]
+    tail = float(np.mean(loss[-max(1, len(loss) // 10) :]))
+    return name, tail, time.perf_counter() - start, sample(folder, context)
