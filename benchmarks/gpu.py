@@ -68,15 +68,15 @@ class Part:
 
 # In order of value.
 PARTS = (
-    Part("tests", 0.8, "gpu_parts.pipeline_tests", most_sec=90),
-    Part("compiled", 2.6, "gpu_parts.compiled"),
-    Part("step", 1.6, "gpu_parts.step"),
-    Part("correctness", 1.0, "gpu_parts.correctness"),
+    Part("tests", 1.0, "gpu_parts.pipeline_tests", most_sec=90),
+    Part("compiled", 2.8, "gpu_parts.compiled"),
+    Part("step", 1.4, "gpu_parts.step"),
+    Part("correctness", 0.8, "gpu_parts.correctness"),
     Part("time_to_quality", 1.5, "gpu_parts.time_to_quality"),
     Part("sampling", 0.5, "gpu_parts.sampling"),
     Part("choices", 3.5, "gpu_parts.choices", on_demand=True),
     Part("learning", 4.5, "gpu_parts.learning", on_demand=True),
-    Part("equal_steps", 4.0, "gpu_parts.equal_steps", on_demand=True),
+    Part("equal_steps", 4.8, "gpu_parts.equal_steps", on_demand=True),
 )
 
 

@@ -1,5 +1,6 @@
 """Part "equal_steps": what a class-conditional model learns from the icons in the steps that two CPU cores make in 8
-minutes, by one setting each, with several seeds. A GPU is idle most of such a step, so the trainings run side by side.
+minutes, by one setting each, with several seeds. A GPU is idle most of such a step, so the trainings run side by side:
+on an H100, ten made 95 steps a second together and four 60, so ten take 4.5 minutes with their samples.
 
 The samples come back as equal_steps_samples.npz, for the judges of quality_judge.py, which run where their wheels are:
 
@@ -23,23 +24,23 @@ from gpu_parts.learning import TINY, sample
 _AT_ONCE = 10
 _SHARED = {"conditioning": "class", "resolution": 32, "unet_size": "s32", "train_batch_size": 32, "report_to": "none"}
 _SHARED |= {"validation_steps": 0}
-# In order of value. What is not named is the default.
+# What is not named is the default. All of them start at once.
 _SETTINGS: dict[str, dict[str, object]] = {
     "defaults": {},
     "flips": {"random_flip": True},
     "twice the rate": {"learning_rate": 4e-3, "adapter_lr": 4e-3},
-    "half the rate": {"learning_rate": 1e-3, "adapter_lr": 1e-3},
-    "average of power 0.9": {"ema_power": 0.9},
     "times of mean 0.5": {"logit_mean": 0.5},
-    "times of deviation 1.3": {"logit_std": 1.3},
+    "average of power 0.9": {"ema_power": 0.9},
 }
-_SEEDS = (0, 1, 2)
+_SEEDS = (0, 1)
 
 
 def run(context: Context) -> None:
-    """All settings with the first seed, then with the others."""
+    """All settings with all seeds."""
     data = icons(context)
     if data is None:
+        return
+    if not context.enough("icons in equal steps", 270):
         return
     steps = 2 if context.tiny else 2_000
     cases = [(name, seed) for seed in _SEEDS for name in _SETTINGS][: 2 if context.tiny else None]
