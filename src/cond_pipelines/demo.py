@@ -40,7 +40,7 @@ from .training.sharding import run_state
 
 _ATTRIBUTES = ("shape", "colour", "background")
 _SETTINGS = {"unconditional": "none", "class_conditional": "class", "text_to_image": "text"}
-_STEPS = {"unconditional": 1700, "class_conditional": 320, "text_to_image": 640}  # so every machine reaches the same
+_STEPS = {"unconditional": 1800, "class_conditional": 400, "text_to_image": 640}  # so every machine reaches the same
 
 
 def demo_shapes() -> datasets.Dataset:
@@ -74,7 +74,7 @@ def demo_config(name: str, output_dir: Path, parent: Path | None, steps: int, **
         "validation_fraction": 0.005,
         "output_dir": str(output_dir),
         "overwrite_output_dir": True,  # `make demo` again makes it again
-        "default_num_inference_steps": 24,
+        "default_num_inference_steps": 16,
         "default_guidance_scale": 2.0,
     }
     return TrainingConfig(**settings | changes)
