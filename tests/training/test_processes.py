@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,26 @@ def test_a_number_of_threads_that_was_chosen_stays(tmp_path, capsys):
     run(tmp_path, max_train_steps=1)
     assert torch.get_num_threads() == before
     assert f"on cpu, {processes.cores_in_words()}\n" in "".join(capsys.readouterr())
+
+
+def test_a_run_beside_busy_programs_says_so(tmp_path, capsys):
+    """Only where its threads have no cores left: operations of several threads wait for each of them."""
+    cores, before = processes.available_cores(), torch.get_num_threads()
+    hidden = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) != cores  # by a container's quota
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run(tmp_path / str(threads), max_train_steps=1)
+            lines = [line for line in "".join(capsys.readouterr()).splitlines() if "other programs use" in line]
+            assert len(lines) == (threads == 2 and not hidden)
+        start = rf"warning: other programs use \d+\.\d of {cores} cores, and this one has 2 threads: "
+        assert hidden or re.match(start, lines[0])
+    finally:
+        torch.set_num_threads(before)
+        for process in others:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(

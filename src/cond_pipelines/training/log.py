@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..console import lines_for_terminal, say
 from ..files import append_text, sync_file, write_text
 from ..pictures import loss_plot
-from ..processes import cores_in_words
+from ..processes import cores_in_words, crowded_warning
 from ..provenance import save_picture
 from .checkpoints import Progress
 from .failures import TrainingFailure, how_to_go_on, is_full_disk
@@ -105,6 +105,12 @@ class TrainingLog:
             f"precision {config.mixed_precision}, EMA {'on' if config.use_ema else 'off'}, "
             f"{config.dataloader_num_workers} workers, on {self.accelerator.device}, {cores_in_words()}"
         )
+        if (
+            self.accelerator.num_processes == 1
+            and self.accelerator.device.type == "cpu"
+            and (line := crowded_warning())
+        ):
+            self.print(line)
         steps = self.num_steps
         if steps and config.lr_warmup_steps and config.lr_warmup_steps >= steps:
             self.print(
