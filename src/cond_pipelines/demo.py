@@ -1,4 +1,4 @@
-"""python -m cond_pipelines.demo: the three settings on drawn shapes, on two CPU cores in about ten minutes.
+"""python -m cond_pipelines.demo: the three settings on drawn shapes, on two CPU cores in ten to thirteen minutes.
 
     unconditional --swap the adapter--> class-conditional
                   --swap the adapter--> text-conditional
@@ -40,7 +40,7 @@ from .training.sharding import run_state
 
 _ATTRIBUTES = ("shape", "colour", "background")
 _SETTINGS = {"unconditional": "none", "class_conditional": "class", "text_to_image": "text"}
-_STEPS = {"unconditional": 1800, "class_conditional": 400, "text_to_image": 640}  # so every machine reaches the same
+_STEPS = {"unconditional": 1800, "class_conditional": 400, "text_to_image": 640}  # on every machine
 
 
 def demo_shapes() -> datasets.Dataset:
