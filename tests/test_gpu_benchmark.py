@@ -172,3 +172,12 @@ def test_every_part_runs_on_a_cpu(tmp_path):
         "mnist.png",
         "shapes.png",
     }
+
+
+def test_no_setting_of_the_equal_steps_is_refused(monkeypatch):
+    """A try trains only two of them."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from gpu_parts.equal_steps import SETTINGS, config_of
+
+    made = {name: config_of(name, {"train_data_dir": "icons"}, seed=1, steps=10) for name in SETTINGS}
+    assert len({repr(config) for config in made.values()}) == len(SETTINGS) > 1

@@ -57,16 +57,17 @@ def cores_in_words() -> str:
 
 def busy_elsewhere(duration_sec: float = 0.3) -> float:
     """How many of this process's cores other programs use, measured for a moment; 0 where a quota hides it."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    count = os.cpu_count() or 1
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(count)
 
     def used_sec() -> float:
         times, own = psutil.cpu_times(percpu=True), psutil.Process().cpu_times()
         total = sum(times[core].user + getattr(times[core], "nice", 0.0) + times[core].system for core in cores)
         return float(total - own.user - own.system)
 
-    # IndexError: cores that are switched off have no times. OSError: a system that shows none.
-    with suppress(IndexError, OSError, psutil.Error):
-        if len(cores) == available_cores():
+    with suppress(Exception):  # a system that shows no times: nothing depends on them but a warning
+        # Cores that are switched off have no times, so the place of a core is its number only where none is.
+        if len(cores) == available_cores() and cores[-1] < len(psutil.cpu_times(percpu=True)) == count:
             before, start = used_sec(), time.perf_counter()
             time.sleep(duration_sec)
             return max(0.0, used_sec() - before) / (time.perf_counter() - start)
@@ -83,11 +84,12 @@ def crowded_warning() -> str | None:
 
     cores, threads = available_cores(), torch.get_num_threads()
     busy = busy_elsewhere() if threads > 1 else 0.0  # one thread waits for no other
-    if busy < 0.75 or busy + threads <= cores:
+    if busy < max(0.75, cores / 4) or busy + threads <= cores:  # one small program hardly slows many cores
         return None
+    free = max(1, cores - math.ceil(busy - 0.25))
     return (
-        f"warning: other programs use {busy:.1f} of {cores} cores, and this one has {threads} threads: both can be "
-        "many times slower; end the others, or start each with the variable OMP_NUM_THREADS=1"
+        f"warning: other programs use {busy:.1f} of {cores} cores, and this one has {threads} threads: all of them can "
+        f"be many times slower; end the others, or start this one with the variable OMP_NUM_THREADS={free}"
     )
 
 

@@ -67,7 +67,8 @@ def save_model(pipe: ConditionalPipeline, folder: str | Path, parent: Conditiona
     for part in ("unet", "text_encoder"):
         module = getattr(pipe, part, None)
         if module is not None and has_lora(module):
-            state = get_peft_model_state_dict(module)
+            # A file has one layout, and convolutions may have been trained in another.
+            state = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(module).items()}
             # This gives attention the names of diffusers' own scripts, and leaves other layers as they are. A file with
             # both kinds of names loses the attention when it is loaded: then all keep PEFT's names.
             named = convert_state_dict_to_diffusers(state)

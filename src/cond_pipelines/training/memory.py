@@ -23,6 +23,7 @@ from .optimizers import trains_parameter
 
 # Bytes of optimizer state for each trained parameter, where it is not AdamW's two moments in float32.
 _STATE_BYTES = {"adamw8bit": 2, "prodigy": 16, "adafactor": 1, "muon": 5}
+_GRAPH_BYTES = 4  # more, where Muon runs as a CUDA graph: it keeps the matrices it reads and writes
 _NUM_TOKENS = 77  # of a caption
 _USABLE = 0.8  # of what is free: the rest is for workspaces of kernels, fragments and what else the process does
 
@@ -121,7 +122,9 @@ def step_memory(
         text = _text_encoder_bytes(text_encoder, precision)
     averages = config.use_ema + len(config.ema_lengths)
     fixed = 4 * sum(p.numel() for module in held for p in module.parameters())
-    fixed += trained * (_STATE_BYTES.get(config.optimizer or "", 8) + 4 * averages)
+    state = _STATE_BYTES.get(config.optimizer or "", 8)
+    state += _GRAPH_BYTES if config.optimizer == "muon" and not on_cpu else 0
+    fixed += trained * (state + 4 * averages)
 
     of_vae = 0  # of an image; it is linear in the images
     if vae is not None:

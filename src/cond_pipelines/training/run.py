@@ -133,7 +133,7 @@ def prepare_run(config: TrainingConfig, accelerator: RunAccelerator, folder: Run
     check_file_limit([] if config.use_lora else trained)
     pipe.to(accelerator.device)
     for tuned in [pipe] if teacher is None else [pipe, teacher.pipe]:
-        sharded = accelerator.distributed_type == DistributedType.FSDP
+        sharded = accelerator.distributed_type in SHARDED
         tune_network(tuned.unet, config, accelerator.device, sharded, accelerator.num_processes)
     identity = RunIdentity.of(config, loaded | how_sharded(accelerator), pipe)
     return Run(config, accelerator, folder, data, pipe, parent, objective, teacher, trained, length, identity, choices)

@@ -102,6 +102,7 @@ def read_state(accelerator: Accelerator, folder: Path, averages: "Sequence[Weigh
             set_optimizer_state_dict(accelerator._models[0], optimizer, state, options=_whole(accelerator))
         else:
             optimizer.load_state_dict(read_tensors(folder / _OPTIMIZER))
+            _lay_out_as_weights(optimizer.optimizer)
     if averages:
         states = read_averages(folder)
         if len(states) != len(averages):
@@ -111,6 +112,14 @@ def read_state(accelerator: Accelerator, folder: Path, averages: "Sequence[Weigh
     path = folder / f"random_states_{accelerator.process_index}.safetensors"
     if path.is_file():  # of a run with fewer processes there is none
         _restore_random_state(accelerator, path)
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """A state keeps the layout of the run that saved it, and AdamW's fused step on a CPU compares no layouts."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
