@@ -191,7 +191,7 @@ def test_a_run_beside_busy_programs_says_so(tmp_path, capsys):
         torch.set_num_threads(before)
         for process in others:
             process.kill()
-            process.wait()
+            process.wait(timeout=60)
 
 
 @pytest.mark.parametrize(
