@@ -1,4 +1,4 @@
-"""The icons of quality_data.py, on which the parts "compiled" and "learning" train."""
+"""The icons of quality_data.py, on which the parts "compiled", "learning" and "equal_steps" train."""
 
 from gpu_parts.context import Context
 

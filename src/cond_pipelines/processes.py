@@ -56,18 +56,17 @@ def cores_in_words() -> str:
 
 
 def busy_elsewhere(duration_sec: float = 0.3) -> float:
-    """How many of this process's cores other programs use, measured for a moment; 0 where a quota hides it."""
-    count = os.cpu_count() or 1
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(count)
+    """How many cores other programs use, measured for a moment; 0 where this process may not use all of the machine's.
+
+    Then the machine's times, of all cores, do not say what is used of those that it may use.
+    """
 
     def used_sec() -> float:
-        times, own = psutil.cpu_times(percpu=True), psutil.Process().cpu_times()
-        total = sum(times[core].user + getattr(times[core], "nice", 0.0) + times[core].system for core in cores)
-        return float(total - own.user - own.system)
+        machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        return float(machine.user + getattr(machine, "nice", 0.0) + machine.system - own.user - own.system)
 
     with suppress(Exception):  # a system that shows no times: nothing depends on them but a warning
-        # Cores that are switched off have no times, so the place of a core is its number only where none is.
-        if len(cores) == available_cores() and cores[-1] < len(psutil.cpu_times(percpu=True)) == count:
+        if available_cores() == os.cpu_count():
             before, start = used_sec(), time.perf_counter()
             time.sleep(duration_sec)
             return max(0.0, used_sec() - before) / (time.perf_counter() - start)
@@ -78,7 +77,7 @@ def crowded_warning() -> str | None:
     """A line where other programs leave too few cores for the threads of this one.
 
     Each operation of PyTorch waits, and computes while it waits, for all threads of this process. Two trainings of two
-    threads each on two cores were measured: 14 s a step instead of 0.2 s.
+    threads each on two cores were measured: 14 s a step instead of 0.2 s; where one of them has one thread, 0.6 s.
     """
     import torch
 

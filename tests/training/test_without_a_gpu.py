@@ -155,4 +155,6 @@ def test_only_small_whole_networks_are_channels_last(unet_size, sharded, expecte
     ],
 )
 def test_cuda_graphs_where_each_step_is_one_pass_of_one_shape(settings, device, num_processes, expected):
-    assert has_cuda_graphs(TrainingConfig(**settings), torch.device(device), num_processes) == expected
+    config, device = TrainingConfig(**settings), torch.device(device)
+    assert has_cuda_graphs(config, device, num_processes) == expected
+    assert not has_cuda_graphs(config, device, num_processes, sharded=True)
