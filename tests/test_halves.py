@@ -13,11 +13,14 @@ from training_common import TINY
 
 from cond_pipelines.cli import main
 from cond_pipelines.data.load import load_data
+from cond_pipelines.evaluation import measures as m
 from cond_pipelines.evaluation.halves import (
     Nearest,
     agreement,
     final_rows,
+    frechet_of_rows,
     from_step,
+    unlikeness,
     verdict,
     where_to_stop,
 )
@@ -116,6 +119,33 @@ def test_the_table_of_a_memoriser_and_of_a_model_that_is_healthy():
 )
 def test_the_rule(interval, agrees, answer):
     assert verdict(interval, agrees) == answer
+
+
+def test_frechet_distance_of_rows_is_that_of_the_measures():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((40, 6)), 2 * rng.standard_normal((70, 6)) + 1
+    assert frechet_of_rows(a, b) == pytest.approx(m.frechet_distance(m.Gaussian.of(a), m.Gaussian.of(b)))
+    assert frechet_of_rows(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_noise_and_the_mean_image_are_not_called_generalised():
+    """Both models turn the same noise into the same: they agree, and neither half is nearer."""
+    rng = np.random.default_rng(0)
+    images = (rng.standard_normal((1200, 3)) @ rng.standard_normal((3, 64))).astype(np.float32)  # of three directions
+    halves, held_out = [images[:500], images[500:1000]], images[1000:]
+    noise = 3 * rng.standard_normal((200, 64)).astype(np.float32)
+    mean = images.mean(axis=0) + 1e-3 * noise
+    found = {"held out": held_out, "noise": noise, "mean": mean, "half way": 0.5 * held_out + 0.5 * mean}
+    unlike = {name: unlikeness([x, x], halves) for name, x in found.items()}
+    assert unlike["held out"] == pytest.approx(0, abs=0.03) and unlike["mean"] == pytest.approx(1, abs=0.01)
+    assert unlike["half way"] == pytest.approx(0.25, abs=0.03) and unlike["noise"] > 1  # (1 - 1/2)^2 of the variance
+    near = Nearest.of([noise, noise], halves)
+    assert verdict(near.interval, (0.9, 1.0)) == "generalised"
+    assert verdict(near.interval, (0.9, 1.0), unlike=unlike["noise"]) == "hardly trained"
+    assert verdict(near.interval, (0.9, 1.0), unlike=unlike["held out"]) == "generalised"
+    assert verdict((0.6, 0.9), (0.9, 1.0), unlike=9.0) == "memorised"
+    wide = rng.standard_normal((2, 10, 5000)).astype(np.float32)  # ten images are as far from ten others as the mean is
+    assert unlikeness(list(wide), list(wide)) is None
 
 
 def test_copies_of_images_that_both_halves_have_are_not_called_generalised():

@@ -15,6 +15,8 @@ from .config import Row
 from .questions import row
 
 LEANS, MEMORISES = 0.25, 0.5  # of the samples, attributable to the half that the model saw
+UNLIKE = 0.5  # see `unlikeness`
+_MOST_ROWS = 1000
 _Z = 1.959964
 
 
@@ -132,14 +134,49 @@ def final_rows(
     return rows
 
 
-def verdict(interval: tuple[float, float], agrees: tuple[float, float], in_both: float = 0.0) -> str:
-    """ "memorised", "leans", "generalised" or "undecided", by 95 % intervals.
+def frechet_of_rows(a: np.ndarray, b: np.ndarray) -> float:
+    """`measures.frechet_distance` of (N, D) and (M, D) features, from N x M products: D may be large."""
+    centred = [(x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a.astype(np.float64), b.astype(np.float64))]
+    # The covariances are A^T A and B^T B; the root of their product has the trace of the singular values of A B^T.
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    mean = np.square(a.mean(axis=0, dtype=np.float64) - b.mean(axis=0, dtype=np.float64)).sum()
+    return float(mean + sum(np.square(x).sum() for x in centred) - 2 * cross)
+
+
+def unlikeness(samples: Sequence[np.ndarray], halves: Sequence[np.ndarray]) -> float | None:
+    """How far the samples of both models are from the images, by the Frechet distance.
+
+    0: as far as the halves are from each other. 1: as far as a model is that always draws the mean of the images, which
+    has learned nothing. Noise is farther, and so is a model that is hardly trained. None: the halves have too few
+    images to say.
+
+    Args:
+        samples, halves: (N, D) features, of each model and of the images that it saw.
+    """
+    first, second = (half[:_MOST_ROWS] for half in halves)
+    few = min(len(samples[0]), *map(len, halves), _MOST_ROWS)  # a distance of fewer rows is larger
+    if few < 2:
+        return None
+    floor = (frechet_of_rows(first[:few], second) + frechet_of_rows(second[:few], first)) / 2
+    mean_image = float(first.var(axis=0, ddof=1).sum() + second.var(axis=0, ddof=1).sum()) / 2
+    if floor >= mean_image / 2:
+        return None
+    # Of each model to the images that it did not see: whether it copies is not the question here.
+    apart = [frechet_of_rows(x[:_MOST_ROWS], half) for x, half in zip(samples, (second, first), strict=True)]
+    return float((np.mean(apart) - floor) / (mean_image - floor))
+
+
+def verdict(
+    interval: tuple[float, float], agrees: tuple[float, float], in_both: float = 0.0, unlike: float | None = None
+) -> str:
+    """ "memorised", "leans", "generalised", "hardly trained" or "undecided", by 95 % intervals.
 
     Args:
         interval: of the share of samples attributable to the half that was seen.
         agrees: of the agreement of both models against unrelated noise.
         in_both: the share of images with a near-duplicate in the other half. Copies of them are as near to either half,
             so as many samples may be copies that `interval` does not see.
+        unlike: `unlikeness`. Two models that turn noise into nearly the same noise depend on neither half.
 
     Example:
         >>> verdict((0.9, 1.0), (0.7, 0.8)), verdict((0.1, 0.2), (0.9, 1.0))
@@ -149,7 +186,9 @@ def verdict(interval: tuple[float, float], agrees: tuple[float, float], in_both:
         return "memorised"
     if interval[0] > LEANS:
         return "leans"
-    return "generalised" if interval[1] + in_both < MEMORISES and agrees[0] > 0.5 else "undecided"
+    if interval[1] + in_both >= MEMORISES or agrees[0] <= 0.5:
+        return "undecided"
+    return "hardly trained" if unlike is not None and unlike > UNLIKE else "generalised"
 
 
 def from_step(steps: Sequence[int], lows: Sequence[float], threshold: float) -> int | None:

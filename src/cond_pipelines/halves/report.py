@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..console import for_terminal
 from ..evaluation.config import Report
-from ..evaluation.halves import LEANS, MEMORISES
+from ..evaluation.halves import LEANS, MEMORISES, UNLIKE
 from ..evaluation.pictures import of_one_size
 from ..files import whole_file, write_json, write_text
 from ..pictures import image_grid
@@ -20,12 +20,14 @@ _ANSWERS = {
     "memorised": "The model has memorised: most of its samples depend on which half of the images it saw.",
     "leans": "The model leans to its training images: a quarter of its samples or more depend on which half it saw.",
     "generalised": "The model has generalised: which half of the images it saw decides few of its samples.",
+    "hardly trained": "The model is hardly trained: its samples are not yet like the images. Train longer.",
     "undecided": "The samples do not decide it: draw more (--num_samples), or train longer.",
 }
 _RULE = (
     f"The rule: memorised where the 95 % interval of the attributable share lies above {MEMORISES}, leans where it "
     f"lies above {LEANS}, generalised where it lies below {MEMORISES}, with the share of images added that have a "
-    "near-duplicate in the other half, and the models agree more than for unrelated noise."
+    "near-duplicate in the other half, and the models agree more than for unrelated noise; hardly trained where the "
+    f"unlikeness is above {UNLIKE}."
 )
 _FAR = 2.0  # times as far from the nearest image as held-out images are
 _TITLES = ["model of half 1", "model of half 2", "nearest in half 1", "nearest in half 2"]
@@ -76,6 +78,11 @@ def lines_of(report: Report) -> list[str]:
         _stop(report),
         _RULE,
     ]
+    if report["unlikeness"] is not None:
+        lines.append(
+            f"Unlikeness of the samples {report['unlikeness']:g}: 0 is the Frechet distance of one half to the other, "
+            "1 that of a model that always draws the mean image. Noise has more than 1."
+        )
     far = next(row for row in report["measures"] if row["name"].startswith("distance to the nearest image"))
     if far["interval"][0] > _FAR:
         lines.append(

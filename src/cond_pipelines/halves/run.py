@@ -20,7 +20,7 @@ from ..errors import UserError, read_json, read_yaml
 from ..evaluation import measures as m
 from ..evaluation.config import EvaluationConfig, Report
 from ..evaluation.features import protocol_of
-from ..evaluation.halves import Nearest, final_rows, verdict, where_to_stop
+from ..evaluation.halves import Nearest, final_rows, unlikeness, verdict, where_to_stop
 from ..evaluation.questions import rounded
 from ..evaluation.reader import Reader, Samples, real_image, real_pixels
 from ..evaluation.sampling import draw_samples, plan_of, sample_folder, sample_key, to_image, weights_of
@@ -267,10 +267,11 @@ class Comparison:
         thumbnails = [[thumbnail(real_pixels(data, row)) for row in rows] for rows in self.rows]
         scale = 1.0 if data.dataset.value_range is None else 127.5
         in_both = num_with_near_duplicate(*thumbnails, scale=scale)
+        unlike = unlikeness(last.features, self.halves)
+        agrees = intervals["agreement against unrelated noise"]
         report: Report = {
-            "verdict": verdict(
-                last.near.interval, intervals["agreement against unrelated noise"], in_both / len(thumbnails[0])
-            ),
+            "verdict": verdict(last.near.interval, agrees, in_both / len(thumbnails[0]), unlike),
+            "unlikeness": None if unlike is None else rounded(unlike),
             "p_value": last.near.p_value,
             **where_to_stop([point.step for point in along], lows, losses),
             "setting": self.pipes[0].adapter.conditioning,
