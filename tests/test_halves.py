@@ -144,6 +144,9 @@ def test_noise_and_the_mean_image_are_not_called_generalised():
     assert verdict(near.interval, (0.9, 1.0), unlike=unlike["noise"]) == "hardly trained"
     assert verdict(near.interval, (0.9, 1.0), unlike=unlike["held out"]) == "generalised"
     assert verdict((0.6, 0.9), (0.9, 1.0), unlike=9.0) == "memorised"
+    by_class = [images[np.argsort(images[:1000, 0])][i::2] for i in (0, 1)]  # sorted, as the rows of a folder are
+    many = [np.repeat(half, 5, axis=0) for half in by_class]  # so many that not all are looked at
+    assert unlikeness([held_out, held_out], many) == pytest.approx(0, abs=0.05)
     wide = rng.standard_normal((2, 10, 5000)).astype(np.float32)  # ten images are as far from ten others as the mean is
     assert unlikeness(list(wide), list(wide)) is None
 

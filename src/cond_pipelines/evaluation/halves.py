@@ -153,7 +153,8 @@ def unlikeness(samples: Sequence[np.ndarray], halves: Sequence[np.ndarray]) -> f
     Args:
         samples, halves: (N, D) features, of each model and of the images that it saw.
     """
-    first, second = (half[:_MOST_ROWS] for half in halves)
+    # Of all classes: rows of a folder are sorted by them.
+    first, second = (np.random.default_rng(0).permutation(half)[:_MOST_ROWS] for half in halves)
     few = min(len(samples[0]), *map(len, halves), _MOST_ROWS)  # a distance of fewer rows is larger
     if few < 2:
         return None
