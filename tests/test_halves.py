@@ -147,8 +147,10 @@ def test_noise_and_the_mean_image_are_not_called_generalised():
     by_class = [images[np.argsort(images[:1000, 0])][i::2] for i in (0, 1)]  # sorted, as the rows of a folder are
     many = [np.repeat(half, 5, axis=0) for half in by_class]  # so many that not all are looked at
     assert unlikeness([held_out, held_out], many) == pytest.approx(0, abs=0.05)
-    wide = rng.standard_normal((2, 10, 5000)).astype(np.float32)  # ten images are as far from ten others as the mean is
-    assert unlikeness(list(wide), list(wide)) is None
+    few = [images[:10], images[10:20]]  # the halves are as far from each other as the mean image is from either
+    assert unlikeness([noise, noise], few) > 0.5 > 0.3 > unlikeness([held_out, held_out], few)
+    same = np.ones((20, 64), np.float32)
+    assert unlikeness([same, same], [same, same]) is None and unlikeness([noise, noise], [same[:1], same]) is None
 
 
 def test_copies_of_images_that_both_halves_have_are_not_called_generalised():
@@ -221,6 +223,7 @@ def test_the_report(text):
     assert json.loads((folder / "halves.json").read_text()) == report
     assert [point["step"] for point in report["course"]] == [1, 2] and report["num_images_of_half"] == [43, 43]
     assert report["command"] == "cond-pipelines halves --seed 0" and report["setting"] == "text"
+    assert report["verdict"] == "hardly trained" and report["unlikeness"] > 0.5  # two steps
     page, lines = (folder / "halves.html").read_text(), (folder / "halves.md").read_text()
     assert page.count("data:image/png;base64,") == 2 and str(folder.parent) not in page
     for row in report["measures"]:

@@ -78,10 +78,10 @@ def lines_of(report: Report) -> list[str]:
         _stop(report),
         _RULE,
     ]
-    if report["unlikeness"] is not None:
+    if report.get("unlikeness") is not None:  # a report of before has none
         lines.append(
             f"Unlikeness of the samples {report['unlikeness']:g}: 0 is the Frechet distance of one half to the other, "
-            "1 that of a model that always draws the mean image. Noise has more than 1."
+            "1 that of a model that always draws the mean image. Noise has 1 or more, mostly."
         )
     far = next(row for row in report["measures"] if row["name"].startswith("distance to the nearest image"))
     if far["interval"][0] > _FAR:
