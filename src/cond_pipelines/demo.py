@@ -67,6 +67,7 @@ def demo_config(name: str, output_dir: Path, parent: Path | None, steps: int, **
         "max_train_steps": steps,
         "learning_rate": 2e-3,
         "optimizer": "muon",
+        "optimizer_config": '{"momentum": 0.95}',  # with which its shares were measured
         "lr_warmup_steps": 20 if parent else 100,
         "lr_decay_fraction": 0.5 if parent else 0.7,
         "logit_mean": 0.5,  # shape, colour and background are decided at high noise

@@ -187,7 +187,7 @@ def test_muon_moves_matrices_and_adamw_the_rest():
         {"params": parameters[:7], "lr": 0.02},
         {"params": parameters[7:], "lr": 0.02, "embeddings": parameters[7:]},
     ]
-    both = MuonAndAdamW(groups, lr=0.02, weight_decay=0.1)
+    both = MuonAndAdamW(groups, lr=0.02, weight_decay=0.1, momentum=0.95)
     steps = []
     both.register_step_post_hook(lambda *_: steps.append(len(steps)))  # what every torch.optim.Optimizer has
     for step in range(3):
@@ -201,6 +201,7 @@ def test_muon_moves_matrices_and_adamw_the_rest():
             state = copy.deepcopy(both.state_dict())
             both = MuonAndAdamW(groups, lr=0.5, weight_decay=0.1)
             both.load_state_dict(state)
+            assert both.param_groups[0]["momentum"] == 0.95  # as it was saved
     # Theirs multiplies in bfloat16 on every device; the sum of its rounding in three steps is a few per cent of them.
     for p, q, start in zip(parameters[:5], matrices, values, strict=False):
         assert _relative(p.flatten(1) - start.flatten(1), q - start.flatten(1)) < 0.05
@@ -255,6 +256,7 @@ def test_a_checkpoint_of_before_goes_on_as_it_began(joined):
         states = {0: of_muon[0], 1: of_muon[1], 4: of_muon[2], 2: of_adamw[0], 3: of_adamw[1], 5: of_adamw[2]}
         parts = {"state": states, "param_groups": groups}
     both.load_state_dict(parts)
+    assert [group.get("momentum") for group in both.param_groups] == [0.95, None, 0.95, None]
     starts = [p.detach().clone() for p in parameters]
     both.step()
     for p, q, start in zip(parameters, then, starts, strict=True):

@@ -85,7 +85,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     Args:
         groups: parameter groups; those of "embeddings", a list of them, go to AdamW whatever their shape.
-        momentum, ns_steps: Muon's. betas, eps: AdamW's. weight_decay: of both, times the rate.
+        momentum, ns_steps: Muon's. Jordan et al. have 0.95; 0.9 learns faster in short runs (benchmarks/results/
+            ablations.md). betas, eps: AdamW's. weight_decay: of both, times the rate.
 
     Raises:
         ValueError: an argument out of its range.
@@ -101,7 +102,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         eps: float = 1e-8,
-        momentum: float = 0.95,
+        momentum: float = 0.9,
         ns_steps: int = 5,
     ):
         if not 0 <= momentum < 1 or ns_steps < 1:
@@ -203,6 +204,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for name, matrices in (("muon", True), ("adamw", False)):
             numbers = [i for group in groups if group["matrices"] == matrices for i in group["params"]]
             state |= {numbers[i]: value for i, value in parts.get(name, {"state": {}})["state"].items()}
+        for group in groups:
+            if group["matrices"] and "muon" in parts:
+                group["momentum"] = parts["muon"]["param_groups"][0]["momentum"]
         return {"state": state, "param_groups": groups}
 
     def _momentum(self, parameter: Tensor) -> Tensor:
