@@ -29,6 +29,7 @@ from cond_pipelines.training.loop import train
 
 Combination = tuple[str, str, str]  # what an image shows: (kind, colour, background)
 
+DATA = ("shapes", "digits")  # that every study has
 TRAINING = {
     "train_batch_size": 16,
     "validation_fraction": 0.0,
@@ -158,27 +159,36 @@ def _no_digits(ink: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------- trainings
+def settings_of(size: dict[str, Any], data: str) -> dict[str, Any]:
+    """A size's settings for shapes, digits or pictures; those that differ from data to data are dicts of them."""
+    kind = data if data in DATA else "pictures"
+    return {name: v.get(kind, v) if isinstance(v, dict) else v for name, v in size.items()}
+
+
 class Study:
     """One study on one data set at one size: its trainings, each made once, and what it leaves.
 
     Args:
         name: of the script. options: of `parse_args`.
         sizes: {size: settings}; a setting that differs from data set to data set is a dict of them.
+        content: what else must be the same in a folder of kept trainings, for data that may change.
     """
 
-    def __init__(self, name: str, options: argparse.Namespace, sizes: dict[str, dict[str, Any]]):
+    def __init__(
+        self, name: str, options: argparse.Namespace, sizes: dict[str, dict[str, Any]], content: str | None = None
+    ):
         self.name, self.options = name, options
-        chosen = sizes[options.size].items()
-        self.settings = {k: v.get(options.data, v) if isinstance(v, dict) else v for k, v in chosen}
+        self.settings = settings_of(sizes[options.size], options.data)
         self.folder = Path(options.output_dir) / f"{name}_{options.data}_{options.size}"
         self.cpu_sec = self.wall_sec = 0.0
-        kept = self.folder / "settings.json"
+        kept, decides = self.folder / "settings.json", self.settings | ({"content": content} if content else {})
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, self.settings)
-        if read_json(kept) != json.loads(json.dumps(self.settings)):
+            write_json(kept, decides)
+        if read_json(kept) != json.loads(json.dumps(decides)):
             print(
-                f"error: {self.folder} is of other settings: delete it, or give another --output_dir", file=sys.stderr
+                f"error: {self.folder} is of other settings or images: delete it, or give another --output_dir",
+                file=sys.stderr,
             )
             raise SystemExit(2)
 
@@ -248,8 +258,8 @@ class Study:
         return path
 
 
-def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
-    """The command line of a study."""
+def parse_args(description: str, args: list[str] | None, pictures: bool = False) -> argparse.Namespace:
+    """The command line of a study; `pictures`: --data may be a folder too, whose name is `data` then."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:  # one line, without the usage
@@ -258,7 +268,8 @@ def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if importlib.util.find_spec("sklearn") is None:
         parser.error("scikit-learn is missing: pip install '.[evaluate]'")
-    parser.add_argument("--data", choices=("shapes", "digits"), default="shapes", help="drawn shapes, or real digits")
+    folder = ", or a folder with a folder of images for each class" if pictures else ""
+    parser.add_argument("--data", default="shapes", help=f"shapes, drawn; digits, real ones{folder}")
     parser.add_argument(
         "--size",
         choices=("tiny", "small", "full"),
@@ -267,7 +278,13 @@ def parse_args(description: str, args: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", default="output/studies", help="finished trainings are kept here")
     parser.add_argument("--results_dir", default=str(Path(__file__).parent / "results"))
-    return parser.parse_args(args)
+    options = parser.parse_args(args)
+    options.data_folder = None if options.data in DATA else Path(options.data)
+    if options.data_folder and not (pictures and options.data_folder.is_dir()):
+        parser.error(f"--data {options.data} is neither of {', '.join(DATA)}{', nor a folder' if pictures else ''}")
+    if options.data_folder:  # quality/icons/train: "icons-train", which is no name in DATA
+        options.data = "-".join(options.data_folder.resolve().parts[-2:]).replace("/", "")
+    return options
 
 
 # ------------------------------------------------------------------------------------------------------ samples

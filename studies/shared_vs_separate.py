@@ -6,12 +6,16 @@ kernel distance (KID) of the pixels themselves, which at this size need no other
 colour alike; and by the share of samples in which the class is read. No guidance: unconditional models have none.
 """
 
+import argparse
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
-from common import Digits, Shapes, Study, interval, parse_args, sample
+from common import Digits, Shapes, Study, interval, parse_args, sample, settings_of
+from pictures import Pictures
 from PIL import Image
 
 from cond_pipelines.evaluation.measures import Gaussian, frechet_distance, kernel_distance
@@ -22,14 +26,25 @@ SIZES = {  # counts: images of each class; steps: of the shared model, and of al
     "small": {
         "counts": (5, 20, 80),
         "steps": 360,
-        "num_classes": {"shapes": 5, "digits": 3},
+        "num_classes": {"shapes": 5, "digits": 3, "pictures": 3},
     }
     | {"seeds": 3, "num_samples": 60, "network": {}},
-    "full": {"counts": (5, 20, 80), "steps": 20_000, "num_classes": {"shapes": 5, "digits": 10}}
+    "full": {"counts": (5, 20, 80), "steps": 20_000, "num_classes": {"shapes": 5, "digits": 10, "pictures": 5}}
     | {"seeds": 5, "num_samples": 500, "network": {"unet_size": "m"}},
 }
 ARMS = ("one shared model", "a model per class")
 MEASURES = {"frechet": "Frechet distance", "kernel": "kernel distance (KID)", "right": "share of samples of the class"}
+
+
+def data_of(options: argparse.Namespace, size: dict[str, Any]) -> Shapes | Digits | Pictures:
+    """What --data names. Raises SystemExit, after one line, where it does not suit."""
+    if options.data_folder is None:
+        return Shapes() if options.data == "shapes" else Digits()
+    try:
+        return Pictures(options.data_folder, size["num_classes"], max(size["counts"]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -44,13 +59,16 @@ def distances(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 def first_of(rows: datasets.Dataset, labels: list[int], count: int | None = None) -> datasets.Dataset:
-    """The first `count` rows (None: all) of each of the labels."""
+    """The first `count` rows (None: all) of each of the labels. Raises ValueError where one has fewer."""
     found = np.array(rows["label"])
+    for k in labels:
+        if count is not None and (found == k).sum() < count:
+            raise ValueError(f"{(found == k).sum()} rows of label {k}, and {count} are needed")
     return rows.select(np.sort(np.concatenate([np.flatnonzero(found == k)[:count] for k in labels])))
 
 
 def measure(
-    data: Shapes | Digits, real: list[np.ndarray], labels: list[int], num_samples: int, model: Path
+    data: Shapes | Digits | Pictures, real: list[np.ndarray], labels: list[int], num_samples: int, model: Path
 ) -> dict[str, dict[str, float]]:
     """{measure: {class: value}} of samples of the labels; a model of one class alone is told nothing."""
     told = [k if len(labels) > 1 else None for k in labels for _ in range(num_samples)]
@@ -65,8 +83,9 @@ def measure(
 
 def main(args: list[str] | None = None) -> Path:
     """Train, measure, write the result."""
-    options = parse_args(__doc__, args)
-    study, data = Study("shared_vs_separate", options, SIZES), Shapes() if options.data == "shapes" else Digits()
+    options = parse_args(__doc__, args, pictures=True)
+    data = data_of(options, settings_of(SIZES[options.size], options.data))
+    study = Study("shared_vs_separate", options, SIZES, getattr(data, "content", None))
     size = study.settings
     every_label = list(range(size["num_classes"]))
     held_out = data.real()
@@ -79,7 +98,7 @@ def main(args: list[str] | None = None) -> Path:
             for arm, groups in zip(ARMS, ([every_label], [[k] for k in every_label]), strict=True):
                 steps, parts = size["steps"] // len(groups), []
                 for labels in groups:
-                    name = f"{count}_of_{'each' if len(labels) > 1 else data.kinds[labels[0]]}_{seed}"
+                    name = f"{count}_shared_{seed}" if len(labels) > 1 else f"{count}_of_{data.kinds[labels[0]]}_{seed}"
                     found = study.run(
                         name,
                         partial(measure, data, real, labels, size["num_samples"]),
@@ -94,8 +113,10 @@ def main(args: list[str] | None = None) -> Path:
                 values[arm][count].append({m: np.mean([v for p in parts for v in p[m].values()]) for m in MEASURES})
 
     fresh = data.rows(200 + 2 * size["num_samples"] * len(data.kinds), seed=10**5)
-    floor = [distances(pixels(first_of(fresh, [k], size["num_samples"])["image"]), real[k]) for k in every_label]
+    floor = [distances(pixels(first_of(fresh, [k])["image"])[: size["num_samples"]], real[k]) for k in every_label]
     floor = {name: float(np.mean([f[name] for f in floor])) for name in floor[0]}
+    if isinstance(data, Pictures):
+        floor["right"] = data.share_of_real()
     return study.finish(*report(values, floor))
 
 

@@ -6,12 +6,13 @@ the share of samples that show what was asked for: the shape (or digit) of a cla
 of a text model. The number of images until 95 % lies between two lengths, by a straight line.
 """
 
+import math
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from common import Digits, Shapes, Study, parse_args, sample
+from common import TRAINING, Digits, Shapes, Study, interval, parse_args, sample
 
 GOAL = 0.95
 SIZES = {  # class, text: steps of the runs from the unconditional model, and of those from scratch
@@ -19,7 +20,7 @@ SIZES = {  # class, text: steps of the runs from the unconditional model, and of
     | {"num_images": 32, "seeds": 1, "num_samples": 4, "network": {"unet_size": "xxs"}},
     "small": {
         "parent_steps": {"shapes": 2400, "digits": 1600},
-        "class": {"shapes": ((800,), (1600,)), "digits": ((80, 240), (80, 240))},
+        "class": {"shapes": ((200, 400, 800), (800, 1600, 3200)), "digits": ((80, 240), (80, 240))},
         "text": {"shapes": ((), ()), "digits": ((400, 1200), (400, 1200))},
     }
     | {"num_images": 8000, "seeds": 3, "num_samples": 100, "network": {}},
@@ -81,17 +82,21 @@ def main(args: list[str] | None = None) -> Path:
                 )
                 curves[start][seed][found["config"]["train_batch_size"] * steps] = found["measured"]
         result["curves"][setting] = curves
-        result["summary"][setting] = summary(curves)
+        parent_images = TRAINING["train_batch_size"] * size["parent_steps"]
+        result["summary"][setting] = summary(curves, parent_images)
         lines = {start: {x: [c[x] for c in some] for x in some[0]} for start, some in curves.items()}
         labels = {"title": setting, "xlabel": "images trained", "ylabel": "share of right samples"}
         panels.append({"lines": lines, "level": GOAL, "xlim": (0, None), "ylim": (0, 1.03)} | labels)
     return study.finish(result, panels)
 
 
-def summary(curves: dict[str, list[dict[int, float]]]) -> dict:
+def summary(curves: dict[str, list[dict[int, float]]], parent_images: int) -> dict:
     """Images until the goal: for each seed, and of the mean over seeds (None: more than were tried).
 
-    "part" is what part of scratch's images the parent's are, an upper bound where scratch did not get there.
+    "part" is what part of scratch's images the parent's are, and "children_until_it_pays" the number of models that
+    must share the parent until its own images are saved (None: never, or the curves do not say). Both are upper bounds
+    where scratch did not get there. A goal that is reached at the first length may be reached earlier. "equal_images"
+    are shares where a single model pays for its parent.
     """
     found, needed = {}, {}
     for start, some in curves.items():
@@ -99,8 +104,18 @@ def summary(curves: dict[str, list[dict[int, float]]]) -> dict:
         each = [images_needed(curve) for curve in some]
         found[start] = {"images_to_goal": needed[start], "of_each_seed": each, "longest": max(some[0])}
     swapped, scratch = (needed[start] for start in STARTS)
-    part = swapped / (scratch or found["from scratch"]["longest"]) if swapped else None
-    return found | {"part": part, "part_is_an_upper_bound": scratch is None}
+    of_scratch = scratch or found["from scratch"]["longest"]
+    part = swapped / of_scratch if swapped else None
+    children = math.ceil(parent_images / (of_scratch - swapped)) if swapped and swapped < of_scratch else None
+    found |= {"part": part, "part_is_an_upper_bound": scratch is None, "children_until_it_pays": children}
+    with_parent, alone = (curves[start][0] for start in STARTS)
+    equal = {n + parent_images: (n, n + parent_images) for n in with_parent if n + parent_images in alone}
+    return found | {
+        "equal_images": {
+            total: {start: interval([c[n] for c in curves[start]]) for start, n in zip(STARTS, pair, strict=True)}
+            for total, pair in equal.items()
+        }
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The studies at their tiny size, end to end; and the digits that they read."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import shared_vs_separate
 import swap
 import unseen_captions
-from common import Digits, Study, interval, parse_args
+from common import Digits, Study, interval, parse_args, settings_of
+from pictures import Pictures
 from PIL import Image
 
 STUDIES = [(swap, "digits"), (unseen_captions, "digits"), (shared_vs_separate, "digits")]
@@ -55,10 +57,62 @@ def test_every_size_has_the_same_settings(study):
 def test_committed_results_are_of_these_settings():
     for path in Path(swap.__file__).parent.glob("results/*.json"):
         result, study = json.loads(path.read_text()), {m.__name__: m for m, _ in STUDIES}
-        settings = study[result["study"]].SIZES[result["size"]]
-        expected = {k: v.get(result["data"], v) if isinstance(v, dict) else v for k, v in settings.items()}
+        expected = settings_of(study[result["study"]].SIZES[result["size"]], result["data"])
         assert result["settings"] == json.loads(json.dumps(expected)), path
         assert path.with_suffix(".png").is_file()
+
+
+def picture_folder(folder, counts, kind="png"):
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):  # wider than high, so white above and below
+            level = (20 if name == "dark" else 180) + i
+            Image.new("RGB", (40, 20), (level, level, level)).save(folder / name / f"{i}.{kind}")
+    return folder
+
+
+def test_real_pictures_are_a_folder_of_classes(tmp_path):
+    data = Pictures(picture_folder(tmp_path / "animals", {"few": 4, "dark": 30, "light": 40}), num_classes=2, count=15)
+    assert data.kinds == ("light", "dark")  # the largest first
+    image = np.asarray(data.real()["image"][0])
+    assert image.shape == (16, 16, 3) and np.all(image[[0, 1, -1]] == 255) and image[8, 8, 0] < 255
+    train, real = data.rows(1000, seed=0)["label"], data.real()["label"]
+    assert (train.count(0), train.count(1), real.count(0), real.count(1)) == (20, 15, 20, 15)  # halves of each class
+    other = data.rows(1000, seed=1)["label"]
+    assert train != other and sorted(train) == sorted(other) and data.share_of_real() == 1.0
+    jpeg = Pictures(picture_folder(tmp_path / "jpeg", {"dark": 30, "light": 40}, "jpg"), num_classes=2, count=15)
+    assert jpeg.kinds == data.kinds and jpeg.content == data.content  # one level each, so JPEG loses nothing
+
+
+def test_a_study_of_real_pictures(tmp_path, capsys):
+    folder = picture_folder(tmp_path / "animals/train", {"each": 8, "light": 8})
+    args = ["--size", "tiny", "--output_dir", str(tmp_path / "out"), "--results_dir", str(tmp_path)]
+
+    def names():
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("===")]
+
+    path = shared_vs_separate.main(["--data", f"{folder}/", *args])
+    result = json.loads(path.read_text())
+    assert path.name == "shared_vs_separate_animals-train_tiny.json" and 0 <= result["real_images"]["right"] <= 1
+    assert len(set(names())) == 3  # the shared model, and one of each class, whatever the class is called
+
+    def refused(study, *words):
+        with pytest.raises(SystemExit) as ended:
+            study.main(["--data", str(folder), *args])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
+
+    refused(swap, "is neither of shapes, digits")
+    Image.new("RGB", (9, 9)).save(folder / "light/0.png")  # another image than the kept trainings saw
+    refused(shared_vs_separate, "of other settings or images")
+    (folder / "light/1.png").write_text("no image")
+    refused(shared_vs_separate, "light/1.png", "no image")
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(folder / "light/1.png")
+    refused(shared_vs_separate, "light/1.png", "more than 8 bits")
+    (folder / "light/1.png").unlink()
+    refused(shared_vs_separate, "light has 7 images", "needs 8")
+    shutil.rmtree(folder / "light")
+    refused(shared_vs_separate, "1 folders of images", "needs 2")
 
 
 def test_painted_digits_are_read(digits):
@@ -103,8 +157,13 @@ def test_images_needed():
 
 def test_summary_of_swap():
     curves = {"from the unconditional model": [{100: 0.9, 200: 1.0}] * 2, "from scratch": [{200: 0.5, 400: 0.9}] * 2}
-    found = swap.summary(curves)
+    found = swap.summary(curves, parent_images=300)
     assert found["part"] == pytest.approx(150 / 400) and found["part_is_an_upper_bound"]
+    assert found["children_until_it_pays"] == 2  # 300 images, of which each model saves 250 or more
+    # 100 images after the parent's 300 are as many as 400 from scratch; 200 have no partner.
+    assert {n: [v["mean"] for v in shares.values()] for n, shares in found["equal_images"].items()} == {400: [0.9, 0.9]}
+    slower = {"from the unconditional model": [{500: 1.0}], "from scratch": [{400: 1.0}]}
+    assert swap.summary(slower, parent_images=300)["children_until_it_pays"] is None
     assert found["from scratch"] == {"images_to_goal": None, "of_each_seed": [None, None], "longest": 400}
 
 
