@@ -1,6 +1,6 @@
 """The others: their networks, losses, schedules and samplers, as their documents have them, on the same images.
 
-Both get bfloat16, as our defaults do on a CPU that has it, and draw in 100 and 50 steps instead of their 1,000.
+Both get bfloat16, as our defaults do on a CPU that has it, and draw in 100 and 50 steps, in this order, not 1,000.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 BATCH, SAMPLING_STEPS = 16, 100  # 16 is what both use
-DDP_STEPS = 50  # it calls its network twice a step, for guidance
+GUIDED_STEPS = 50  # of denoising-diffusion-pytorch, which calls its network twice a step
 Sampler = Callable[[Tensor], Tensor]  # (N,) classes to (N, C, h, w) in [-1, 1]
 
 
@@ -114,7 +114,7 @@ def denoising_diffusion_pytorch(
     """
     module = _classifier_free_guidance(pypi)
     net = module.Unet(dim=24, dim_mults=(1, 2, 4), num_classes=int(y.max()) + 1, channels=x.shape[1])
-    diffusion = module.GaussianDiffusion(net, image_size=x.shape[-1], timesteps=1000, sampling_timesteps=DDP_STEPS)
+    diffusion = module.GaussianDiffusion(net, image_size=x.shape[-1], timesteps=1000, sampling_timesteps=GUIDED_STEPS)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.9, 0.99))
     average = [p.detach().clone() for p in net.parameters()]
     data, num_steps = batches(x, y), 0

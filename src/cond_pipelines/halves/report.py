@@ -26,8 +26,8 @@ _ANSWERS = {
 _RULE = (
     f"The rule: memorised where the 95 % interval of the attributable share lies above {MEMORISES}, leans where it "
     f"lies above {LEANS}, generalised where it lies below {MEMORISES}, with the share of images added that have a "
-    "near-duplicate in the other half, and the models agree more than for unrelated noise; hardly trained where the "
-    f"unlikeness is above {UNLIKE}."
+    "near-duplicate in the other half, and the models agree more than for unrelated noise; hardly trained instead of "
+    f"generalised where the unlikeness is above {UNLIKE}."
 )
 _FAR = 2.0  # times as far from the nearest image as held-out images are
 _TITLES = ["model of half 1", "model of half 2", "nearest in half 1", "nearest in half 2"]
