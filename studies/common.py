@@ -7,6 +7,7 @@ pipeline that it left. Needs `pip install '.[evaluate]'`, for scikit-learn.
 import argparse
 import importlib.util
 import json
+import math
 import shutil
 import sys
 import time
@@ -30,6 +31,8 @@ from cond_pipelines.training.loop import train
 Combination = tuple[str, str, str]  # what an image shows: (kind, colour, background)
 
 DATA = ("shapes", "digits")  # that every study has
+ANY = (-math.inf, math.inf)
+SHARE = (0.0, 1.0)  # no share of samples lies outside, nor does its interval
 TRAINING = {
     "train_batch_size": 16,
     "validation_fraction": 0.0,
@@ -298,21 +301,21 @@ def sample(model: Path, conditions: list[Any], **sampling: Any) -> list[Image.Im
 
 
 # ---------------------------------------------------------------------------------------------------- how sure
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean over seeds and its 95 % interval by Student's t; of one seed the mean alone."""
+def interval(values: list[float], within: tuple[float, float] = ANY) -> dict[str, float]:
+    """Mean over seeds and its 95 % interval by Student's t, cut at what is possible; of one seed the mean alone."""
     from scipy.stats import t  # scikit-learn brings it
 
     mean, n = float(np.mean(values)), len(values)
     half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": max(mean - half, within[0]), "high": min(mean + half, within[1])}
 
 
 def plot(path: Path, panels: list[dict[str, Any]]) -> None:
     """A row of plots: lines through means over seeds, a band for the interval, a dot a seed.
 
     Args:
-        panels: {"lines": {label: {x: [a value a seed]}}, "level": a horizontal line (or none), and what matplotlib's
-            `Axes.set` takes: title, xlabel, ylabel, xscale, ...}
+        panels: {"lines": {label: {x: [a value a seed]}}, "level": a horizontal line (or none), "within": what values
+            are possible (or none), and what matplotlib's `Axes.set` takes: title, xlabel, ylabel, xscale, ...}
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
@@ -320,9 +323,10 @@ def plot(path: Path, panels: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        within = panel.pop("within", ANY)
         for label, points in panel.pop("lines").items():
             xs = sorted(points)
-            found = [interval(points[x]) for x in xs]
+            found = [interval(points[x], within) for x in xs]
             (line,) = axes.plot(xs, [f["mean"] for f in found], "-", label=label)
             axes.fill_between(
                 xs, [f["low"] for f in found], [f["high"] for f in found], color=line.get_color(), alpha=0.15

@@ -7,6 +7,7 @@ colour alike; and by the share of samples in which the class is read. No guidanc
 """
 
 import argparse
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from common import Digits, Shapes, Study, interval, parse_args, sample, settings_of
+from common import ANY, SHARE, Digits, Shapes, Study, interval, parse_args, sample, settings_of
 from pictures import Pictures
 from PIL import Image
 
@@ -34,6 +35,7 @@ SIZES = {  # counts: images of each class; steps: of the shared model, and of al
 }
 ARMS = ("one shared model", "a model per class")
 MEASURES = {"frechet": "Frechet distance", "kernel": "kernel distance (KID)", "right": "share of samples of the class"}
+WITHIN = {"frechet": (0, math.inf), "kernel": ANY, "right": SHARE}  # the kernel distance is unbiased: below 0, too
 
 
 def data_of(options: argparse.Namespace, size: dict[str, Any]) -> Shapes | Digits | Pictures:
@@ -128,15 +130,16 @@ def report(values: dict[str, dict[int, list[dict]]], floor: dict[str, float]) ->
             arm: {n: [float(v[name]) for v in some] for n, some in counts.items()} for arm, counts in values.items()
         }
         shared, separate = (lines[arm] for arm in ARMS)
+        low, high = WITHIN[name]
         for n in shared:
-            gain = interval([b - a for a, b in zip(shared[n], separate[n], strict=True)])
+            gain = interval([b - a for a, b in zip(shared[n], separate[n], strict=True)], (low - high, high - low))
             row = {"measure": name, "images_per_class": n, "shared": shared[n], "separate": separate[n]}
             result["rows"].append(row | {"separate_minus_shared": gain})
             sure = "larger than chance" if gain["low"] > 0 or gain["high"] < 0 else "within chance"
             means = f"{np.mean(shared[n]):.3g} shared, {np.mean(separate[n]):.3g} separate"
             result["summary"][f"{name}, {n} images per class"] = f"{means}, difference {sure}"
         labels = {"title": title, "xlabel": "images per class", "ylabel": "", "xscale": "log"}
-        panels.append({"lines": lines, "level": floor.get(name)} | labels)
+        panels.append({"lines": lines, "level": floor.get(name), "within": WITHIN[name]} | labels)
     return result, panels
 
 

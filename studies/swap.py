@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from common import TRAINING, Digits, Shapes, Study, interval, parse_args, sample
+from common import SHARE, TRAINING, Digits, Shapes, Study, interval, parse_args, sample
 
 GOAL = 0.95
 SIZES = {  # class, text: steps of the runs from the unconditional model, and of those from scratch
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> Path:
         result["summary"][setting] = summary(curves, parent_images)
         lines = {start: {x: [c[x] for c in some] for x in some[0]} for start, some in curves.items()}
         labels = {"title": setting, "xlabel": "images trained", "ylabel": "share of right samples"}
-        panels.append({"lines": lines, "level": GOAL, "xlim": (0, None), "ylim": (0, 1.03)} | labels)
+        panels.append({"lines": lines, "level": GOAL, "within": SHARE, "xlim": (0, None), "ylim": (0, 1.03)} | labels)
     return study.finish(result, panels)
 
 
@@ -112,7 +112,9 @@ def summary(curves: dict[str, list[dict[int, float]]], parent_images: int) -> di
     equal = {n + parent_images: (n, n + parent_images) for n in with_parent if n + parent_images in alone}
     return found | {
         "equal_images": {
-            total: {start: interval([c[n] for c in curves[start]]) for start, n in zip(STARTS, pair, strict=True)}
+            total: {
+                start: interval([c[n] for c in curves[start]], SHARE) for start, n in zip(STARTS, pair, strict=True)
+            }
             for total, pair in equal.items()
         }
     }

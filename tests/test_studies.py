@@ -9,7 +9,7 @@ import pytest
 import shared_vs_separate
 import swap
 import unseen_captions
-from common import Digits, Study, interval, parse_args, settings_of
+from common import SHARE, Digits, Study, interval, parse_args, settings_of
 from pictures import Pictures
 from PIL import Image
 
@@ -171,3 +171,4 @@ def test_interval_is_students():
     found = interval([1.0, 2.0, 3.0])
     assert found["mean"] == 2 and found["high"] - 2 == pytest.approx(4.302653 / 3**0.5)  # t of 2 degrees of freedom
     assert interval([2.0]) == {"mean": 2.0, "low": 2.0, "high": 2.0}
+    assert interval([0.6, 0.99, 1.0], SHARE)["high"] == 1 < interval([0.6, 0.99, 1.0])["high"]  # a share has no more
