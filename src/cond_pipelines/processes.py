@@ -24,7 +24,20 @@ def is_main_process() -> bool:
         return True
     from accelerate import PartialState
 
+    join_on_cpus()
     return bool(PartialState().is_main_process)
+
+
+def join_on_cpus() -> None:
+    """Before accelerate's first state: let it join the processes of a machine that has no GPU.
+
+    `torchrun` says nothing of CPUs, and without this variable accelerate would make as many runs of one process each.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if not torch.accelerator.is_available():
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 # ------------------------------------------------------------------------------------------------------------ cores

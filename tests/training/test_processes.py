@@ -133,15 +133,19 @@ def test_accelerate_launch_is_as_the_document_says(tmp_path, warm):
 THREADS = """
 import os, sys, torch
 from cond_pipelines.processes import cores_in_words, use_all_cores
+from cond_pipelines.training.sharding import run_state
 use_all_cores()
-print(torch.get_num_threads(), cores_in_words(), sep="|", flush=True)
+print(torch.get_num_threads(), cores_in_words(), run_state().num_processes, sep="|", flush=True)
 """
 
 
 def test_the_cores_under_a_launcher(tmp_path, subprocess_env):
-    """All of them, shared, unless the user chose a number; each launcher sets OMP_NUM_THREADS to 1 otherwise."""
+    """All of them, shared, unless the user chose a number; each launcher sets OMP_NUM_THREADS to 1 otherwise.
+
+    Two processes are one run, though no variable says that there is no GPU.
+    """
     (tmp_path / "script.py").write_text(THREADS)
-    free = {name: value for name, value in subprocess_env.items() if not name.startswith(("OMP_", "MKL_"))}
+    free = {name: value for name, value in subprocess_env.items() if not name.startswith(("OMP_", "MKL_", "ACCEL"))}
     accelerate, torchrun = "accelerate.commands.launch", "torch.distributed.run"
     cores = processes.available_cores()
     words = f"{cores} core{'s' if cores > 1 else ''}"
@@ -164,6 +168,7 @@ def test_the_cores_under_a_launcher(tmp_path, subprocess_env):
         found = [line for line in out.splitlines() if "|" in line]
         assert len(found) == len(lines), (launcher, env, out)
         assert all(line.startswith(start) for line, start in zip(found, lines, strict=True)), (launcher, env, found)
+        assert all(line.endswith(f"|{len(lines)}") for line in found), (launcher, env, found)
 
 
 def test_a_number_of_threads_that_was_chosen_stays(tmp_path, capsys):

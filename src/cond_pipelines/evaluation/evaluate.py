@@ -19,6 +19,7 @@ from ..folders import check_model_folder, inside
 from ..locks import by_main_process, locked_folder
 from ..networks.pretrained import load_pipeline
 from ..pipelines.conditional import ConditionalPipeline
+from ..processes import join_on_cpus
 from ..provenance import weights_fingerprint
 from ..settings import Setting, find_setting
 from ..sharing.card import write_card
@@ -48,6 +49,7 @@ def evaluate(config: EvaluationConfig) -> Report:
         ValueError: in one line: no such model, data that do not fit it, too few images.
     """
     show_any_text()
+    join_on_cpus()
     accelerator = Accelerator()
     if config.conditioning is not None:
         find_setting(config.conditioning)  # imports the package that the model's adapter is of

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..pipelines.conditional import ConditionalPipeline
+from ..processes import join_on_cpus
 from .config import TrainingConfig
 from .optimizers import OPTIMIZERS
 
@@ -68,10 +69,8 @@ class RunAccelerator(Accelerator):
 
 
 def run_state() -> PartialState:
-    """The processes of this run, joined at the first call.
-
-    On a CPU accelerate needs `cpu=True`, or it starts that many runs of one process each, which write to one folder.
-    """
+    """The processes of this run, joined at the first call."""
+    join_on_cpus()
     if _is_configured("DEEPSPEED"):
         return PartialState(**({} if torch.accelerator.is_available() else {"backend": "gloo"}))
     return PartialState(cpu=_is_configured("CPU"))
