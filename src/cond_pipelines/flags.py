@@ -27,9 +27,12 @@ class Bounds:
     at_least: float | None = None
     below: float | None = None
     at_most: float | None = None
+    finite: bool = False
 
     def check(self, name: str, value: float) -> None:
         """Raise ValueError, which names the flag, for a number outside."""
+        if self.finite and not math.isfinite(value):
+            raise ValueError(f"--{name} {value} must be a finite number")
         if self.at_least is not None and self.below is not None and not self.at_least <= value < self.below:
             raise ValueError(f"--{name} {value} must be at least {self.at_least} and less than {self.below}")
         if self.above is not None and not value > self.above:  # written so that nan fails too
@@ -48,6 +51,7 @@ POSITIVE = Bounds(above=0)
 NOT_NEGATIVE = Bounds(at_least=0)
 SEED = Bounds(at_least=0, at_most=2**32 - 1)  # numpy's
 AT_LEAST_ONE = Bounds(at_least=1)
+FINITE = Bounds(finite=True)
 FRACTION = Bounds(at_least=0, below=1)
 
 

@@ -1,5 +1,6 @@
 """The command, on tiny models of the three settings."""
 
+import base64
 import html
 import json
 import re
@@ -251,6 +252,9 @@ def test_a_sweep(model, tmp_path, capsys):
     table = (copy / "evaluation/sweep.md").read_text()
     assert len(table.splitlines()) == 6 and table in capsys.readouterr().out
     assert Image.open(copy / "evaluation/sweep.png").width > 500
+    plot = base64.b64encode((copy / "evaluation/sweep.png").read_bytes()).decode()
+    pages = list(copy.glob("evaluation/sweep/*/report.html"))
+    assert len(pages) == 4 and all(plot in page.read_text() for page in pages)
     distances = [next(r["value"] for r in x["measures"] if r["name"] == "Frechet distance") for x in reports]
     drawn = [np.load(path) for path in sorted(copy.glob("evaluation/sweep/*/samples/*/00000.npy"))]
     differ = [not np.array_equal(drawn[a], drawn[b]) for a, b in ((0, 1), (0, 2), (1, 3))]
@@ -266,6 +270,7 @@ def test_a_sweep(model, tmp_path, capsys):
         pipe.save_config(copy)
         reports.append(evaluate(config(copy, num_samples=40)))
         assert reports[-1]["num_inference_steps"] == steps
+        assert plot in (copy / "evaluation/report.html").read_text()  # of the same weights
         folders |= set(copy.glob("evaluation/samples/*"))
     assert len(folders) == 2 and reports[0]["measures"] != reports[1]["measures"]
 
@@ -280,12 +285,28 @@ def test_a_sweep(model, tmp_path, capsys):
             ["--sweep", "num_inference_steps=1", "--write_best", "Fréchet"],
             "--write_best 'Fréchet' is no measure: Frechet",
         ),
+        (["--sweep", "num_inference_steps=1,0"], "--num_inference_steps 0 must be at least 1"),
+        (["--sweep", "num_inference_steps=1", "guide.scale=1,nan"], "--guide_scale nan must be a finite number"),
     ],
 )
-def test_bad_sweeps(model, capsys, flags, words):
+def test_bad_sweeps(model, tmp_path, capsys, flags, words):
+    """Refused before anything is sampled."""
+    of_data = ["--dataset_name", DATA, "--feature_extractor", EXTRACTOR, "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
-        main(["evaluate", str(model[1]), "--dataset_name", DATA, "--feature_extractor", EXTRACTOR, *flags])
+        main(["evaluate", str(model[1]), *of_data, *flags])
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["none"], indirect=True)
+def test_a_measure_of_other_models_ends_a_sweep_before_its_samples(model, tmp_path, capsys):
+    flags = ["--dataset_name", DATA, "--feature_extractor", EXTRACTOR, "--output_dir", str(tmp_path / "out")]
+    flags += ["--num_samples", "500", "--num_likelihood", "0", "--sweep", "num_inference_steps=1,2"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(model[1]), *flags, "--write_best", "class read right by a linear probe"])
+    assert "'class read right by a linear probe' is not one of Frechet distance, " in capsys.readouterr().err
+    drawn = [np.load(path) for path in (tmp_path / "out/sweep").rglob("samples/*/*.npy")]
+    assert sum(map(len, drawn)) <= 64  # a rehearsal
 
 
 def test_again_it_samples_nothing_and_says_the_same(model):

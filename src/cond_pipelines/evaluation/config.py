@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..command_line import Parser, form_of
-from ..flags import AT_LEAST_ONE, NOT_NEGATIVE, SEED, check_needs, check_values, flag
+from ..flags import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, SEED, check_needs, check_values, flag
 
 Row = dict[str, Any]  # of a table of measures: see `questions.row`
 BATCH_SIZE = 32  # samples that are drawn at once, where nothing is given
@@ -54,12 +54,17 @@ class EvaluationConfig:
         "Draw this many samples at once: 256 is faster on a GPU. Another number draws anew.",
         bounds=AT_LEAST_ONE,
     )
-    guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
+    guidance_scale: float | None = flag(
+        None, "Draw samples with this guidance scale. Default: the pipeline's own.", bounds=FINITE
+    )
     guide_scale: float | None = flag(
         None,
         "Draw samples with autoguidance of this scale, by the model's guide; --guidance_scale is then classifier-free.",
+        bounds=FINITE,
     )
-    num_inference_steps: int | None = flag(None, "Draw samples in this many steps. Default: the pipeline's own.")
+    num_inference_steps: int | None = flag(
+        None, "Draw samples in this many steps. Default: the pipeline's own.", bounds=AT_LEAST_ONE
+    )
     seed: int = flag(0, "Set the seed of the samples.", bounds=SEED)
     clip_model: str | None = flag(None, "Measure the CLIP score of samples of captions with this transformers model.")
     unseen_captions: str | None = flag(None, "Measure captions that training never saw apart: a text file, one a line.")

@@ -6,11 +6,13 @@ Names of classes, captions and models are text of others: each is escaped for th
 import base64
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 from jinja2 import Environment
 
+from ..errors import UserError, read_json_list
 from ..files import without_path, write_text
 from ..sharing.escaping import one_line
 from .config import EvaluationConfig, Report, Row
@@ -81,7 +83,7 @@ def write_publication(report: Report, folder: Path, pictures: Mapping[str, str] 
             title: base64.b64encode((folder / name).read_bytes()).decode()
             for name, title in _PICTURES.items()
             if name in made and (folder / name).is_file()
-        }
+        } | _sweep_of(report, folder)
     page = (
         Environment(autoescape=True)
         .from_string(_PAGE)
@@ -95,6 +97,16 @@ def write_publication(report: Report, folder: Path, pictures: Mapping[str, str] 
         )
     )
     write_text(folder / "report.html", page)
+
+
+def _sweep_of(report: Report, folder: Path) -> dict[str, str]:
+    """The plot of a sweep of the same weights: of this folder, or the one that this report is a part of."""
+    home = folder.parent.parent if folder.parent.name == "sweep" else folder
+    with suppress(UserError, OSError, LookupError, TypeError):  # none is there, or it is damaged: no plot
+        if read_json_list(home / "sweep.json")[0]["weights"] == report["weights"]:
+            plot = (home / "sweep.png").read_bytes()
+            return {"Settings of the sampler, and what they trade": base64.b64encode(plot).decode()}
+    return {}
 
 
 def command_of(config: EvaluationConfig) -> str:

@@ -11,9 +11,11 @@ from ..files import whole_file, write_json, write_text
 from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report
 from .evaluate import evaluate, output_folder
+from .publish import write_publication
 from .questions import MEASURES, is_measure
 
 _SWEPT = {"guidance_scale": float, "guide.scale": float, "num_inference_steps": int}
+_REHEARSED = 64  # samples
 _FIELDS = {"guide.scale": "guide_scale"}  # of a configuration and a report, where the name is another
 
 
@@ -48,25 +50,47 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     if config.write_best and not is_measure(config.write_best):
         raise ValueError(f"--write_best {config.write_best!r} is no measure: {', '.join(MEASURES)}, or one of a report")
     folder = output_folder(config)
+    configs = _configs(config, grid, folder)  # all of them are checked before anything is sampled
+    if config.write_best:
+        _rehearse(next(iter(configs.values())), config.write_best)
     reports = []
-    for values in itertools.product(*grid.values()):
-        setting = dict(zip(grid, values, strict=True))
-        name = "-".join(f"{key}-{value:g}" for key, value in setting.items())
-        say(f"sweep: {', '.join(f'{key} {value:g}' for key, value in setting.items())}", sys.stdout)
-        fields = {_FIELDS.get(key, key): value for key, value in setting.items()}
-        one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
-        reports.append(evaluate(replace(one, features_dir=str(folder))))
-        if config.write_best and reports[0]:
-            _check_measure(reports[0], config.write_best)  # after the first setting, not after the last one
+    for words, one in configs.items():
+        say(f"sweep: {words}", sys.stdout)
+        reports.append(evaluate(one))
     if not reports[0]:  # a process that is not the main one
         return reports
     write_json(folder / "sweep.json", reports)
     write_text(folder / "sweep.md", table(reports))
     chosen = best_report(reports, config.write_best) if config.write_best else None
     _plot(reports, folder / "sweep.png", chosen)
+    for report, one in zip(reports, configs.values(), strict=True):
+        write_publication(report, Path(str(one.output_dir)))  # once more, with the plot
     if config.write_best:
         write_best(model, reports, config.write_best, list(grid))
     return reports
+
+
+def _configs(config: EvaluationConfig, grid: dict[str, list[float]], folder: Path) -> dict[str, EvaluationConfig]:
+    """What is evaluated: {"guidance_scale 1, num_inference_steps 10": its configuration}."""
+    configs = {}
+    for values in itertools.product(*grid.values()):
+        setting = dict(zip(grid, values, strict=True))
+        name = "-".join(f"{key}-{value:g}" for key, value in setting.items())
+        fields = {_FIELDS.get(key, key): value for key, value in setting.items()}
+        one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
+        words = ", ".join(f"{key} {value:g}" for key, value in setting.items())
+        configs[words] = replace(one, features_dir=str(folder))
+    return configs
+
+
+def _rehearse(config: EvaluationConfig, measure: str) -> None:
+    """Raise ValueError for a measure that the reports will not have; its samples are the first of the sweep's."""
+    few: dict[str, int] = {"num_samples": max(_REHEARSED, config.sampling_batch_size), "num_likelihood": 2}
+    if config.classify:
+        few["num_classified"] = 2
+    report = evaluate(replace(config, **{name: min(most, getattr(config, name)) for name, most in few.items()}))
+    if report:
+        _check_measure(report, measure)
 
 
 def write_best(model: Path, reports: list[Report], measure: str, names: list[str]) -> dict[str, float]:
