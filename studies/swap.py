@@ -84,10 +84,17 @@ def main(args: list[str] | None = None) -> Path:
         result["curves"][setting] = curves
         parent_images = TRAINING["train_batch_size"] * size["parent_steps"]
         result["summary"][setting] = summary(curves, parent_images)
-        lines = {start: {x: [c[x] for c in some] for x in some[0]} for start, some in curves.items()}
-        labels = {"title": setting, "xlabel": "images trained", "ylabel": "share of right samples"}
-        panels.append({"lines": lines, "level": GOAL, "within": SHARE, "xlim": (0, None), "ylim": (0, 1.03)} | labels)
+        panels.append(panel(setting, curves, parent_images))
     return study.finish(result, panels)
+
+
+def panel(setting: str, curves: dict[str, list[dict[int, float]]], parent_images: int) -> dict:
+    """The plot of a setting: a line for each start, and one whose images count the parent's too."""
+    lines = {start: {x: [c[x] for c in some] for x in some[0]} for start, some in curves.items()}
+    with_parent = {x + parent_images: shares for x, shares in lines[STARTS[0]].items()}
+    lines[f"{STARTS[0]}, its images counted"] = with_parent
+    labels = {"title": setting, "xlabel": "images trained", "ylabel": "share of right samples"}
+    return {"lines": lines, "level": GOAL, "within": SHARE, "xlim": (0, None), "ylim": (0, 1.03)} | labels
 
 
 def summary(curves: dict[str, list[dict[int, float]]], parent_images: int) -> dict:

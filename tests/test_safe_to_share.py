@@ -395,9 +395,11 @@ def test_training_images_stay_at_home(trained, hub, capsys):
         "evaluation/nearest.png stays here: it shows training images; --include_training_images"
         in capsys.readouterr().err
     )
-    assert "evaluation/nearest.png" not in hub.repos["me/a"].files()
+    files = hub.repos["me/a"].files()
+    assert "evaluation/nearest.png" not in files and b"nearest.png" not in files["README.md"]
     main(["push", str(trained / "class"), "me/b", "--token", TOKEN, "--include_training_images"])
-    assert "evaluation/nearest.png" in hub.repos["me/b"].files()
+    files = hub.repos["me/b"].files()
+    assert "evaluation/nearest.png" in files and b"](evaluation/nearest.png)" in files["README.md"]
 
 
 @pytest.mark.parametrize("keep", [False, True])

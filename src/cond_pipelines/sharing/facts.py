@@ -226,7 +226,7 @@ class CardFacts:
         vae = _facts(_VAE, folder / "vae/config.json") if index.vae[1] else None
         factor = 1 if vae is None else vae.scale_factor
         height, width = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size or 0] * 2
-        pictures = ["samples.png", "steps.png", "samples.gif", "loss.png"]
+        pictures = ["samples.png", "steps.png", "samples.gif", "loss.png", "evaluation/nearest.png"]
         pictures += sorted(f"images/{p.name}" for p in folder.glob("images/*.png"))
         setting, height_px, width_px = setting_of(class_name).name, factor * height, factor * width
         training = _known(TrainingFacts, folder / "training_summary.json")
