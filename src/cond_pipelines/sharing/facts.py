@@ -252,7 +252,7 @@ class CardFacts:
             pictures=[p for p in pictures if (folder / p).is_file() and belongs(folder / p, run)],
             user=_user_facts(folder / "card.yaml"),
             training=training,
-            evaluation=_evaluation(folder, setting, height_px if vae is None else None),
+            evaluation=_evaluation(folder, setting, _measured_px(training, height, width, vae is not None)),
             unet_class=str(index.unet[1]),
             adapter_class=str(index.adapter[1]),
             has_own_null=adapter.null_prompt is None,
@@ -270,6 +270,16 @@ def _is_lora(folder: Path, run: str | None) -> bool:
     if complete := next(folder.glob("unet/*.safetensors"), None):
         ignored(path, f"the model is complete without it ({complete.relative_to(folder)})")
     return complete is None
+
+
+def _measured_px(training: TrainingFacts | None, height: int, width: int, latent: bool) -> int | None:
+    """The resolution that a report of this model names, where it is known.
+
+    That of the run: a UNet of a run with buckets has the height and width of one of them.
+    """
+    if training is not None and training.resolution_px:
+        return training.resolution_px
+    return height if height == width and not latent else None
 
 
 def _evaluation(folder: Path, setting: str, resolution_px: int | None) -> EvaluationFacts | None:
