@@ -35,6 +35,7 @@ from cond_pipelines.evaluation.sampling import (
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.sharing.card import CardFacts, write_card
 from cond_pipelines.sharing.contents import copy_file
 
 EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
@@ -259,6 +260,11 @@ def test_a_sweep(model, tmp_path, capsys):
     pipe = ConditionalPipeline.from_pretrained(copy)
     assert pipe.config.default_guidance_scale == best["guidance_scale"]
     assert pipe.config.default_num_inference_steps == best["num_inference_steps"]
+    # The card shows what was measured with these defaults, and says so of others.
+    assert json.loads((copy / "evaluation/report.json").read_text()) == best
+    card, measured = (copy / "README.md").read_text(), CardFacts.of_folder(copy).measured
+    assert f"The samples were drawn with {measured}.\n" in card and f"Its defaults are {measured}; pass" in card
+    assert f"Frechet distance | {min(distances)} |" in card
     # With the defaults of before and of now: each has samples of its own.
     reports, folders = [], set()
     for steps in (3 - best["num_inference_steps"], best["num_inference_steps"]):
@@ -266,8 +272,14 @@ def test_a_sweep(model, tmp_path, capsys):
         pipe.save_config(copy)
         reports.append(evaluate(config(copy, num_samples=40)))
         assert reports[-1]["num_inference_steps"] == steps
+        assert "Its defaults above are others" not in (copy / "README.md").read_text()
         folders |= set(copy.glob("evaluation/samples/*"))
     assert len(folders) == 2 and reports[0]["measures"] != reports[1]["measures"]
+    pipe.use_scheduler("heun")
+    pipe.register_to_config(default_guidance_scale=2.5)
+    pipe.save_pretrained(copy)
+    card = write_card(copy).read_text()
+    assert f"drawn with {CardFacts.of_folder(copy).measured}. Its defaults above are others: these numbers do" in card
 
 
 @pytest.mark.parametrize(

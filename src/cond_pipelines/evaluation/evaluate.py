@@ -231,6 +231,7 @@ def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: boo
     scale = default if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
     report: Report = {"num_inference_steps": num_steps, "guidance_scale": scale}
+    report["scheduler"] = type(pipe.scheduler).__name__
     if pipe.guider is not None and config.guidance_scale is None and config.guide_scale is None:
         report["guider"] = type(pipe.guider).__name__  # in place of the scale
         return report | {"network_evaluations_per_image": _evaluations_under(pipe.guider, num_steps)}

@@ -1,6 +1,7 @@
 """The same evaluation at several settings of the sampler: a table, the trade-off, the best one."""
 
 import itertools
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from ..console import say
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
+from ..sharing.card import is_our_card, write_card
 from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report
 from .evaluate import evaluate, output_folder
@@ -48,13 +50,15 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     if config.write_best and not is_measure(config.write_best):
         raise ValueError(f"--write_best {config.write_best!r} is no measure: {', '.join(MEASURES)}, or one of a report")
     folder = output_folder(config)
+    folders: list[Path] = []
     reports = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         name = "-".join(f"{key}-{value:g}" for key, value in setting.items())
         say(f"sweep: {', '.join(f'{key} {value:g}' for key, value in setting.items())}", sys.stdout)
         fields = {_FIELDS.get(key, key): value for key, value in setting.items()}
-        one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folder / "sweep" / name))
+        folders.append(folder / "sweep" / name)
+        one = replace(config, **fields, sweep=[], write_best=None, output_dir=str(folders[-1]))
         reports.append(evaluate(replace(one, features_dir=str(folder))))
         if config.write_best and reports[0]:
             _check_measure(reports[0], config.write_best)  # after the first setting, not after the last one
@@ -64,9 +68,20 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     write_text(folder / "sweep.md", table(reports))
     chosen = best_report(reports, config.write_best) if config.write_best else None
     _plot(reports, folder / "sweep.png", chosen)
-    if config.write_best:
-        write_best(model, reports, config.write_best, list(grid))
+    if chosen is not None:
+        write_best(model, reports, str(config.write_best), list(grid))
+        _take_over(folders[[report is chosen for report in reports].index(True)], folder)
+        if is_our_card(model / "README.md"):
+            write_card(model)  # it names the defaults, and shows what was measured with them
     return reports
+
+
+def _take_over(chosen: Path, folder: Path) -> None:
+    """The report of the chosen setting, and its pictures, in place of one that was measured with other defaults."""
+    for path in sorted(chosen.glob("*")):
+        if path.suffix in (".json", ".md", ".tex", ".html", ".png"):
+            with whole_file(folder / path.name) as unfinished:
+                shutil.copyfile(path, unfinished)
 
 
 def write_best(model: Path, reports: list[Report], measure: str, names: list[str]) -> dict[str, float]:
