@@ -54,7 +54,9 @@ class EvaluationConfig:
         "Draw this many samples at once: 256 is faster on a GPU. Another number draws anew.",
         bounds=AT_LEAST_ONE,
     )
-    guidance_scale: float | None = flag(None, "Draw samples with this guidance scale. Default: the pipeline's own.")
+    guidance_scale: float | None = flag(
+        None, "Draw samples with this guidance scale, of a model that has one. Default: the pipeline's own."
+    )
     guide_scale: float | None = flag(
         None,
         "Draw samples with autoguidance of this scale, by the model's guide; --guidance_scale is then classifier-free.",

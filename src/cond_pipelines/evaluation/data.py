@@ -72,8 +72,17 @@ def _unfollowed(model: str, flag: str, value: object) -> str:
     )
 
 
-def check_setting(config: EvaluationConfig, setting: Setting) -> None:
+def check_setting(config: EvaluationConfig, setting: Setting, has_guide: bool) -> None:
     """Raise ValueError for what has no meaning for a model of this setting, before anything is sampled."""
+    if config.guide_scale is not None and not has_guide:
+        raise ValueError(
+            f"guide_scale {config.guide_scale:g} needs a guide, and this model has none: train one with --autoguidance"
+        )
+    if setting.column is None and config.guidance_scale is not None and not (has_guide and config.guide_scale is None):
+        raise ValueError(
+            f"guidance_scale {config.guidance_scale:g} has no effect, since p(x) has no classifier-free guidance: "
+            "leave it out; p(x) is guided by --guide_scale, of a model that was trained with --autoguidance"
+        )
     for row in SETTINGS.values():
         for name in row.evaluation_arguments:
             if getattr(config, name) and name not in setting.evaluation_arguments:
