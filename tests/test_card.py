@@ -172,6 +172,39 @@ def test_evaluation_in_the_page_and_in_both_forms_of_the_hub(folder, tmp_path):
     assert entries[0]["dataset"] == {"id": "me/data", "task_id": "fid"} and entries[0]["value"] == 12.5
 
 
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"guidance_scale": 1}, "1 step and a guidance scale of 1.\n"),  # of an earlier version: without a scheduler
+        ({"guidance_scale": 3.5}, "1 step and a guidance scale of 3.5. Its defaults above are others"),
+        ({"guidance_scale": 1.0, "num_inference_steps": 2}, "2 steps and a guidance scale of 1.0. Its defaults"),
+        (
+            {"guidance_scale": 1.0, "scheduler": "DDIMScheduler"},
+            "1 step of DDIMScheduler and a guidance scale of 1.0. ",
+        ),
+        ({"guidance_scale": 1.0, "guider": "MyGuider"}, "1 step and guidance by MyGuider. Its defaults above are"),
+        (
+            {"guidance_scale": 2.0, "guide_scale": 1.5},
+            "1 step, an autoguidance scale of 1.5 and a guidance scale of 2.0. ",
+        ),
+    ],
+)
+def test_with_what_the_numbers_were_measured(folder, tmp_path, report, words):
+    """And whether these are the defaults of today: of one step, and of guidance scale 1."""
+    setting, path = folder
+    shutil.copytree(path, tmp_path / "m")
+    (tmp_path / "m/evaluation").mkdir()
+    row = {"question": "alike?", "name": "FID", "value": 12.5}
+    (tmp_path / "m/evaluation/report.json").write_text(
+        json.dumps({"measures": [row], "num_samples": 9, "num_inference_steps": 1} | report)
+    )
+    text = write_card(tmp_path / "m").read_text()
+    if setting != "none":
+        assert f"9 samples. The samples were drawn with {words}" in text
+    elif set(report) == {"guidance_scale"}:  # which p(x) had no use for
+        assert "9 samples. The samples were drawn with 1 step.\n" in text and "guidance_scale" not in text
+
+
 def test_the_hub_accepts_the_metadata(folder, hub):
     _, path = folder
     ModelCard.load(path / "README.md").validate()

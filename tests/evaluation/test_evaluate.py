@@ -36,7 +36,9 @@ from cond_pipelines.evaluation.sampling import (
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.networks.text_encoders import new_text_encoder
+from cond_pipelines.sharing.card import CardFacts, write_card
 from cond_pipelines.sharing.contents import copy_file
+from cond_pipelines.sharing.sampler import SamplerFacts
 
 EXTRACTOR = "training_common:few_pixels"  # 48 values an image: what takes time with more is not what is tested here
 DATA = "training_common:shapes"
@@ -232,37 +234,33 @@ def test_a_sweep(model, tmp_path, capsys):
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
     flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "40", "--num_likelihood", "0"]
     flags += ["--write_best", "Frechet distance"]
-    main(
-        [
-            "evaluate",
-            str(copy),
-            "--dataset_name",
-            DATA,
-            *flags,
-            "--sweep",
-            "guidance_scale=1,3",
-            "num_inference_steps=1,2",
-        ]
-    )
+    scales = [] if setting == "none" else ["guidance_scale=1,3"]
+    main(["evaluate", str(copy), "--dataset_name", DATA, *flags, "--sweep", *scales, "num_inference_steps=1,2"])
     reports = json.loads((copy / "evaluation/sweep.json").read_text())
     copy_file(copy, "evaluation/sweep.json", tmp_path / "to_share")
     assert json.loads((tmp_path / "to_share/evaluation/sweep.json").read_text()) == reports
-    settings = [(report["guidance_scale"], report["num_inference_steps"]) for report in reports]
-    assert settings == [(1, 1), (1, 2), (3, 1), (3, 2)]
+    settings = [(report.get("guidance_scale"), report["num_inference_steps"]) for report in reports]
+    assert settings == ([(None, 1), (None, 2)] if setting == "none" else [(1, 1), (1, 2), (3, 1), (3, 2)])
     table = (copy / "evaluation/sweep.md").read_text()
-    assert len(table.splitlines()) == 6 and table in capsys.readouterr().out
+    assert len(table.splitlines()) == 2 + len(settings) and table in capsys.readouterr().out
     assert Image.open(copy / "evaluation/sweep.png").width > 500
     plot = base64.b64encode((copy / "evaluation/sweep.png").read_bytes()).decode()
     pages = list(copy.glob("evaluation/sweep/*/report.html"))
-    assert len(pages) == 4 and all(plot in page.read_text() for page in pages)
+    assert len(pages) == len(settings) and all(plot in page.read_text() for page in pages)
     distances = [next(r["value"] for r in x["measures"] if r["name"] == "Frechet distance") for x in reports]
     drawn = [np.load(path) for path in sorted(copy.glob("evaluation/sweep/*/samples/*/00000.npy"))]
-    differ = [not np.array_equal(drawn[a], drawn[b]) for a, b in ((0, 1), (0, 2), (1, 3))]
-    assert differ == ([True, False, False] if setting == "none" else [True] * 3)  # nothing to be guided by
+    pairs = ((0, 1), (0, 2), (1, 3)) if scales else ((0, 1),)
+    assert not any(np.array_equal(drawn[a], drawn[b]) for a, b in pairs)
     best = reports[int(np.argmin(distances))]
     pipe = ConditionalPipeline.from_pretrained(copy)
-    assert pipe.config.default_guidance_scale == best["guidance_scale"]
+    assert pipe.config.default_guidance_scale == best.get("guidance_scale", 1.0)
     assert pipe.config.default_num_inference_steps == best["num_inference_steps"]
+    # The card shows what was measured with these defaults, and says so of others.
+    assert json.loads((copy / "evaluation/report.json").read_text()) == best
+    card, measured = (copy / "README.md").read_text(), CardFacts.of_folder(copy).measured
+    assert f"The samples were drawn with {measured}.\n" in card and f"Its defaults are {measured}; pass" in card
+    texts = [(copy / f"evaluation/report.{end}").read_text() for end in ("md", "html")]
+    assert f"Frechet distance | {min(distances)} |" in card and all(f"drawn with {measured}." in x for x in texts)
     # With the defaults of before and of now: each has samples of its own.
     reports, folders = [], set()
     for steps in (3 - best["num_inference_steps"], best["num_inference_steps"]):
@@ -271,8 +269,14 @@ def test_a_sweep(model, tmp_path, capsys):
         reports.append(evaluate(config(copy, num_samples=40)))
         assert reports[-1]["num_inference_steps"] == steps
         assert plot in (copy / "evaluation/report.html").read_text()  # of the same weights
+        assert "Its defaults above are others" not in (copy / "README.md").read_text()
         folders |= set(copy.glob("evaluation/samples/*"))
     assert len(folders) == 2 and reports[0]["measures"] != reports[1]["measures"]
+    pipe.use_scheduler("heun")
+    pipe.register_to_config(default_guidance_scale=2.5)
+    pipe.save_pretrained(copy)
+    card = write_card(copy).read_text()
+    assert f"drawn with {CardFacts.of_folder(copy).measured}. Its defaults above are others: these numbers do" in card
 
 
 @pytest.mark.parametrize(
@@ -307,6 +311,37 @@ def test_a_measure_of_other_models_ends_a_sweep_before_its_samples(model, tmp_pa
     assert "'class read right by a linear probe' is not one of Frechet distance, " in capsys.readouterr().err
     drawn = [np.load(path) for path in (tmp_path / "out/sweep").rglob("samples/*/*.npy")]
     assert sum(map(len, drawn)) <= 64  # a rehearsal
+
+
+@pytest.mark.parametrize("model", ["none"], indirect=True)
+def test_no_scale_for_what_has_no_guidance(model, tmp_path, capsys):
+    """p(x) has none, but for that of a guide, whose scale may be a plain one."""
+    folder, out = model[1], str(tmp_path / "out")
+    flags = ["--feature_extractor", EXTRACTOR, "--num_samples", "32", "--num_likelihood", "0", "--output_dir", out]
+    wrong = {
+        "--guidance_scale 2": "error: guidance_scale 2 has no effect, since p(x) has no classifier-free guidance: ",
+        "--sweep guidance_scale=1,2": "error: guidance_scale 1 has no effect, since p(x) has no classifier-free",
+        "--sweep guide.scale=1,2": "error: guide_scale 1 needs a guide, and this model has none: train one with --auto",
+    }
+    for words, message in wrong.items():
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(folder), "--dataset_name", DATA, *flags, *words.split()])
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "guidance_scale" not in evaluate(config(folder, output_dir=out, num_samples=32))
+    pipe = ConditionalPipeline.from_pretrained(folder)
+    guide = build_unet("xxs", sample_size=16, channels=3)
+    UnconditionalPipeline(**pipe.components | {"guide": guide}).save_pretrained(tmp_path / "guided")
+    guided = [
+        evaluate(config(tmp_path / "guided", output_dir=f"{out}/{name}", num_samples=32, **{name: 1.5}))
+        for name in ("guidance_scale", "guide_scale")
+    ]
+    assert guided[0]["guidance_scale"] == guided[1]["guide_scale"] == 1.5
+    assert [report["network_evaluations_per_image"] for report in guided] == [2, 2]
+    assert guided[0]["measures"] == guided[1]["measures"]
+    for report in guided:
+        assert SamplerFacts.of_report(report) == SamplerFacts(1, 1.5, scheduler="FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(ValueError, match="guidance_scale 2 has no effect"):
+        evaluate(config(tmp_path / "guided", output_dir=out, guidance_scale=2.0, guide_scale=1.5))
 
 
 def test_again_it_samples_nothing_and_says_the_same(model):

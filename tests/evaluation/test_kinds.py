@@ -1,6 +1,7 @@
 """Models of every kind are evaluated: of several shapes, channels, bits, labels an image, vectors, and conditions."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -20,12 +21,19 @@ from cond_pipelines.evaluation.sampling import num_views, to_image
 def with_everything() -> datasets.Dataset:
     """Oblong images, a list of labels, a vector, and a dictionary of conditions."""
     rows, rng = shapes(), np.random.default_rng(0)
-    images = [image.resize([(8, 16), (16, 8), (8, 8)][i % 3]) for i, image in enumerate(rows["image"][:])]
+    images = [image.resize([(16, 8), (8, 16), (8, 8), (16, 8)][i % 4]) for i, image in enumerate(rows["image"][:])]
     tags = [[name for name, has in zip("ab", rng.integers(2, size=2), strict=True) if has] for _ in images]
     vectors = rng.normal(size=(len(images), 2)).tolist()
     both = [{"label": int(label), "size": None if i % 5 == 0 else float(i)} for i, label in enumerate(rows["label"][:])]
     table = {"image": images, "tags": tags, "embedding": vectors, "both": both}
     return datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+
+
+def larger() -> datasets.Dataset:
+    """The same images, twice as wide and high: a run chooses a resolution of 16."""
+    rows = with_everything()
+    images = [image.resize((2 * image.width, 2 * image.height)) for image in rows["image"][:]]
+    return datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
 
 
 def evaluated(folder, dataset="test_kinds:with_everything", **arguments):
@@ -38,18 +46,39 @@ def evaluated(folder, dataset="test_kinds:with_everything", **arguments):
     return report, {row["name"]: row for row in report["measures"]}
 
 
+def sizes_of_samples(folder):
+    return {path.name.split("-")[0] for path in folder.glob("evaluation/samples/*/*.npy")}
+
+
 def test_aspect_buckets_and_several_labels(tmp_path):
-    """Samples have the shapes of the data, as often; each label has its own number."""
+    """Samples have the shapes of training, also where most images are wide; each label has its own number."""
     report, rows = evaluated(
         tmp_path / "model", conditioning="class", label_column="tags", aspect_buckets=True, resolution=16
     )
-    files = sorted(path.name for path in (tmp_path / "model").glob("evaluation/samples/*/*.npy"))
-    assert {name.split("-")[0] for name in files} == {"12x20", "16x16", "20x12"}
+    assert json.loads((tmp_path / "model/unet/config.json").read_text())["sample_size"] == [12, 20]
+    assert sizes_of_samples(tmp_path / "model") == {"12x20", "16x16", "20x12"} and report["resolution_px"] == 16
+    assert "Not evaluated" not in (tmp_path / "model/README.md").read_text()
     assert report["classes"]["names"] == ["a", "b"] and sum(report["classes"]["samples"]) > 30
     name = "labels separated by linear probes, mean AUC of 2"
     assert 0 <= rows[name]["interval"][0] <= rows[name]["value"] <= rows[name]["interval"][1] <= 1
     text = (tmp_path / "model/evaluation/report.md").read_text()
     assert "| label | samples with it | AUC |" in text
+
+
+def test_aspect_buckets_of_a_resolution_that_the_run_chose(tmp_path):
+    """Other data would have another: those of training count. Without any record there are no buckets."""
+    evaluated(tmp_path / "model", "test_kinds:larger", aspect_buckets=True, resolution=None)
+    trained = sizes_of_samples(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model/evaluation")
+    other = {"dataset_name": "test_kinds:with_everything", "num_samples": 60, "num_likelihood": 0}
+    options = EvaluationConfig(str(tmp_path / "model"), feature_extractor="training_common:few_pixels", **other)
+    assert evaluate(options)["resolution_px"] == 16 and sizes_of_samples(tmp_path / "model") == trained
+    assert len(trained) == 3 and "Not evaluated" not in (tmp_path / "model/README.md").read_text()
+    for name in ("training_config.yaml", "training_summary.json"):
+        (tmp_path / "model" / name).unlink()
+    evaluate(options)
+    assert "00000.npy" in sizes_of_samples(tmp_path / "model")  # of the UNet's own size
+    assert "Not evaluated" not in (tmp_path / "model/README.md").read_text()
 
 
 def test_deep_images_of_many_channels(tmp_path):

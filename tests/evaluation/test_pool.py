@@ -49,6 +49,17 @@ def folder_of(home, number, frechet, config=None, **more):
     return str(folder)
 
 
+def test_a_scale_that_had_no_effect_is_no_difference(tmp_path):
+    """Reports of p(x) of an earlier version have one."""
+    px = {"setting": "none", "network_evaluations_per_image": 30}
+    old = folder_of(tmp_path, 1, 2.0, guidance_scale=3.5, **px)
+    new = folder_of(tmp_path, 2, 3.0, **px)
+    path = tmp_path / "seed_2/evaluation/report.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "guidance_scale"}))
+    assert "guidance_scale" not in pool_and_write([old, new], str(tmp_path / "pool"))
+    assert ", drawn with 30 steps. " in (tmp_path / "pool/report.md").read_text()
+
+
 def test_the_mean_and_students_interval():
     """1, 2, 3: mean 2, s 1, t(0.975, 2) = 4.3027; no distance is below 0 and no share above 1."""
     frechet, precision = pool([report(i, 10.0 + i, 0.95 + 0.05 * i / 2) for i in (1, 2, 3)])["measures"]

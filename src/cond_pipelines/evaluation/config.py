@@ -55,7 +55,9 @@ class EvaluationConfig:
         bounds=AT_LEAST_ONE,
     )
     guidance_scale: float | None = flag(
-        None, "Draw samples with this guidance scale. Default: the pipeline's own.", bounds=FINITE
+        None,
+        "Draw samples with this guidance scale, of a model that has one. Default: the pipeline's own.",
+        bounds=FINITE,
     )
     guide_scale: float | None = flag(
         None,

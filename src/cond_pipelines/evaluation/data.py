@@ -10,10 +10,11 @@ from pathlib import Path
 from ..adapters.base import ConditioningAdapter
 from ..data.config import ConditionColumn, DataArguments
 from ..data.load import TrainingData, load_data
-from ..errors import UserError, read_yaml
+from ..errors import UserError, read_json, read_yaml
 from ..flags import flag, with_effect
 from ..folders import inside
 from ..pipelines.conditional import ConditionalPipeline
+from ..provenance import SUMMARY_FILE
 from ..settings import SETTINGS, Setting, find_setting
 from .config import EvaluationConfig
 
@@ -71,8 +72,17 @@ def _unfollowed(model: str, flag: str, value: object) -> str:
     )
 
 
-def check_setting(config: EvaluationConfig, setting: Setting) -> None:
+def check_setting(config: EvaluationConfig, setting: Setting, has_guide: bool) -> None:
     """Raise ValueError for what has no meaning for a model of this setting, before anything is sampled."""
+    if config.guide_scale is not None and not has_guide:
+        raise ValueError(
+            f"guide_scale {config.guide_scale:g} needs a guide, and this model has none: train one with --autoguidance"
+        )
+    if setting.column is None and config.guidance_scale is not None and not (has_guide and config.guide_scale is None):
+        raise ValueError(
+            f"guidance_scale {config.guidance_scale:g} has no effect, since p(x) has no classifier-free guidance: "
+            "leave it out; p(x) is guided by --guide_scale, of a model that was trained with --autoguidance"
+        )
     for row in SETTINGS.values():
         for name in row.evaluation_arguments:
             if getattr(config, name) and name not in setting.evaluation_arguments:
@@ -105,11 +115,9 @@ def load_evaluated_data(
         known |= {"with_prior_preservation": False, "class_prompt": None, "prior_loss_weight": 1.0}
     known |= given
     known["held_out_by"] = recorded.get("held_out_by", "row") if same and recorded else "content"  # formerly rows
-    size = pipe.unet.config.sample_size
-    size = size if isinstance(size, int) else round(math.prod(size) ** 0.5)
     about_data = {setting.name for setting in fields(EvaluatedData)} - {"cache_latents", "cache_text_embeddings"}
     known = {name: value for name, value in known.items() if name in about_data}
-    known |= {"conditioning": conditioning, "resolution": pipe.vae_scale_factor * size}
+    known |= {"conditioning": conditioning, "resolution": _resolution(config.model, pipe, recorded)}
     known = with_effect(EvaluatedData, known | {"on_bad_image": "skip", "streaming": False})
     vae = pipe.components.get("vae")
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
@@ -124,6 +132,17 @@ def load_evaluated_data(
     if len(data.held_out) < 10:
         raise ValueError(f"{len(data.held_out)} images are held out: an evaluation needs at least 10, so more images")
     return data
+
+
+def _resolution(model: str, pipe: ConditionalPipeline, recorded: Mapping[str, object]) -> object:
+    """That of the run where it had buckets, since a UNet's size is that of one of them; else what the UNet draws."""
+    if recorded.get("aspect_buckets"):
+        summary = inside(model, SUMMARY_FILE)  # it says what was chosen where no --resolution was given
+        chosen = read_json(summary).get("resolution_px") if summary.is_file() else None
+        if found := recorded.get("resolution") or chosen:
+            return found
+    size = pipe.unet.config.sample_size
+    return pipe.vae_scale_factor * (size if isinstance(size, int) else round(math.prod(size) ** 0.5))
 
 
 def _labels(conditions: Iterable[object]) -> Iterator[object]:

@@ -59,7 +59,7 @@ def evaluate(config: EvaluationConfig) -> Report:
     recorded = recorded_config(config.model)
     conditioning = setting_name(config, pipe.adapter, recorded)
     setting = find_setting(conditioning)
-    check_setting(config, setting)
+    check_setting(config, setting, pipe.components.get("guide") is not None)
     data = load_evaluated_data(config, pipe, conditioning, recorded)
     with locked_folder(folder, accelerator.is_main_process):
         return _evaluate(config, accelerator, folder, pipe, setting, data, weights)
@@ -111,7 +111,7 @@ def _evaluate(
         "clip_model": without_path(config.clip_model),
         "unseen_captions": _fingerprint(plans.get(COMBINATIONS)),
         "resolution_px": data.dataset.resolution,
-        **_sampler(config, pipe, is_guided=any(condition is not None for condition in plans[""].drawn)),
+        **_sampler(config, pipe, setting, is_guided=any(condition is not None for condition in plans[""].drawn)),
         "device": accelerator.device.type,
         "data": data.dataset.fingerprint(),
         "command": command_of(config),
@@ -225,18 +225,21 @@ def _draw(
     return samples
 
 
-def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, is_guided: bool) -> Report:
-    """How the samples were drawn, for the report."""
+def _sampler(config: EvaluationConfig, pipe: ConditionalPipeline, setting: Setting, is_guided: bool) -> Report:
+    """How the samples were drawn, for the report: p(x) without a guide has no scale."""
+    has_guide = pipe.components.get("guide") is not None
     default = pipe.config.default_guidance_scale if config.guide_scale is None else 1.0
     scale = default if config.guidance_scale is None else config.guidance_scale
     num_steps = config.num_inference_steps or pipe.config.default_num_inference_steps
-    report: Report = {"num_inference_steps": num_steps, "guidance_scale": scale}
+    report: Report = {"num_inference_steps": num_steps, "scheduler": type(pipe.scheduler).__name__}
+    if setting.column is not None or has_guide:
+        report["guidance_scale"] = scale
     if pipe.guider is not None and config.guidance_scale is None and config.guide_scale is None:
         report["guider"] = type(pipe.guider).__name__  # in place of the scale
         return report | {"network_evaluations_per_image": _evaluations_under(pipe.guider, num_steps)}
     if config.guide_scale is not None:
         report["guide_scale"] = config.guide_scale
-    elif pipe.components.get("guide") is not None:
+    elif has_guide:
         is_guided = True  # by the guide, whatever the condition
     of_step = 1 + (is_guided and scale != 1) + (config.guide_scale not in (None, 1))
     return report | {"network_evaluations_per_image": num_steps * of_step}

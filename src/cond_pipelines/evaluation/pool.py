@@ -12,6 +12,7 @@ from ..console import for_terminal
 from ..errors import UserError, checked, read_json
 from ..files import without_path
 from ..folders import inside
+from ..settings import SETTINGS
 from ..sharing.escaping import one_line
 from .compare import SAME, check_same, read_report, report_file
 from .config import Report, Row
@@ -35,7 +36,6 @@ class _Report:
     num_train: int
     num_held_out: int
     num_inference_steps: object
-    guidance_scale: object
     feature_extractor: str
     protocol: str
     versions: dict[str, str] = field(default_factory=dict)  # not in a report of an earlier version
@@ -86,6 +86,10 @@ def _read(file: Path) -> Report:
     checked(_Report, report, file, only_known=False)
     for each in report["measures"]:
         checked(_Row, each, f"{file}, measures", only_known=False)
+    row = SETTINGS.get(str(report.get("setting")))
+    is_unguided = report.get("network_evaluations_per_image") == report["num_inference_steps"]
+    if row is not None and row.column is None and is_unguided:
+        report.pop("guidance_scale", None)  # p(x) of an earlier version has one, which had no effect
     return {"versions": {}} | report
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment
 from ..errors import UserError, read_json_list
 from ..files import without_path, write_text
 from ..sharing.escaping import one_line
+from ..sharing.sampler import SamplerFacts
 from .config import EvaluationConfig, Report, Row
 
 # A picture, and what stands above it. nearest.png shows training images: report.html is never pushed to the Hub.
@@ -42,8 +43,8 @@ img { max-width: 100%; image-rendering: pixelated } pre { background: #eee; padd
 </style></head><body>
 <h1>Evaluation of {{ report.model }}</h1>
 <p>{{ "{:,}".format(report.num_samples) }} samples against {{ "{:,}".format(report.num_train) }} training images and
-{{ "{:,}".format(report.num_held_out) }} held-out ones, {{ report.num_inference_steps }} steps, guidance scale
-{{ report.guidance_scale }}. Features of {{ report.feature_extractor }}: {{ report.protocol }}.</p>
+{{ "{:,}".format(report.num_held_out) }} held-out ones, drawn with {{ sampler }}.
+Features of {{ report.feature_extractor }}: {{ report.protocol }}.</p>
 <table><tr><th>question</th><th>measure</th><th>{{ "mean over seeds" if report.is_pool else "samples" }}</th>
 <th>95 % interval</th><th>held-out real images</th>
 <th>better</th>{% if report.is_pool %}<th>each seed</th>{% endif %}</tr>
@@ -89,6 +90,7 @@ def write_publication(report: Report, folder: Path, pictures: Mapping[str, str] 
         .from_string(_PAGE)
         .render(
             report=report,
+            sampler=SamplerFacts.of_report(report),
             columns=columns,
             rows=list(zip(*columns.values(), strict=True)),
             pictures=pictures,

@@ -10,6 +10,7 @@ from ..data.load import TrainingData
 from ..files import write_json, write_text
 from ..provenance import save_picture
 from ..sharing.escaping import markdown_text, table_cell
+from ..sharing.sampler import SamplerFacts
 from .config import Report
 from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
 from .reader import Samples, real_image
@@ -24,9 +25,8 @@ def write_report(report: Report, folder: Path) -> None:
     lines = [
         f"# Evaluation of {markdown_text(report['model'])}\n",
         f"{report['num_samples']:,} samples against {report['num_train']:,} training images and "
-        f"{report['num_held_out']:,} held-out ones, {report['num_inference_steps']} steps, guidance scale "
-        f"{report['guidance_scale']}. Features of {markdown_text(report['feature_extractor'])}: "
-        f"{markdown_text(report['protocol'])}.\n",
+        f"{report['num_held_out']:,} held-out ones, drawn with {markdown_text(SamplerFacts.of_report(report))}. "
+        f"Features of {markdown_text(report['feature_extractor'])}: {markdown_text(report['protocol'])}.\n",
         f"| question | measure | {value} | 95 % interval | held-out real images | better |" + " each seed |" * is_pool,
         "|---" * (6 + is_pool) + "|",
     ]

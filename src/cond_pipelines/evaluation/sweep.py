@@ -1,6 +1,7 @@
 """The same evaluation at several settings of the sampler: a table, the trade-off, the best one."""
 
 import itertools
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from ..console import say
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
+from ..sharing.card import is_our_card, write_card
 from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report
 from .evaluate import evaluate, output_folder
@@ -65,8 +67,12 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     _plot(reports, folder / "sweep.png", chosen)
     for report, one in zip(reports, configs.values(), strict=True):
         write_publication(report, Path(str(one.output_dir)))  # once more, with the plot
-    if config.write_best:
-        write_best(model, reports, config.write_best, list(grid))
+    if chosen is not None:
+        write_best(model, reports, str(config.write_best), list(grid))
+        of_chosen = list(configs.values())[[report is chosen for report in reports].index(True)]
+        _take_over(Path(str(of_chosen.output_dir)), folder)
+        if is_our_card(model / "README.md"):
+            write_card(model)  # it names the defaults, and shows what was measured with them
     return reports
 
 
@@ -91,6 +97,14 @@ def _rehearse(config: EvaluationConfig, measure: str) -> None:
     report = evaluate(replace(config, **{name: min(most, getattr(config, name)) for name, most in few.items()}))
     if report:
         _check_measure(report, measure)
+
+
+def _take_over(chosen: Path, folder: Path) -> None:
+    """The report of the chosen setting, and its pictures, in place of one that was measured with other defaults."""
+    for path in sorted(chosen.glob("*")):
+        if path.suffix in (".json", ".md", ".tex", ".html", ".png"):
+            with whole_file(folder / path.name) as unfinished:
+                shutil.copyfile(path, unfinished)
 
 
 def write_best(model: Path, reports: list[Report], measure: str, names: list[str]) -> dict[str, float]:

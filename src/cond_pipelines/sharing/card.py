@@ -152,7 +152,8 @@ def _write_eval_results(facts: CardFacts, folder: Path) -> None:
     if facts.evaluation is None or not _is_hub_id(dataset):
         path.unlink(missing_ok=True)  # of weights, or of data, that were here before
         return
-    notes = one_line(f"{facts.evaluation.num_samples} samples, features of {facts.evaluation.feature_extractor}")
+    notes = f"{facts.evaluation.num_samples} samples, features of {facts.evaluation.feature_extractor}"
+    notes = one_line(f"{notes}, {facts.measured}" if facts.measured.num_inference_steps else notes)
     entries = [
         EvalResultEntry(
             dataset, task_id=one_line(row["name"]).lower().replace(" ", "_"), value=row["value"], notes=notes

@@ -16,6 +16,7 @@ from ..errors import checked, read_json, read_yaml
 from ..folders import check_model_folder, component_names
 from ..provenance import LORA_FILE, belongs, ignored, report_belongs
 from ..settings import SETTINGS, CardText, Setting, setting_of
+from .sampler import SamplerFacts
 
 
 @dataclass
@@ -85,11 +86,13 @@ class EvaluationFacts:
     Args:
         measures: rows of {"question", "name", "value"} and, where known, "interval" [low, high] and "real" (the same
             measure of held-out real data).
+        sampler: with what the samples were drawn.
     """
 
     measures: list[dict[str, Any]] = field(default_factory=list)
     num_samples: int | None = None
     feature_extractor: str | None = None
+    sampler: SamplerFacts = SamplerFacts()
 
 
 @dataclass
@@ -113,6 +116,7 @@ class _Index:
     adapter: tuple[str | None, str | None]
     vae: tuple[str | None, str | None] = (None, None)
     guide: tuple[str | None, str | None] = (None, None)
+    guider: tuple[str | None, str | None] = (None, None)
     default_num_inference_steps: int = 30
     default_guidance_scale: float = 2.5
     objective: dict[str, Any] | None = None
@@ -178,6 +182,24 @@ class CardFacts:
     of_parent: list[str] = field(default_factory=list)
     is_distilled: bool = False
     has_guide: bool = False
+    guider: str | None = None
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether anything guides: p(x) has no classifier-free guidance."""
+        return self.row.column is not None or self.has_guide
+
+    @property
+    def defaults(self) -> SamplerFacts:
+        """With what it draws where nothing is given."""
+        scale = self.guidance_scale if self.has_guidance else None
+        return SamplerFacts(self.num_inference_steps, scale, None, self.guider, self.scheduler).in_effect()
+
+    @property
+    def measured(self) -> SamplerFacts:
+        """With what the samples of the evaluation were drawn."""
+        found = self.evaluation.sampler.in_effect() if self.evaluation else SamplerFacts()
+        return found if self.has_guidance else replace(found, guidance_scale=None)
 
     @property
     def lora_is_all(self) -> bool:
@@ -252,11 +274,12 @@ class CardFacts:
             pictures=[p for p in pictures if (folder / p).is_file() and belongs(folder / p, run)],
             user=_user_facts(folder / "card.yaml"),
             training=training,
-            evaluation=_evaluation(folder, setting, height_px if vae is None else None),
+            evaluation=_evaluation(folder, setting, _measured_px(training, height, width, vae is not None)),
             unet_class=str(index.unet[1]),
             adapter_class=str(index.adapter[1]),
             has_own_null=adapter.null_prompt is None,
             has_guide=index.guide[1] is not None,
+            guider=index.guider[1],
             is_distilled=str((index.objective or {}).get("name")).endswith("distillation"),
             of_parent=[name for name in component_names(found, folder) if found[name] == [None, None]],
         )
@@ -272,15 +295,29 @@ def _is_lora(folder: Path, run: str | None) -> bool:
     return complete is None
 
 
+def _measured_px(training: TrainingFacts | None, height: int, width: int, latent: bool) -> int | None:
+    """The resolution that a report of this model names, where it is known.
+
+    That of the run: a UNet of a run with buckets has the height and width of one of them.
+    """
+    if training is not None and training.resolution_px:
+        return training.resolution_px
+    return height if height == width and not latent else None
+
+
 def _evaluation(folder: Path, setting: str, resolution_px: int | None) -> EvaluationFacts | None:
     """What was measured of these weights."""
     path = folder / "evaluation" / "report.json"
     facts = _known(EvaluationFacts, path)
-    for row in facts.measures if facts else []:
+    if facts is None:
+        return None
+    for row in facts.measures:
         checked(_Measure, row, f"{path}, measures", only_known=False)
     known: dict[str, Any] = {"resolution_px": resolution_px} if resolution_px else {}
     known |= {"setting": setting} if SETTINGS[setting].is_known_by_pipeline else {}
-    return facts if facts is None or report_belongs(read_json(path), folder, path, known) else None
+    report = read_json(path)
+    facts.sampler = checked(SamplerFacts, report, path, only_known=False)
+    return facts if report_belongs(report, folder, path, known) else None
 
 
 def training_versions() -> dict[str, str]:

@@ -82,7 +82,7 @@ function Report({ path, mark, isOpen }) {
       ${page && html`<a class="button" href=${fileUrl(page)} target="_blank" rel="noreferrer">The whole report</a>`}
     </div>
     ${report && html`<p class="soft">${number(report.num_samples)} samples against ${number(report.num_train)} training images and
-      ${" "}${number(report.num_held_out)} held-out ones, ${report.num_inference_steps} steps, guidance scale ${short(report.guidance_scale)}.
+      ${" "}${number(report.num_held_out)} held-out ones, ${report.num_inference_steps} steps${scaleOf(report) === null ? "" : `, guidance scale ${short(scaleOf(report))}`}.
       Features of ${report.feature_extractor}.</p>
       <${Table} label="Measures" head=${["question", "measure", "value", "95 % interval", "real images", "better"]}
         rows=${report.measures.map((row) => [row.question, row.name, short(row.value), interval(row), row.real === null ? "" : short(row.real), row.better])} />`}
@@ -169,4 +169,6 @@ function TradeOff({ reports }) {
   </section>`;
 }
 
-const settingOf = (report) => `${short(report.guide_scale ?? report.guidance_scale)} · ${report.num_inference_steps} steps`;
+/** Of the guidance; null: p(x) has none. */
+const scaleOf = (report) => report.guide_scale ?? report.guidance_scale ?? null;
+const settingOf = (report) => `${scaleOf(report) === null ? "" : `${short(scaleOf(report))} · `}${report.num_inference_steps} steps`;
