@@ -298,6 +298,14 @@ def test_again_it_samples_nothing_and_says_the_same(model):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("evaluation/**/*.npy")} == files
 
 
+@pytest.mark.parametrize("model", ["class", "text"], indirect=True)
+def test_the_number_of_real_images_decides_nothing_about_the_samples(model, tmp_path):
+    _, folder = model
+    reports = [evaluate(config(folder, num_samples=20, num_real=n, output_dir=str(tmp_path))) for n in (20, 40, 10_000)]
+    assert [report["num_train"] for report in reports[:2]] == [20, 40] and reports[2]["num_train"] > 40
+    assert len(list(tmp_path.glob("samples/*"))) == 1
+
+
 def arrays(folder, plan):
     return np.stack(list(read_samples(folder, plan)))
 

@@ -36,6 +36,7 @@ from .report import write_pictures, write_report
 from .sampling import Plan, draw_samples, plan_of, sample_folder, sample_key, weights_of
 
 _LEAST = 6  # samples, and training images: precision and recall look at the fifth neighbour
+_MOST_CONDITIONS = 50_000  # of training images, which samples have over and over
 _ALONE = 1000  # at most so many samples of each condition of a composite by itself
 
 
@@ -85,10 +86,13 @@ def _evaluate(
     weights: str | None,
 ) -> Report:
     rng = np.random.default_rng(config.seed)
-    train = np.sort(rng.permutation(data.train)[: config.num_real])
+    order = rng.permutation(data.train)
+    train = np.sort(order[: config.num_real])
     _check_counts(config, train)
     model_conditions = conditions_of_model(pipe.adapter, setting, data.id2label)
-    plans = {"": plan_of(data, rng.permutation(train), config.num_samples, config.sampling_batch_size)}
+    # Not of `train`: another --num_real measures the same samples.
+    drawn = rng.permutation(np.sort(order[:_MOST_CONDITIONS]))
+    plans = {"": plan_of(data, drawn, config.num_samples, config.sampling_batch_size)}
     plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(model_conditions, plans[""])
     # ---- everything that can fail is tried before anything is sampled
     loaded: list[Reader] = []
