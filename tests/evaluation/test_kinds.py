@@ -5,7 +5,7 @@ import json
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 from training_common import run, shapes
 
@@ -26,6 +26,14 @@ def with_everything() -> datasets.Dataset:
     both = [{"label": int(label), "size": None if i % 5 == 0 else float(i)} for i, label in enumerate(rows["label"][:])]
     table = {"image": images, "tags": tags, "embedding": vectors, "both": both}
     return datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+
+
+def partly_labelled() -> datasets.Dataset:
+    """Two classes of 32 images, and as many images without a label."""
+    rows = shapes()
+    return datasets.Dataset.from_dict(
+        {"image": rows["image"][:], "label": [["dark", "light", None][i % 3] for i in range(len(rows))]}
+    ).cast_column("image", datasets.Image())
 
 
 def evaluated(folder, dataset="test_kinds:with_everything", **arguments):
@@ -89,6 +97,15 @@ def test_vectors(tmp_path):
     _, rows = evaluated(tmp_path / "model", conditioning="embedding")
     row = rows["correlation of the vector with what is read"]
     assert row["question"] == "obeys v?" and -1 <= row["interval"][0] <= row["interval"][1] <= 1
+
+
+def test_samples_without_a_label_are_said_to_have_no_condition(tmp_path, monkeypatch):
+    """The captions of samples.png: no class is called None."""
+    drawn, text = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: drawn.append(a[2]) or text(*a, **k))
+    evaluated(tmp_path / "model", "test_kinds:partly_labelled", conditioning="class")
+    assert {"dark", "light"} <= set(drawn) and "None" not in drawn
+    assert "no condition" in drawn or {"no", "condition"} <= set(drawn)
 
 
 def test_several_conditions_together_and_each_alone(tmp_path):
