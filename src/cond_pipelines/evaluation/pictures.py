@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..files import whole_file
+from ..fonts import Font
 from ..pictures import image_grid, short_title
 
 _MOST_NUMBERS = 20  # classes, of which a confusion matrix shows every count
@@ -59,9 +60,10 @@ def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="class that a linear probe reads", ylabel="class that was the condition")
     if len(names) <= 40:
-        shown = [short_title(name) for name in names]
-        axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), shown, parse_math=False)
+        font = Font(10, map(str, names))
+        shown, families = [short_title(name, font) for name in names], font.families
+        axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False, fontfamily=families)
+        axes.set_yticks(range(len(names)), shown, parse_math=False, fontfamily=families)
     for row, column in np.argwhere(counts) if len(names) <= _MOST_NUMBERS else []:
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
