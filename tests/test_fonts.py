@@ -100,8 +100,9 @@ def test_class_names_of_any_language_in_a_plot_without_a_warning(has_font, reque
     if has_font:
         request.getfixturevalue("flower_font")
     names = ["Ünïcödé", "花", "花が咲いている庭園の写真", "роза", "a very long class name that is unreasonably long"]
-    confusion_plot(np.eye(5, dtype=int), names, tmp_path / "a.png")
-    per_class_sheet([Image.new("RGB", (8, 8))] * 5, list(range(5)), dict(enumerate(names))).save(tmp_path / "b.png")
+    confusion_plot({"": {"confusion": np.eye(5, dtype=int), "names": names}}, tmp_path / "a.png")
+    rows = [(name, i, range(5)) for i, name in enumerate(names)]
+    per_class_sheet([Image.new("RGB", (8, 8))] * 5, rows).save(tmp_path / "b.png")
     assert [str(w.message) for w in recwarn] == [] and caplog.text == "" and capfd.readouterr().err == ""
 
 

@@ -14,7 +14,7 @@ from ..errors import UserError, read_yaml
 from ..flags import flag, with_effect
 from ..folders import inside
 from ..pipelines.conditional import ConditionalPipeline
-from ..settings import SETTINGS, Setting, find_setting
+from ..settings import SETTINGS, find_setting
 from .config import EvaluationConfig
 
 
@@ -71,14 +71,6 @@ def _unfollowed(model: str, flag: str, value: object) -> str:
     )
 
 
-def check_setting(config: EvaluationConfig, setting: Setting) -> None:
-    """Raise ValueError for what has no meaning for a model of this setting, before anything is sampled."""
-    for row in SETTINGS.values():
-        for name in row.evaluation_arguments:
-            if getattr(config, name) and name not in setting.evaluation_arguments:
-                raise ValueError(f"--{name} needs a {row.name}-conditional model, and this one is {setting.name!r}")
-
-
 def load_evaluated_data(
     config: EvaluationConfig, pipe: ConditionalPipeline, conditioning: str, recorded: Mapping[str, object]
 ) -> TrainingData:
@@ -113,10 +105,6 @@ def load_evaluated_data(
     known = with_effect(EvaluatedData, known | {"on_bad_image": "skip", "streaming": False})
     vae = pipe.components.get("vae")
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
-    if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
-        for name in ("classifier", "classify"):
-            if getattr(config, name):
-                raise ValueError(f"--{name} needs one label an image, and these images have several: leave it out")
     if data.id2label and (names := getattr(pipe.adapter, "id2label", None)):
         used = set(_labels(data.dataset.conditions()))
         data.id2label = {i: name for i, name in data.id2label.items() if i in used}
