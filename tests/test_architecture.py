@@ -36,7 +36,7 @@ LAYERS = [
         "demo_arguments",
         "small_parsers",
     ),
-    "pictures",
+    *("fonts", "pictures"),
     *("adapters", "objectives", "pipelines", "networks", "export", "grids"),
     *("data", "settings", "sharing", "evaluation", "training", "halves"),
     *("sample", "evaluate", "demo", "inspection", "display", "studio", "completion", "cli"),

@@ -29,6 +29,7 @@ from cond_pipelines.errors import UserError, one_line_errors
 from cond_pipelines.evaluation.pictures import confusion_plot
 from cond_pipelines.files import is_mostly_hole, whole_folder
 from cond_pipelines.folders import check_model_folder
+from cond_pipelines.fonts import Font
 from cond_pipelines.networks.lora_files import plain_lora_metadata
 from cond_pipelines.pictures import short_title
 from cond_pipelines.provenance import LORA_FILE
@@ -288,7 +289,7 @@ def test_a_pipe_is_no_data_set(name, tmp_path, capsys):
 def test_class_names_in_a_plot_are_no_formulas(tmp_path):
     """matplotlib takes "$...$" for one: it fails, or never ends."""
     names = ["$\\frac{1}{$", "$\\evil$", "$" + "x^{y}" * 5000 + "$", "x" * 10**6, "a\n" * 10**5, "\x1b[2J\u202e\ud800"]
-    confusion_plot(np.eye(len(names)), names, tmp_path / "a.png")
+    confusion_plot({names[0]: {"confusion": np.eye(len(names)), "names": names}}, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert max(image.size) < 1300
-    assert [len(short_title(name)) for name in names] == [11, 7, 24, 24, 24, 3]
+    assert [len(short_title(name, Font(10, names))) for name in names] == [11, 7, 24, 24, 24, 3]

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .files import whole_file
+from .fonts import Font, parts_of, whole_characters
 
 _MAX_TITLE = 24  # characters in a plot
-_FONT_PX = 10  # of Pillow's own font, for images of up to 280 px; larger ones have larger text
+_FONT_PX = 10  # for images of up to 280 px; larger ones have larger text
 _MAX_WORD_PX = 160  # small images are enlarged until the longest word fits; a longer one is broken
 _PAD_PX = 4  # left of a title
 _MIN_LINES = 5  # of a caption that are shown below an image, however small
@@ -52,29 +53,27 @@ def image_grid(
     columns = columns or (-(-len(images) // len(row_titles)) if row_titles else default_columns(len(images)))
     rows = -(-len(images) // columns)
     _check_titles(rows, columns, row_titles, column_titles)
-    font_px = _font_px(min_side_px, first.size)
+    font = Font(_font_px(min_side_px, first.size), [*(captions or ()), *row_titles, *column_titles])
     group = columns // len(column_titles) if column_titles else 1
-    word_px = max(
-        _longest_word_px(captions or (), font_px), -(-_longest_word_px(column_titles, font_px, _PAD_PX) // group)
-    )
+    word_px = max(_longest_word_px(captions or (), font), -(-_longest_word_px(column_titles, font, _PAD_PX) // group))
     scale = max(1, -(-min_side_px // max(first.size)), -(-word_px // first.width))
     width, height = (side * scale for side in first.size)
-    line_px = _line_px(font_px)
-    texts = [wrapped(text, width, max(_MIN_LINES, height // (2 * line_px)), font_px) for text in captions or ()]
+    line_px = _line_px(font.size_px)
+    texts = [wrapped(text, width, max(_MIN_LINES, height // (2 * line_px)), font) for text in captions or ()]
     num_lines = max(1, *map(len, texts)) if captions else 0
     gap, below = max(2, width // 32), num_lines * line_px
     grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + below + gap) + gap), "white")
-    draw = _draw(grid, font_px)
+    draw = ImageDraw.Draw(grid)
     for number, image in enumerate(images):
         left = gap + number % columns * (width + gap)
         top = gap + number // columns * (height + below + gap)
         if image is None:
             continue
         for line, text in enumerate(texts[number] if captions else ()):
-            draw.text((left, top + height + 1 + line * line_px), text, fill="black")
+            font.draw(draw, (left, top + height + 1 + line * line_px), text)
         large = image.resize((width, height), Image.Resampling.NEAREST).convert("RGBA")
         grid.paste(large, (left, top), large)
-    return _with_titles(grid, row_titles, column_titles, font_px) if row_titles or column_titles else grid
+    return _with_titles(grid, row_titles, column_titles, font) if row_titles or column_titles else grid
 
 
 def _check_titles(rows: int, columns: int, row_titles: Sequence[str], column_titles: Sequence[str]) -> None:
@@ -84,30 +83,24 @@ def _check_titles(rows: int, columns: int, row_titles: Sequence[str], column_tit
         raise ValueError(f"{len(column_titles)} column_titles for {columns} columns: give one for each, or for groups")
 
 
-def _with_titles(grid: Image.Image, rows: Sequence[str], columns: Sequence[str], font_px: int) -> Image.Image:
+def _with_titles(grid: Image.Image, rows: Sequence[str], columns: Sequence[str], font: Font) -> Image.Image:
     """The grid with a title left of each row and above each column, or group of columns."""
-    line_px = _line_px(font_px)
+    line_px = _line_px(font.size_px)
     column_px, row_px = grid.width // max(1, len(columns)), grid.height // max(1, len(rows))
-    above = [wrapped(title, column_px - _PAD_PX, 4, font_px) for title in columns]
+    above = [wrapped(title, column_px - _PAD_PX, 4, font) for title in columns]
     top = max(map(len, above), default=0) * line_px
-    left = max(14 * font_px, _longest_word_px(rows, font_px, 2 * _PAD_PX)) if any(rows) else 0
-    left_lines = [wrapped(title, left - 2 * _PAD_PX, max(1, row_px // line_px), font_px) for title in rows]
+    left = max(14 * font.size_px, _longest_word_px(rows, font, 2 * _PAD_PX)) if any(rows) else 0
+    left_lines = [wrapped(title, left - 2 * _PAD_PX, max(1, row_px // line_px), font) for title in rows]
     picture = Image.new("RGB", (left + grid.width, top + grid.height), "white")
     picture.paste(grid, (left, top))
-    draw = _draw(picture, font_px)
+    draw = ImageDraw.Draw(picture)
     for column, lines in enumerate(above):
         for number, line in enumerate(lines):
-            draw.text((left + column * column_px + _PAD_PX, number * line_px), line, fill="black")
+            font.draw(draw, (left + column * column_px + _PAD_PX, number * line_px), line)
     for row, lines in enumerate(left_lines):
         for number, line in enumerate(lines):
-            draw.text((_PAD_PX, top + row * row_px + _PAD_PX + number * line_px), line, fill="black")
+            font.draw(draw, (_PAD_PX, top + row * row_px + _PAD_PX + number * line_px), line)
     return picture
-
-
-def _draw(image: Image.Image, font_px: int) -> ImageDraw.ImageDraw:
-    draw = ImageDraw.Draw(image)
-    draw.font = ImageFont.load_default(font_px)
-    return draw
 
 
 def _font_px(min_side_px: int, size: tuple[int, int]) -> int:
@@ -118,12 +111,11 @@ def _line_px(font_px: int) -> int:
     return round(1.4 * font_px)
 
 
-def _longest_word_px(texts: Sequence[str], font_px: int, pad_px: int = 0) -> int:
+def _longest_word_px(texts: Sequence[str], font: Font, pad_px: int = 0) -> int:
     """Of the words that are not longer than what is enlarged for, with `pad_px`; 0 where there is none."""
-    draw = _draw(Image.new("L", (1, 1)), font_px)
     words = {word for text in texts for word in text[:2000].split() if len(word) <= _MAX_WORD_PX}
-    most = _MAX_WORD_PX * font_px // _FONT_PX
-    widths = [math.ceil(draw.textlength("".join(c if c.isprintable() else " " for c in word))) for word in words]
+    most = _MAX_WORD_PX * font.size_px // _FONT_PX
+    widths = [math.ceil(font.width(part)) for word in words for part in parts_of(font.shown(word))]
     return max((width + pad_px for width in widths if width <= most), default=0)
 
 
@@ -132,26 +124,28 @@ def default_columns(count: int) -> int:
     return max(1, round(math.sqrt(count)))
 
 
-def wrapped(text: str, width_px: int, max_lines: int, font_px: int = _FONT_PX) -> list[str]:
-    """The text on lines of at most `width_px` in Pillow's own font, broken between words; cut with "...".
+def wrapped(text: str, width_px: int, max_lines: int, font: Font | None = None) -> list[str]:
+    """The text on lines of at most `width_px`, as the font shows it, broken between words; cut with "...".
 
     The number of measurements grows with the lines and not with the text: the end of each is found by bisection.
+
+    Args:
+        font: default: a small one.
 
     Example:
         >>> wrapped("a very small red circle", 64, 2)
         ['a very small', 'red circle']
     """
-    draw = _draw(Image.new("L", (1, 1)), font_px)
     # A visible character is at least a pixel wide, so more than this is never shown.
-    text = text[: 4 * (width_px + 1) * max_lines]
-    words = "".join(c if c.isprintable() else " " for c in text).split()  # no newlines, tabs, control characters
-    rest = " ".join(words)
+    most = 4 * (width_px + 1) * max_lines
+    font = font or Font(_FONT_PX, [text[:most]])
+    rest = font.shown(text[:most])[:most]
     lines: list[str] = []
 
     def fitting(text: str, ending: str = "") -> int:
         """The most of its first characters that fit on a line together with `ending`."""
         return bisect.bisect_right(
-            range(1, len(text) + 1), float(width_px), key=lambda n: draw.textlength(text[:n].rstrip() + ending)
+            range(1, len(text) + 1), float(width_px), key=lambda n: font.width(text[:n].rstrip() + ending)
         )
 
     while rest and len(lines) < max_lines:
@@ -164,26 +158,25 @@ def wrapped(text: str, width_px: int, max_lines: int, font_px: int = _FONT_PX) -
     return lines
 
 
-def short_title(text: object) -> str:
+def short_title(text: object, font: Font) -> str:
     """Text of others as a title in a plot: one line of at most 24 characters, all of which can be drawn.
 
     Give `parse_math=False` to what draws it: matplotlib takes "$...$" for a formula, and fails or never ends.
 
     Example:
-        >>> short_title("a very" + " very" * 20 + " red rose")
+        >>> short_title("a very" + " very" * 20 + " red rose", Font(10))
         'a very very very very...'
     """
-    cut = str(text)[: 4 * _MAX_TITLE]
-    line = " ".join("".join(c if c.isprintable() else " " for c in cut).split())
-    return line if len(line) <= _MAX_TITLE else line[: _MAX_TITLE - 3] + "..."
+    line = font.shown(str(text)[: 4 * _MAX_TITLE])
+    return line if len(line) <= _MAX_TITLE else _at_a_word(line, _MAX_TITLE - 3).rstrip() + "..."
 
 
 def _at_a_word(text: str, count: int) -> str:
-    """The first `count` characters, or fewer so that no word is cut that is not a line long."""
+    """The first `count` characters, or fewer so that no word is cut that is not a line long, and no escape."""
     if count >= len(text) or text[count] == " ":
         return text[:count]
     space = text.rfind(" ", 0, count)
-    return text[:space] if space > 0 else text[:count]
+    return text[: space if space > 0 else whole_characters(text, count) or count]
 
 
 def animation(frames: Sequence[tuple[str, Image.Image]], path: Path, side_px: int = 480, max_frames: int = 12) -> None:

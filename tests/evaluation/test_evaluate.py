@@ -35,7 +35,6 @@ from cond_pipelines.evaluation.sampling import (
 )
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
-from cond_pipelines.networks.text_encoders import new_text_encoder
 from cond_pipelines.sharing.card import CardFacts, write_card
 from cond_pipelines.sharing.contents import copy_file
 from cond_pipelines.sharing.sampler import SamplerFacts
@@ -133,26 +132,6 @@ def test_a_classifier_of_the_users(model, tmp_path):
         else:
             with pytest.raises(ValueError, match=f"does not know '{bad}'"):
                 load_classifier(str(tmp_path), dict(enumerate(names)))
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A CLIP model of tiny size, and a tokenizer made from captions."""
-    from transformers import CLIPConfig, CLIPModel
-
-    folder = tmp_path_factory.mktemp("clip")
-    _, tokenizer = new_text_encoder(["a red circle on white", "a blue square"], hidden_size=16, num_layers=1)
-    tokenizer.save_pretrained(folder)
-    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = part | {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    text |= {"eos_token_id": tokenizer.eos_token_id}
-    vision = part | {"image_size": 16, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        '{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}, "crop_size": 16, '
-        '"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
-    )
-    return folder
 
 
 def test_clip_score_is_the_cosine(clip):
@@ -352,6 +331,14 @@ def test_again_it_samples_nothing_and_says_the_same(model):
     again = evaluate(config(folder))
     assert again["measures"] == first["measures"]
     assert {path: path.stat().st_mtime_ns for path in folder.glob("evaluation/**/*.npy")} == files
+
+
+@pytest.mark.parametrize("model", ["class", "text"], indirect=True)
+def test_the_number_of_real_images_decides_nothing_about_the_samples(model, tmp_path):
+    _, folder = model
+    reports = [evaluate(config(folder, num_samples=20, num_real=n, output_dir=str(tmp_path))) for n in (20, 40, 10_000)]
+    assert [report["num_train"] for report in reports[:2]] == [20, 40] and reports[2]["num_train"] > 40
+    assert len(list(tmp_path.glob("samples/*"))) == 1
 
 
 def arrays(folder, plan):

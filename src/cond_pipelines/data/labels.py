@@ -149,9 +149,12 @@ def vector_parser() -> Callable[[Any], np.ndarray | None]:
 
 
 def condition_name(condition: Any, id2label: dict[int, str] | None = None) -> str:
-    """A condition in words."""
+    """A condition in words; "no condition" of an image that has none."""
+    if condition is None:
+        return "no condition"
     if isinstance(condition, dict):
-        return ", ".join(f"{k} {condition_name(v)}" for k, v in condition.items() if v is not None) or "nothing"
+        shown = [f"{name} {condition_name(value)}" for name, value in condition.items() if value is not None]
+        return ", ".join(shown) or condition_name(None)
     if isinstance(condition, tuple):
         return ", ".join(condition_name(c, id2label) for c in condition)
     if isinstance(condition, list | np.ndarray):

@@ -71,7 +71,9 @@ class EvaluationConfig:
     clip_model: str | None = flag(None, "Measure the CLIP score of samples of captions with this transformers model.")
     unseen_captions: str | None = flag(None, "Measure captions that training never saw apart: a text file, one a line.")
     classifier: str | None = flag(
-        None, "Read classes with this transformers classifier, or module:callable that gives names or ids."
+        None,
+        "Read classes with this transformers classifier, or module:callable that gives names or ids. "
+        "Of several labels an image: a number for each label.",
     )
     classify: bool = flag(False, "Let a class-conditional model classify held-out images: p(y|x) from p(x|y).")
     num_classified: int = flag(
@@ -109,6 +111,12 @@ class EvaluationConfig:
         scale = scales_by_name(self.guide_scale, self.guidance_scale, setting)
         given = {"guidance_scale": scale, "num_inference_steps": self.num_inference_steps}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def class_tables(report: Report) -> dict[str, Report]:
+    """The classes one by one, by the name of their condition, which is "" where the model has one."""
+    tables = {"": report["classes"]} | report.get("classes_of_conditions", {})  # earlier versions had no such key
+    return {name: classes for name, classes in tables.items() if classes}
 
 
 def evaluation_form() -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ def _unfollowed(model: str, flag: str, value: object) -> str:
     )
 
 
-def check_setting(config: EvaluationConfig, setting: Setting, has_guide: bool) -> None:
-    """Raise ValueError for what has no meaning for a model of this setting, before anything is sampled."""
+def check_guidance(config: EvaluationConfig, setting: Setting, has_guide: bool) -> None:
+    """Raise ValueError for a scale that the model does not have, before anything is sampled."""
     if config.guide_scale is not None and not has_guide:
         raise ValueError(
             f"guide_scale {config.guide_scale:g} needs a guide, and this model has none: train one with --autoguidance"
@@ -83,10 +83,6 @@ def check_setting(config: EvaluationConfig, setting: Setting, has_guide: bool) -
             f"guidance_scale {config.guidance_scale:g} has no effect, since p(x) has no classifier-free guidance: "
             "leave it out; p(x) is guided by --guide_scale, of a model that was trained with --autoguidance"
         )
-    for row in SETTINGS.values():
-        for name in row.evaluation_arguments:
-            if getattr(config, name) and name not in setting.evaluation_arguments:
-                raise ValueError(f"--{name} needs a {row.name}-conditional model, and this one is {setting.name!r}")
 
 
 def load_evaluated_data(
@@ -121,10 +117,6 @@ def load_evaluated_data(
     known = with_effect(EvaluatedData, known | {"on_bad_image": "skip", "streaming": False})
     vae = pipe.components.get("vae")
     data = load_data(_checked(known, config.model), (vae or pipe.unet).config.in_channels)
-    if data.id2label and hasattr(data.dataset.rows.features[data.dataset.columns.condition], "feature"):
-        for name in ("classifier", "classify"):
-            if getattr(config, name):
-                raise ValueError(f"--{name} needs one label an image, and these images have several: leave it out")
     if data.id2label and (names := getattr(pipe.adapter, "id2label", None)):
         used = set(_labels(data.dataset.conditions()))
         data.id2label = {i: name for i, name in data.id2label.items() if i in used}

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,20 @@ from ..provenance import weights_fingerprint
 from ..settings import Setting, find_setting
 from ..sharing.card import write_card
 from ..sharing.facts import training_versions
+from .conditions import COMBINATIONS, UNSEEN, ModelCondition, check_labels, check_setting, conditions_of_model
 from .config import EvaluationConfig, Report, Row
-from .data import check_setting, load_evaluated_data, recorded_config, setting_name
+from .data import check_guidance, load_evaluated_data, recorded_config, setting_name
 from .features import protocol_of
 from .likelihood_rows import bits_rows, classification_rows
-from .obedience import COMBINATIONS, UNSEEN, ModelCondition, conditions_of_model, obedience_rows
+from .obedience import classifier_row, obedience_rows
 from .publish import command_of, write_publication
-from .questions import Sets, distribution_rows, mean_row
+from .questions import Sets, distribution_rows
 from .reader import Reader, Samples
 from .report import write_pictures, write_report
 from .sampling import Plan, draw_samples, plan_of, sample_folder, sample_key, weights_of
 
 _LEAST = 6  # samples, and training images: precision and recall look at the fifth neighbour
+_MOST_CONDITIONS = 50_000  # of training images, which samples have over and over
 _ALONE = 1000  # at most so many samples of each condition of a composite by itself
 
 
@@ -59,7 +62,8 @@ def evaluate(config: EvaluationConfig) -> Report:
     recorded = recorded_config(config.model)
     conditioning = setting_name(config, pipe.adapter, recorded)
     setting = find_setting(conditioning)
-    check_setting(config, setting, pipe.components.get("guide") is not None)
+    check_guidance(config, setting, pipe.components.get("guide") is not None)
+    check_setting(config, setting, pipe.adapter)
     data = load_evaluated_data(config, pipe, conditioning, recorded)
     with locked_folder(folder, accelerator.is_main_process):
         return _evaluate(config, accelerator, folder, pipe, setting, data, weights)
@@ -85,14 +89,19 @@ def _evaluate(
     weights: str | None,
 ) -> Report:
     rng = np.random.default_rng(config.seed)
-    train = np.sort(rng.permutation(data.train)[: config.num_real])
+    order = rng.permutation(data.train)
+    train = np.sort(order[: config.num_real])
     _check_counts(config, train)
-    model_conditions = conditions_of_model(pipe.adapter, setting, data.id2label)
-    plans = {"": plan_of(data, rng.permutation(train), config.num_samples, config.sampling_batch_size)}
-    plans |= (_unseen_captions(config, data) if setting.has_captions else {}) | _alone(model_conditions, plans[""])
+    model_conditions = conditions_of_model(pipe.adapter, setting, data)
+    check_labels(config, model_conditions)
+    # Not of `train`: another --num_real measures the same samples.
+    drawn = rng.permutation(np.sort(order[:_MOST_CONDITIONS]))
+    plans = {"": plan_of(data, drawn, config.num_samples, config.sampling_batch_size)}
+    plans |= _unseen_captions(config, data, model_conditions) | _alone(model_conditions, plans[""])
     # ---- everything that can fail is tried before anything is sampled
     loaded: list[Reader] = []
-    by_main_process(lambda: loaded.append(_tried(config, data, folder, accelerator)), accelerator.is_main_process)
+    reader = partial(Reader, config, data, folder, accelerator.device, model_conditions)
+    by_main_process(lambda: loaded.append(_tried(reader, folder)), accelerator.is_main_process)
     # ---- sample
     samples = _draw(config, accelerator, folder, pipe, plans)
     if not accelerator.is_main_process:
@@ -109,7 +118,7 @@ def _evaluate(
         "feature_extractor": without_path(config.feature_extractor),
         "protocol": protocol_of(loaded[0].extractor),
         "clip_model": without_path(config.clip_model),
-        "unseen_captions": _fingerprint(plans.get(COMBINATIONS)),
+        "unseen_captions": _fingerprint(next((plan for kind, plan in plans.items() if COMBINATIONS in kind), None)),
         "resolution_px": data.dataset.resolution,
         **_sampler(config, pipe, setting, is_guided=any(condition is not None for condition in plans[""].drawn)),
         "device": accelerator.device.type,
@@ -117,10 +126,11 @@ def _evaluate(
         "command": command_of(config),
         "versions": training_versions(),
         "measures": rows,
-        "classes": classes,
+        "classes": classes.pop("", {}),
+        "classes_of_conditions": classes,
     }
     write_report(report, folder)
-    write_pictures(folder, samples[""], data, train, pairs, classes)
+    write_pictures(folder, samples[""], data, train, pairs, model_conditions, report)
     write_publication(report, folder)
     if not config.keep_samples:
         _delete(samples.values())
@@ -137,8 +147,8 @@ def _measure(
     model_conditions: list[ModelCondition],
     read: Reader,
     samples: dict[str, Samples],
-) -> tuple[list[Row], np.ndarray, Report]:
-    """All rows; for each sample the index into `train` of its nearest image; the classes one by one."""
+) -> tuple[list[Row], np.ndarray, dict[str, Report]]:
+    """All rows; for each sample the index into `train` of its nearest image; the classes of each condition."""
     parts = {kind: read.samples(one, f"samples {kind}".strip()) for kind, one in samples.items()}
     sets = Sets(
         fake=parts.pop(""),
@@ -150,10 +160,13 @@ def _measure(
     rows += bits_rows(config, pipe, data, train)
     more, classes = obedience_rows(model_conditions, sets, pipe)
     rows += more
-    if config.classifier:
-        rows.append(_classifier_row(config, read, sets, samples[""]))
-    if config.classify:
-        rows += classification_rows(config, pipe, data, sets.held_out.conditions)
+    for each in model_conditions:
+        if each.has_classes and config.classifier:
+            seen = read.classes(samples[""].images(), samples[""].plan.count), read.real_classes()
+            by_classifier = classifier_row(without_path(config.classifier), each, sets, *seen)
+            rows += [] if by_classifier is None else [by_classifier]
+        if each.has_classes and config.classify:
+            rows += classification_rows(config, pipe, data, each, sets.held_out.conditions)
     return rows, pairs, classes
 
 
@@ -165,29 +178,42 @@ def _check_counts(config: EvaluationConfig, train: np.ndarray) -> None:
         raise ValueError(f"{len(train)} training images: precision and recall need at least {_LEAST}")
 
 
-def _unseen_captions(config: EvaluationConfig, data: TrainingData) -> dict[str, Plan]:
+def _unseen_captions(
+    config: EvaluationConfig, data: TrainingData, model_conditions: list[ModelCondition]
+) -> dict[str, Plan]:
     """Captions of held-out images that no training image has, and those of a file, each as often as the others."""
-    seen, plans = set(), {}
-    for i in data.train:
-        seen.update(all_of([data.dataset.read_condition(int(data.dataset.usable[i]))]))
-    new = [row for row, c in zip(data.held_out, data.conditions(data.held_out), strict=True) if c and c not in seen]
-    first = {caption: row for row, caption in reversed(list(zip(new, data.conditions(np.array(new)), strict=True)))}
-    if first:
-        plans[UNSEEN] = plan_of(
-            data, np.sort(list(first.values())), min(len(first), config.num_samples), config.sampling_batch_size
-        )
-    if config.unseen_captions:
-        lines = [line.strip() for line in read_text(config.unseen_captions).splitlines() if line.strip()]
-        known = [line for line in lines if line in seen]
-        if known or not lines:
-            raise ValueError(
-                f"--unseen_captions {config.unseen_captions}: "
-                + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
-            )
-        plans[COMBINATIONS] = Plan(
-            lines, min(config.num_samples, max(256, len(lines))), batch_size=config.sampling_batch_size
-        )
+    plans = {}
+    for each in model_conditions:
+        if not each.has_captions:
+            continue
+        seen = set()
+        for i in data.train:
+            raws = all_of([data.dataset.read_condition(int(data.dataset.usable[i]))])
+            seen.update(each.read(raw) for raw in raws)
+        held_out = [each.read(raw) for raw in data.conditions(data.held_out)]
+        new = [(caption, row) for caption, row in zip(held_out, data.held_out, strict=True) if caption]
+        first = {caption: row for caption, row in reversed(new) if caption not in seen}
+        if first:
+            count = min(len(first), config.num_samples)
+            plans[each.kind(UNSEEN)] = plan_of(data, np.sort(list(first.values())), count, config.sampling_batch_size)
+        if config.unseen_captions:
+            lines = _new_captions(config.unseen_captions, seen)
+            count = min(config.num_samples, max(256, len(lines)))
+            conditions = [each.only(line) for line in lines]
+            plans[each.kind(COMBINATIONS)] = Plan(conditions, count, batch_size=config.sampling_batch_size)
     return plans
+
+
+def _new_captions(path: str, seen: set[object]) -> list[str]:
+    """The lines of a file. Raises ValueError for a caption of a training image, and where there is none."""
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    known = [line for line in lines if line in seen]
+    if known or not lines:
+        raise ValueError(
+            f"--unseen_captions {path}: "
+            + (f"{known[0]!r} is the caption of a training image: take it out" if known else "it is empty")
+        )
+    return lines
 
 
 def _alone(model_conditions: list[ModelCondition], plan: Plan) -> dict[str, Plan]:
@@ -196,14 +222,14 @@ def _alone(model_conditions: list[ModelCondition], plan: Plan) -> dict[str, Plan
     for each in model_conditions if len(model_conditions) > 1 else []:
         rows = [i for i, raw in enumerate(plan.conditions) if each.read(raw) is not None]
         if rows:
-            conditions: list[object] = [{each.name: plan.conditions[i][each.name]} for i in rows]
+            conditions: list[object] = [each.only(plan.conditions[i][each.name]) for i in rows]
             sizes = None if plan.sizes is None else [plan.sizes[i] for i in rows]
             plans[each.alone] = Plan(conditions, min(plan.count, _ALONE), sizes, plan.batch_size)
     return plans
 
 
-def _tried(config: EvaluationConfig, data: TrainingData, folder: Path, accelerator: Accelerator) -> Reader:
-    reader = Reader(config, data, folder, accelerator.device)
+def _tried(load: Callable[[], Reader], folder: Path) -> Reader:
+    reader = load()
     reader.try_out(folder)
     return reader
 
@@ -264,16 +290,3 @@ def _delete(samples: Iterable[Samples]) -> None:
         for path in each.folder.iterdir():
             path.unlink()
         each.folder.rmdir()
-
-
-def _classifier_row(config: EvaluationConfig, read: Reader, sets: Sets, samples: Samples) -> Row:
-    """Does it obey y, by a classifier of the user's; its ceiling is what it makes of held-out images."""
-
-    def right(read_classes: np.ndarray, conditions: list[object]) -> np.ndarray:
-        known = np.array([c is not None for c in conditions], dtype=bool)
-        return (read_classes[known] == np.array([c for c in conditions if c is not None])).astype(float)
-
-    fake = right(read.classes(samples.images(), samples.plan.count), sets.fake.conditions)
-    real = right(read.real_classes(), sets.held_out.conditions)
-    ceiling = float(real.mean()) if len(real) else None
-    return mean_row("obeys y?", f"class read right by {without_path(config.classifier)}", fake, ceiling)

@@ -192,8 +192,14 @@ class CLIPScore:
         return np.concatenate(scores)
 
 
-def load_classifier(name: str, id2label: dict[int, str], device: torch.device | str = "cpu") -> Extractor:
+def load_classifier(
+    name: str, id2label: dict[int, str], device: torch.device | str = "cpu", has_several: bool = False
+) -> Extractor:
     """Images to their classes as ids (N, 1): a transformers model with our labels, or `module:callable`.
+
+    Args:
+        has_several: an image has several labels; then it gives a number for each of `id2label`, (N, K), which is higher
+            where an image seems to have the label: the logits of the model, or what the callable gives.
 
     Raises:
         ValueError: there is no such thing, or it does not know the classes of the data by the same names.
@@ -204,6 +210,8 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
 
         def read_names(images: list[Image.Image]) -> np.ndarray:
             labels = read(images)
+            if has_several:
+                return _scores_of_labels(name, labels, len(images), list(ids))
             try:
                 return np.array([[ids[x] if isinstance(x, str) else int(x)] for x in labels], np.float32)
             except (TypeError, ValueError, KeyError) as error:
@@ -221,13 +229,30 @@ def load_classifier(name: str, id2label: dict[int, str], device: torch.device | 
     if missing:
         raise ValueError(f"--classifier {name} does not know {missing[0]!r}: it reads {', '.join(theirs.values())}")
     model.eval().requires_grad_(False).to(device)
+    number = {label: i for i, label in theirs.items()}
 
     @torch.no_grad()
     def read_classes(images: list[Image.Image]) -> np.ndarray:
         logits = model(pixel_values=preprocess(images)).logits  # (N, K)
+        if has_several:
+            return logits[:, [number[label] for label in ids]].float().cpu().numpy()
         return np.array([[ids.get(theirs[i], -1)] for i in logits.argmax(dim=1).tolist()], np.float32)
 
     return read_classes
+
+
+def _scores_of_labels(name: str, scores: Any, count: int, labels: list[str]) -> np.ndarray:
+    """(N, K) float32. Raises UserError where it is not."""
+    try:
+        scores = np.asarray(scores, np.float32)
+    except (TypeError, ValueError):
+        scores = np.zeros(0)
+    if scores.shape != (count, len(labels)):
+        raise UserError(
+            f"--classifier {name}: images have several labels, so for {count} images it must give {count} x "
+            f"{len(labels)} numbers, higher where an image seems to have the label, in the order {', '.join(labels)}"
+        )
+    return scores
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:

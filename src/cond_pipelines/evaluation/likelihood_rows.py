@@ -9,6 +9,7 @@ from ..evaluation import probes
 from ..networks.denoiser import unwrapped
 from ..objectives.base import Objective
 from ..pipelines.conditional import ConditionalPipeline
+from .conditions import ModelCondition
 from .config import EvaluationConfig, Row
 from .likelihood import noised_at_snr
 from .questions import mean_row, row
@@ -57,22 +58,28 @@ def _bits(config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingDat
 
 
 def classification_rows(
-    config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, conditions: list[object]
+    config: EvaluationConfig, pipe: ConditionalPipeline, data: TrainingData, each: ModelCondition, raws: list[object]
 ) -> list[Row]:
-    """How often it is right, and whether as sure as it should be; `conditions`: of the held-out images."""
+    """How often it is right, and whether as sure as it should be; of a composite with no other condition.
+
+    Args:
+        each: the label. raws: the conditions of the held-out images.
+    """
+    conditions = [each.read(raw) for raw in raws]
     known = [i for i, label in enumerate(conditions) if label is not None][: config.num_classified]
-    classes = list(data.id2label or {})
+    classes = list(each.id2label)
     right, sure = np.zeros(len(known)), np.zeros(len(known))
     pixels = [signed_pixels(data, data.held_out[i]) for i in known]
     for rows in of_one_shape(pixels):
-        result = pipe.classify(torch.stack([pixels[j] for j in rows]), classes, seed=config.seed)
+        tried = [each.only(label) for label in classes]
+        result = pipe.classify(torch.stack([pixels[j] for j in rows]), tried, seed=config.seed)
         labels = [conditions[known[j]] for j in rows]
         right[rows] = [classes[best] == label for best, label in zip(result.best, labels, strict=True)]
         sure[rows] = result.probabilities.max(dim=1).values.numpy()
     return [
-        mean_row("obeys y?", "held-out images classified right", right),
+        mean_row("obeys y?", each.title("held-out images classified right"), right),
         row(
-            *("obeys y?", "calibration error of that", probes.calibration_error(sure, right)),
+            *("obeys y?", each.title("calibration error of that"), probes.calibration_error(sure, right)),
             m.interval_of(probes.calibration_error, sure, right, high=1.0),
             better="lower",
         ),

@@ -3,8 +3,8 @@
 Each compares what was the condition of a sample with what a simple map, fitted on real images, reads in it.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -12,93 +12,63 @@ from ..adapters.base import ConditioningAdapter
 from ..evaluation import measures as m
 from ..evaluation import probes
 from ..pipelines.conditional import ConditionalPipeline
-from ..settings import SETTINGS, Setting
+from .conditions import COMBINATIONS, UNSEEN, ModelCondition
 from .config import Report, Row
 from .probes import Probe
 from .questions import Part, Sets, mean_row, rounded, row
 
-# Apart from the captions of training: those of held-out images that training never saw, and those of a file.
-UNSEEN, COMBINATIONS = "captions unseen in training", "unseen combinations"
 _LEAST = 10  # images of a class, or with and without a label, for a number of its own
-
-
-@dataclass(frozen=True)
-class ModelCondition:
-    """One of the conditions of a model.
-
-    Args:
-        name: of a part of a composite; "" where there is one condition.
-        adapter: of this condition.
-        setting: its row; None: a third party's, that has none.
-        id2label: class names by id, where it is a label.
-    """
-
-    name: str
-    adapter: ConditioningAdapter
-    setting: Setting | None
-    id2label: dict[int, str]
-
-    def read(self, raw: object) -> object:
-        """This one of a raw condition: an id, a tuple of ids, a caption, a vector; None: the image has none."""
-        value = raw.get(self.name) if self.name and isinstance(raw, dict) else raw
-        if value is None or not self.name:
-            return value
-        if self.setting is not None and self.setting.has_classes:
-            several = isinstance(value, list | tuple)
-            return tuple(map(self.adapter.label_id, value)) if several else self.adapter.label_id(value)
-        return value
-
-    @property
-    def alone(self) -> str:
-        """The kind of samples that have this condition only."""
-        return f"{self.name} alone"
-
-
-def conditions_of_model(
-    adapter: ConditioningAdapter, setting: Setting, id2label: dict[int, str] | None
-) -> list[ModelCondition]:
-    """The conditions of a model, those of a composite one by one.
-
-    Args:
-        id2label: class names of the data, for a model of labels.
-    """
-    parts = getattr(adapter, "parts", None)
-    if parts is None:
-        return [ModelCondition("", adapter, setting, id2label or {})]
-    conditions = []
-    for name, part in parts.items():
-        names = {i: str(i) for i in range(getattr(part, "num_classes", 0))} | getattr(part, "id2label", {})
-        conditions.append(ModelCondition(name, part, SETTINGS.get(part.conditioning), names))
-    return conditions
 
 
 def obedience_rows(
     model_conditions: list[ModelCondition], sets: Sets, pipe: ConditionalPipeline
-) -> tuple[list[Row], Report]:
-    """Rows of every condition, and the classes one by one of a model of labels.
+) -> tuple[list[Row], dict[str, Report]]:
+    """Rows of every condition, and by the names of the conditions the classes one by one of those that are labels.
 
     Of a composite, samples that have all conditions come first, then those that have one alone.
     """
     rows: list[Row] = []
-    classes: Report = {}
+    classes: dict[str, Report] = {}
     for each in model_conditions:
-        mine = sets.with_conditions(each.read, (each.alone,) if each.name else tuple(sets.more))
-        of_condition, of_classes = _rows_of(each, mine, pipe)
-        rows += [one | {"name": f"{each.name}: {one['name']}"} if each.name else one for one in of_condition]
-        classes = classes if each.name else of_classes
+        of_condition, of_classes = _rows_of(each, sets.with_conditions(each.read, each.kinds), pipe)
+        rows += [one | {"name": each.title(one["name"])} for one in of_condition]
+        if of_classes:
+            classes[each.name] = of_classes
     return rows, classes
 
 
 def _rows_of(condition: ModelCondition, sets: Sets, pipe: ConditionalPipeline) -> tuple[list[Row], Report]:
-    setting = condition.setting
-    if setting is not None and setting.has_classes:
-        several = any(isinstance(raw, tuple) for raw in sets.train.conditions)
-        return (several_label_rows if several else label_rows)(sets, condition.id2label)
-    if setting is not None and setting.has_captions:
-        return caption_rows(sets, lambda captions: _caption_features(condition.adapter, captions, pipe)), {}
+    if condition.has_classes:
+        return (several_label_rows if condition.has_several else label_rows)(sets, condition.id2label)
+    if condition.has_captions:
+        vectors_of = partial(_caption_features, condition.adapter, pipe=pipe)
+        return caption_rows(sets, vectors_of, condition.name), {}
     if hasattr(condition.adapter, "vector_of"):
-        return vector_rows(sets.with_conditions(condition.adapter.vector_of, tuple(sets.more))), {}
+        return vector_rows(sets.with_conditions(condition.adapter.vector_of)), {}
     return [], {}
+
+
+def classifier_row(
+    name: str, condition: ModelCondition, sets: Sets, fake: np.ndarray, held_out: np.ndarray
+) -> Row | None:
+    """Does it obey y, by a classifier of the user's; its ceiling is what it makes of held-out images.
+
+    Args:
+        name: of the classifier.
+        fake, held_out: what it reads in the samples and in the held-out images: see `features.load_classifier`.
+
+    Returns:
+        None where no label counts, see `several_label_rows`.
+    """
+    both = ((fake, sets.fake), (held_out, sets.held_out))
+    parts = [Part(read, part.conditions).with_conditions(condition.read).known for read, part in both]
+    if condition.has_several:
+        columns = [dict(zip(condition.id2label, part.features.T, strict=True)) for part in parts]
+        row_of = _separated(name, columns[0], parts[0], _aucs(columns[1], parts[1]))
+        return None if row_of is None else row_of | {"name": condition.title(row_of["name"])}
+    right = [(part.features[:, 0] == np.array(part.conditions)).astype(float) for part in parts]
+    ceiling = float(right[1].mean()) if len(right[1]) else None
+    return mean_row("obeys y?", condition.title(f"class read right by {name}"), right[0], ceiling)
 
 
 def _fakes(sets: Sets) -> Iterator[tuple[str, Part]]:
@@ -170,29 +140,39 @@ def several_label_rows(sets: Sets, id2label: dict[int, str]) -> tuple[list[Row],
         has = _has(train, label)
         if min(has.sum(), (~has).sum()) >= _LEAST:
             of_label[label] = Probe(train.features, has.astype(int))
-    real = {label: _auc(of_label[label], held_out, label) for label in of_label}
-    rows, of_fake = [], {}
+
+    def read(part: Part) -> dict[int, np.ndarray]:
+        return {label: probe.score(part.features) for label, probe in of_label.items()}
+
+    real, rows = _aucs(read(held_out), held_out) if held_out.conditions else {}, []
     for end, part in _fakes(sets):
-        auc = {label: _auc(of_label[label], part, label) for label in of_label}
-        counted = [label for label in auc if auc[label] is not None]
-        of_fake = of_fake or auc
-        if not counted:
-            continue
-        has = np.stack([_has(part, label) for label in counted], axis=1)  # (N, K)
-        scores = np.stack([of_label[label].score(part.features) for label in counted], axis=1)  # (N, K)
-        interval = m.interval_of(probes.mean_auc, has, scores, resamples=100, high=1.0)
-        known = [x for label in counted if (x := real[label]) is not None]
-        ceiling = float(np.mean(known)) if known else None
-        name = f"labels separated by linear probes, mean AUC of {len(counted)}{end}"
-        rows.append(row("obeys y?", name, probes.mean_auc(has, scores), interval, ceiling))
+        separated = _separated("linear probes", read(part), part, real, end)
+        rows += [] if separated is None else [separated]
     fake = sets.fake.known
+    of_fake = _aucs(read(fake), fake) if fake.conditions else {}
     classes = {
         "names": list(id2label.values()),
         "samples": [int(_has(fake, label).sum()) for label in id2label],
-        "auc": [None if of_fake.get(label) is None else rounded(of_fake[label]) for label in id2label],
-        "auc_real": [None if real.get(label) is None else rounded(real[label]) for label in id2label],
+        "auc": [rounded(of_fake[label]) if label in of_fake else None for label in id2label],
+        "auc_real": [rounded(real[label]) if label in real else None for label in id2label],
     }
     return rows, classes
+
+
+def _separated(
+    by: str, scores: Mapping[int, np.ndarray], part: Part, real: Mapping[int, float], end: str = ""
+) -> Row | None:
+    """The row of scores (N,) of each label; None where no label counts. `real`: the AUC of held-out images."""
+    counted = list(_aucs(scores, part))
+    if not counted:
+        return None
+    has = np.stack([_has(part, label) for label in counted], axis=1)  # (N, K)
+    of_counted = np.stack([scores[label] for label in counted], axis=1)  # (N, K)
+    interval = m.interval_of(probes.mean_auc, has, of_counted, resamples=100, high=1.0)
+    known = [real[label] for label in counted if label in real]
+    ceiling = float(np.mean(known)) if known else None
+    name = f"labels separated by {by}, mean AUC of {len(counted)}{end}"
+    return row("obeys y?", name, probes.mean_auc(has, of_counted), interval, ceiling)
 
 
 def _has(part: Part, label: int) -> np.ndarray:
@@ -200,20 +180,20 @@ def _has(part: Part, label: int) -> np.ndarray:
     return np.array([label in (c if isinstance(c, tuple) else (c,)) for c in part.conditions], dtype=bool)
 
 
-def _auc(probe: Probe, part: Part, label: int) -> float | None:
-    """None where fewer than ten images have the label, or fewer than ten have not."""
-    has = _has(part, label)
-    if min(has.sum(), (~has).sum()) < _LEAST:
-        return None
-    return probes.mean_auc(has[:, None], probe.score(part.features)[:, None])
+def _aucs(scores: Mapping[int, np.ndarray], part: Part) -> dict[int, float]:
+    """Of each label, without those that fewer than ten images have, or fewer than ten have not."""
+    has = {label: _has(part, label) for label in scores}
+    counted = [label for label in scores if min(has[label].sum(), (~has[label]).sum()) >= _LEAST]
+    return {label: probes.mean_auc(has[label][:, None], scores[label][:, None]) for label in counted}
 
 
 # -------------------------------------------------------------------------------------------------------- captions
-def caption_rows(sets: Sets, vectors_of: Callable[[list[str]], np.ndarray]) -> list[Row]:
+def caption_rows(sets: Sets, vectors_of: Callable[[list[str]], np.ndarray], name: str = "") -> list[Row]:
     """Does it obey the text: retrieval of the caption through a map fitted on real pairs, and the CLIP score.
 
     Args:
         vectors_of: captions to (N, E): the mean of the model's own text encoder over the tokens of each.
+        name: of the condition, of which there is a CLIP score.
     """
     parts = {"train": sets.train.known, "held out": sets.held_out.known, "": sets.fake.known}
     parts |= {kind: part.known for kind, part in sets.more.items()}
@@ -242,9 +222,9 @@ def caption_rows(sets: Sets, vectors_of: Callable[[list[str]], np.ndarray]) -> l
         for key, title in titles.items():
             ceiling = scores["held out"][key][real].mean() if real.any() else None
             rows.append(mean_row("obeys the text?", title + end, scores[kind][key], ceiling))
-        if part.clip is not None:
-            ceiling = parts["held out"].clip[real].mean() if real.any() else None
-            rows.append(mean_row("obeys the text?", "CLIP score" + end, part.clip, ceiling))
+        if name in part.clip:
+            ceiling = parts["held out"].clip[name][real].mean() if real.any() else None
+            rows.append(mean_row("obeys the text?", "CLIP score" + end, part.clip[name], ceiling))
     return rows
 
 

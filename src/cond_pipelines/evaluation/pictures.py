@@ -1,14 +1,21 @@
 """What an evaluation shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..files import whole_file
+from ..fonts import Font
 from ..pictures import image_grid, short_title
+from .config import Report
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_SHOWN = 40  # classes of a condition that have a row and a name
 _MOST_NUMBERS = 20  # classes, of which a confusion matrix shows every count
 
 
@@ -32,38 +39,50 @@ def nearest_sheet(images: list[Image.Image], neighbours: list[Image.Image]) -> I
 
 
 def per_class_sheet(
-    images: list[Image.Image], labels: list[object], id2label: dict[int, str], each: int = 10
+    images: list[Image.Image], labels: Sequence[tuple[str, int, Sequence[object]]], each: int = 10
 ) -> Image.Image:
-    """A row for each class, which is its title, of the samples that there are of it."""
+    """A row for each class of the samples that there are of it.
+
+    Args:
+        labels: of each row its title, the id of the class, and the id or ids of each image.
+    """
     images = of_one_size(images)
     shown: list[Image.Image | None] = []
-    names = []
-    for i, name in list(id2label.items())[:40]:
-        mine = [label == i or (isinstance(label, tuple) and i in label) for label in labels[: len(images)]]
+    for _, i, of_images in labels:
+        mine = [label == i or (isinstance(label, tuple) and i in label) for label in of_images]
         row = [image for image, is_mine in zip(images, mine, strict=True) if is_mine][:each]
         shown += [*row, *[None] * (each - len(row))]
-        names.append(name)
-    return image_grid(shown, columns=each, row_titles=names)
+    return image_grid(shown, columns=each, row_titles=[title for title, *_ in labels])
 
 
-def confusion_plot(counts: np.ndarray, names: list[str], path: Path) -> None:
-    """The conditions (rows) against what was read (columns), as shares of a row; the counts, of up to 20 classes."""
+def confusion_plot(tables: Mapping[str, Report], path: Path) -> None:
+    """The conditions (rows) against what was read (columns), as shares of a row; the counts, of up to 20 classes.
+
+    Args:
+        tables: by the name of the condition, which is its title: "confusion" and "names" of its classes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(14.0, 2.5 + 0.45 * len(names))
-    figure = Figure(figsize=(side, side), layout="constrained")
+    side = min(14.0, 2.5 + 0.45 * max(len(table["names"]) for table in tables.values()))
+    figure = Figure(figsize=(side * len(tables), side), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    font = Font(10, [*tables, *(str(name) for table in tables.values() for name in table["names"])])
+    for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+        axes.set_title(short_title(title, font), parse_math=False, fontfamily=font.families)
+        _confusion(axes, np.array(table["confusion"]), table["names"], font)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=100, format="png")
+
+
+def _confusion(axes: "Axes", counts: np.ndarray, names: list[str], font: Font) -> None:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="class that a linear probe reads", ylabel="class that was the condition")
-    if len(names) <= 40:
-        shown = [short_title(name) for name in names]
-        axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), shown, parse_math=False)
+    if len(names) <= MOST_SHOWN:
+        shown, families = [short_title(name, font) for name in names], font.families
+        axes.set_xticks(range(len(names)), shown, rotation=90, parse_math=False, fontfamily=families)
+        axes.set_yticks(range(len(names)), shown, parse_math=False, fontfamily=families)
     for row, column in np.argwhere(counts) if len(names) <= _MOST_NUMBERS else []:
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=100, format="png")

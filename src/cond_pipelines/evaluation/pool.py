@@ -122,8 +122,8 @@ def pool(reports: Sequence[Report]) -> Report:
             if report.get("weights") is None and names[number] == names[earlier]:  # of the Hub
                 raise UserError(f"reports {earlier + 1} and {number + 1} are both of {names[number]}: {_OTHERS}")
     measures = dict.fromkeys(each["name"] for report in reports for each in report["measures"])
-    shared = {name: first[name] for name in first if name not in ("command", "classes", "measures", "model", "weights")}
-    return shared | {
+    of_one = ("command", "classes", "classes_of_conditions", "measures", "model", "weights")
+    return {name: first[name] for name in first if name not in of_one} | {
         "model": f"{len(reports)} seeds: {', '.join(names)}",
         "models": names,
         "weights": ", ".join(str(report.get("weights")) for report in reports),

@@ -16,7 +16,7 @@ from ..errors import UserError, read_json_list
 from ..files import without_path, write_text
 from ..sharing.escaping import one_line
 from ..sharing.sampler import SamplerFacts
-from .config import EvaluationConfig, Report, Row
+from .config import EvaluationConfig, Report, Row, class_tables
 
 # A picture, and what stands above it. nearest.png shows training images: report.html is never pushed to the Hub.
 _PICTURES = {
@@ -52,11 +52,11 @@ Features of {{ report.feature_extractor }}: {{ report.protocol }}.</p>
 <td>{{ row.interval | join(" to ") if row.interval else "" }}</td><td>{{ "" if row.real is none else row.real }}</td>
 <td>{{ row.better }}</td>{% if report.is_pool %}<td>{{ row.seeds | join(", ") }}</td>{% endif %}</tr>
 {% endfor %}</table>
-{% if columns %}<h2>Each class</h2>
-<table><tr>{% for name in columns %}<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr>
-{% for cells in rows %}<tr>
+{% for title in columns %}<h2>{{ "Each class of " + title if title else "Each class" }}</h2>
+<table><tr>{% for name in columns[title] %}<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr>
+{% for cells in rows[title] %}<tr>
 {% for cell in cells %}<td>{{ "" if cell is none else cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}
+{% endfor %}</table>{% endfor %}
 {% for title, data in pictures.items() %}<h2>{{ title }}</h2>
 <img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}<h2>How it was made</h2>
@@ -76,9 +76,12 @@ def write_publication(report: Report, folder: Path, pictures: Mapping[str, str] 
     """
     commands = report.get("commands") or [report["command"]]
     write_text(folder / "report.tex", latex_table(report, commands))
-    classes = report["classes"]
-    made = [name for name in _PICTURES if classes or name in ("samples.png", "nearest.png")]  # others are of before
-    columns = {name: values for name, values in classes.items() if name != "confusion"}
+    tables = class_tables(report)
+    made = [name for name in _PICTURES if tables or name in ("samples.png", "nearest.png")]  # others are of before
+    columns = {
+        title: {name: values for name, values in classes.items() if name != "confusion"}
+        for title, classes in tables.items()
+    }
     if pictures is None:
         pictures = {
             title: base64.b64encode((folder / name).read_bytes()).decode()
@@ -92,7 +95,7 @@ def write_publication(report: Report, folder: Path, pictures: Mapping[str, str] 
             report=report,
             sampler=SamplerFacts.of_report(report),
             columns=columns,
-            rows=list(zip(*columns.values(), strict=True)),
+            rows={title: list(zip(*of_table.values(), strict=True)) for title, of_table in columns.items()},
             pictures=pictures,
             commands=commands,
             versions=report["versions"],

@@ -1,6 +1,6 @@
 """The rows of a report: a question, a measure of the samples, its interval, and the same of held-out real images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ RANGES = {
     "Vendi score": (1.0, _NO_END),
     "closer to a training image than 99 % of held-out ones": (0.0, 1.0),
     "bits per dimension": (-_NO_END, _NO_END),
-    **dict.fromkeys(("class read right by", "class imbalance", "labels separated by linear probes"), (0.0, 1.0)),
+    **dict.fromkeys(("class read right by", "class imbalance", "labels separated by"), (0.0, 1.0)),
     **dict.fromkeys(("held-out images classified right", "calibration error of that"), (0.0, 1.0)),
     **dict.fromkeys(("R@1 of", "R@5 of", "matched against shuffled, AUC"), (0.0, 1.0)),
     "CLIP score": (0.0, 100.0),
@@ -42,16 +42,20 @@ def range_of(name: str) -> tuple[float, float]:
 
 @dataclass
 class Part:
-    """Images as features (N, D), and the condition of each; `clip`: the CLIP score of each, where it is wanted."""
+    """Images as features (N, D), and the condition of each.
+
+    Args:
+        clip: the CLIP score of each, where it is wanted, by the name of the condition that is a caption.
+    """
 
     features: np.ndarray
     conditions: list[object]
-    clip: np.ndarray | None = None
+    clip: dict[str, np.ndarray] = field(default_factory=dict)
 
     def of(self, keep: np.ndarray) -> "Part":
         """Those rows."""
         conditions = [c for c, k in zip(self.conditions, keep, strict=True) if k]
-        return Part(self.features[keep], conditions, None if self.clip is None else self.clip[keep])
+        return Part(self.features[keep], conditions, {name: scores[keep] for name, scores in self.clip.items()})
 
     def with_conditions(self, read: Callable[[object], object]) -> "Part":
         """The same images with another reading of their conditions."""
@@ -72,10 +76,16 @@ class Sets:
     held_out: Part
     more: dict[str, Part] = field(default_factory=dict)
 
-    def with_conditions(self, read: Callable[[object], object], more: tuple[str, ...]) -> "Sets":
-        """The same images with another reading of their conditions, and those of `more` that are named."""
+    def with_conditions(self, read: Callable[[object], object], kinds: Mapping[str, str] | None = None) -> "Sets":
+        """The same images with another reading of their conditions, and `more` by other names; those without are left.
+
+        Args:
+            kinds: new names by the old ones; default: all as they are.
+        """
         parts = [part.with_conditions(read) for part in (self.fake, self.train, self.held_out)]
-        return Sets(*parts, {kind: part.with_conditions(read) for kind, part in self.more.items() if kind in more})
+        kinds = {kind: kind for kind in self.more} if kinds is None else kinds
+        more = {kinds[kind]: part.with_conditions(read) for kind, part in self.more.items() if kind in kinds}
+        return Sets(*parts, more)
 
 
 def row(

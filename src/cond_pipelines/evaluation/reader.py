@@ -1,6 +1,6 @@
 """Images to features, classes and CLIP scores: loaded and tried on two images before anything is sampled."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from ..data.load import TrainingData
 from ..errors import UserError
 from ..files import whole_file
+from .conditions import ModelCondition
 from .config import EvaluationConfig
 from .features import CLIPScore, Extractor, cached, extract, load_classifier, load_extractor, protocol_of
 from .questions import Part
@@ -36,18 +37,28 @@ class Reader:
 
     Args:
         folder: where features of real images are kept.
+        conditions: of the model, of which captions have a CLIP score and labels are read by the classifier.
 
     Raises:
         ValueError: one of them cannot be loaded.
     """
 
-    def __init__(self, config: EvaluationConfig, data: TrainingData, folder: Path, device: torch.device):
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        data: TrainingData,
+        folder: Path,
+        device: torch.device,
+        conditions: Sequence[ModelCondition] = (),
+    ):
         self.config, self.data, self.kept = config, data, Path(config.features_dir or folder)
         self.extractor = load_extractor(config.feature_extractor, device)
         self.clip = CLIPScore(config.clip_model, device) if config.clip_model else None
+        self.captions = [each for each in conditions if each.has_captions]
         self.classifier: Extractor | None = None
-        if config.classifier:
-            self.classifier = load_classifier(config.classifier, data.id2label or {}, device)
+        for each in conditions if config.classifier else ():
+            if each.has_classes:
+                self.classifier = load_classifier(config.classifier, each.id2label, device, each.has_several)
 
     def try_out(self, folder: Path) -> None:
         """Use everything on two real images, and write a file. Raises ValueError for the first thing that fails."""
@@ -71,7 +82,9 @@ class Reader:
         """Features, conditions and CLIP scores of samples."""
         conditions = samples.plan.drawn
         features = self._features(samples.images, len(conditions), what)
-        return Part(features, conditions, self._scores(samples.images(), conditions))
+        scored = [each for each in self._scored if any(map(each.read, conditions))]
+        scores = {each.name: self._scores(samples.images(), each, conditions) for each in scored}
+        return Part(features, conditions, scores)
 
     def real(self, rows: np.ndarray, conditions: list[object], what: str, scored: bool = False) -> Part:
         """The same of real images. Features are kept, under what decides them: data, preprocessing, extractor."""
@@ -83,16 +96,19 @@ class Reader:
             "protocol": protocol_of(self.extractor),
         }
         features = cached(self.kept, key, lambda: self._features(lambda: self._images(rows), len(rows), what))
-        if self.clip is None or not scored:
-            return Part(features, conditions)
-        key |= {"extractor": "CLIP score", "clip_model": self.config.clip_model, "captions": conditions}
-        return Part(features, conditions, cached(self.kept, key, lambda: self._scores(self._images(rows), conditions)))
+        scores = {}
+        for each in self._scored if scored else ():
+            captions = [each.read(condition) for condition in conditions]
+            of_clip = {"extractor": "CLIP score", "clip_model": self.config.clip_model, "captions": captions}
+            scores[each.name] = cached(
+                self.kept, key | of_clip, lambda each=each: self._scores(self._images(rows), each, conditions)
+            )
+        return Part(features, conditions, scores)
 
     def classes(self, images: Iterable[np.ndarray], count: int) -> np.ndarray:
-        """Ids of classes, (N,), as the classifier reads them."""
+        """What the classifier reads: see `load_classifier`."""
         pictures = (to_image(array) for array in images)
-        read = extract(self.classifier, pictures, count, self.config.batch_size, f"{self.config.classifier}'s view")
-        return read[:, 0]
+        return extract(self.classifier, pictures, count, self.config.batch_size, f"{self.config.classifier}'s view")
 
     def real_classes(self) -> np.ndarray:
         """The same of held-out images."""
@@ -109,10 +125,13 @@ class Reader:
     def _images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         return (real_pixels(self.data, row) for row in rows)
 
-    def _scores(self, images: Iterable[np.ndarray], conditions: list[object]) -> np.ndarray | None:
-        if self.clip is None:
-            return None
-        return self.clip((to_image(array) for array in images), conditions, self.config.batch_size)
+    @property
+    def _scored(self) -> list[ModelCondition]:
+        return [] if self.clip is None else self.captions
+
+    def _scores(self, images: Iterable[np.ndarray], each: ModelCondition, conditions: list[object]) -> np.ndarray:
+        captions = [each.read(condition) for condition in conditions]
+        return self.clip((to_image(array) for array in images), captions, self.config.batch_size)
 
 
 def real_pixels(data: TrainingData, row: int) -> np.ndarray:

@@ -11,8 +11,9 @@ from ..files import write_json, write_text
 from ..provenance import save_picture
 from ..sharing.escaping import markdown_text, table_cell
 from ..sharing.sampler import SamplerFacts
-from .config import Report
-from .pictures import confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
+from .conditions import ModelCondition
+from .config import Report, class_tables
+from .pictures import MOST_SHOWN, confusion_plot, nearest_sheet, per_class_sheet, samples_sheet
 from .reader import Samples, real_image
 from .sampling import to_image
 
@@ -35,13 +36,12 @@ def write_report(report: Report, folder: Path) -> None:
         real = "" if row["real"] is None else row["real"]
         cells = [row["question"], row["name"], row["value"], interval, real, row["better"]]
         lines.append(_table_line([*cells, ", ".join(map(str, row["seeds"]))] if is_pool else cells))
-    lines += _class_lines(report["classes"])
+    for name, classes in class_tables(report).items():
+        lines += [*([f"\n## {markdown_text(name)}"] if name else []), *_class_lines(classes)]
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
 def _class_lines(classes: Report) -> list[str]:
-    if not classes:
-        return []
     if "auc" in classes:
         lines = ["", "| label | samples with it | AUC | AUC of held-out images |", "|---" * 4 + "|"]
         columns = [classes[name] for name in ("names", "samples", "auc", "auc_real")]
@@ -62,22 +62,32 @@ def _table_line(cells: list[object]) -> str:
 
 
 def write_pictures(
-    folder: Path, samples: Samples, data: TrainingData, train: np.ndarray, pairs: np.ndarray, classes: Report
+    folder: Path,
+    samples: Samples,
+    data: TrainingData,
+    train: np.ndarray,
+    pairs: np.ndarray,
+    model_conditions: list[ModelCondition],
+    report: Report,
 ) -> None:
     """samples.png, nearest.png, and with classes per_class.png and confusion.png.
 
     Args:
         train: rows of the training images; pairs: for each sample the index into them of its nearest.
-        classes: as `obedience.obedience_rows` gives it.
     """
     images = [to_image(array) for array in itertools.islice(samples.images(), 512)]
-    conditions, id2label = samples.plan.drawn, data.id2label or {}
-    names = [condition_name(condition, id2label) for condition in conditions[: len(images)]]
+    conditions = samples.plan.drawn[: len(images)]
+    names = [condition_name(condition, data.id2label) for condition in conditions]
     has_conditions = data.dataset.columns.condition is not None
     save_picture(samples_sheet(images, names if has_conditions else None), folder / "samples.png")
     nearest = nearest_sheet(images, [real_image(data, train[i]) for i in pairs[: len(images)]])
     save_picture(nearest, folder / "nearest.png")
-    if id2label and any(condition is not None for condition in conditions[: len(images)]):
-        save_picture(per_class_sheet(images, conditions, id2label), folder / "per_class.png")
-    if "confusion" in classes:
-        confusion_plot(np.array(classes["confusion"]), classes["names"], folder / "confusion.png")
+    labels: list[tuple[str, int, list[object]]] = []
+    for each in model_conditions:
+        of_images = [each.read(condition) for condition in conditions]
+        if each.has_classes and any(label is not None for label in of_images):
+            labels += [(each.title(name), i, of_images) for i, name in list(each.id2label.items())[:MOST_SHOWN]]
+    if labels:
+        save_picture(per_class_sheet(images, labels), folder / "per_class.png")
+    if matrices := {name: table for name, table in class_tables(report).items() if "confusion" in table}:
+        confusion_plot(matrices, folder / "confusion.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..console import say
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
+from ..fonts import Font
 from ..sharing.card import is_our_card, write_card
 from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report
@@ -180,7 +181,9 @@ def _plot(reports: list[Report], path: Path, chosen: Report | None = None) -> No
                 axes.annotate(text, place, textcoords="offset points", xytext=(5, 5))
                 if report is chosen:
                     axes.plot(*place, "o", markersize=14, fillstyle="none", color="black", label="chosen")
-        axes.set(xlabel=across, ylabel=up, title="each point a guidance scale")
+        axes.set(ylabel=up, title="each point a guidance scale")
+        font = Font(10, [across])  # the name of a condition, or of a classifier, is of the user's
+        axes.set_xlabel(font.shown(across), parse_math=False, fontfamily=font.families)
         axes.legend()
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
