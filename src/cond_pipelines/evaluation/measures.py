@@ -284,7 +284,7 @@ def wilson(share: float, reach: float) -> tuple[float, float]:
     """
     s = reach**2 / (share * (1 - share))  # z^2 / n
     centre, half = (share + s / 2) / (1 + s), (reach**2 + s * s / 4) ** 0.5 / (1 + s)
-    return centre - half, centre + half
+    return float(centre - half), float(centre + half)
 
 
 def interval_of_share(share: float, without: np.ndarray, count: int | None = None) -> tuple[float, float]:
@@ -305,8 +305,7 @@ def interval_of_share(share: float, without: np.ndarray, count: int | None = Non
         ends = binomtest(round(share * count), count).proportion_ci(method="wilson")
         return min(share, float(ends.low)), max(share, float(ends.high))
     freedom = 1 + len(without) / kurtosis(without, fisher=False)
-    low, high = wilson(share, float(t.ppf(0.975, freedom) * (len(without) * without.var()) ** 0.5))
-    return low, high
+    return wilson(share, float(t.ppf(0.975, freedom) * (len(without) * without.var()) ** 0.5))
 
 
 def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]:
