@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy.stats import binomtest
 
 from cond_pipelines.cli import main
 from cond_pipelines.evaluation.compare import read_report
@@ -79,6 +80,35 @@ def test_the_interval_holds_the_mean_of_all_seeds_as_often_as_it_says():
         low, high = pool([report(i, v) for i, v in enumerate(values.tolist())])["measures"][0]["interval"]
         held += low <= 50 <= high
     assert 0.92 <= held / 400 <= 0.98
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize(("share", "between"), [(0.97, 0.0), (0.97, 0.02), (0.8, 0.05), (0.5, 0.0)])
+def test_the_interval_of_a_share_holds_the_mean_of_all_seeds(count, share, between):
+    """Few seeds, which draw 150 samples each; also without a difference between seeds, and near 1."""
+    rng, held = np.random.default_rng(0), 0
+    size = share * (1 - share) / between**2 - 1 if between else 0.0
+    for _ in range(300):
+        of_seeds = rng.beta(share * size, (1 - share) * size, count) if between else np.full(count, share)
+        rows = []
+        for right in rng.binomial(150, of_seeds):
+            ends = binomtest(int(right), 150).proportion_ci(method="wilson")
+            rows.append(MORE | {"name": "precision", "value": right / 150, "interval": [ends.low, ends.high]})
+        low, high = pool([report(i, 1.0) | {"measures": [each]} for i, each in enumerate(rows)])["measures"][0][
+            "interval"
+        ]
+        assert 0 <= low < high <= 1
+        held += low <= share <= high
+    assert 0.90 <= held / 300 <= (0.99 if between else 1.0)  # samples alone: the wider of two right intervals
+
+
+def test_seeds_that_agree_have_the_interval_of_their_samples():
+    """That of a mean of three: narrower by 3^(1/2); and nothing to go by where the reports have no interval."""
+    rows = {"name": "precision", "value": 1.0, "interval": [0.97, 1.0]}
+    pooled = pool([report(i, 1.0) | {"measures": [MORE | rows]} for i in range(3)])["measures"][0]
+    assert pooled["interval"] == pytest.approx([1 - 0.03 / 3**0.5, 1], abs=1e-4)
+    pooled = pool([report(i, 1.0) | {"measures": [MORE]} for i in range(3)])["measures"][0]
+    assert pooled["interval"] == [1, 1]
 
 
 def test_every_measure_has_a_range():

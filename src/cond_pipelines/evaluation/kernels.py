@@ -57,6 +57,14 @@ def mmd(
     return value, (influence.std(correction=1) / len(x) ** 0.5).item()
 
 
+def interval_of_mmd(value: float, error: float) -> tuple[float, float]:
+    """95 % interval of a distance, which is at least 0, around an estimate without bias, which may be below 0.
+
+    It holds 0 where the interval of the estimate lies below 0, and the estimate itself.
+    """
+    return min(value, max(0.0, value - 1.96 * error)), max(0.0, value + 1.96 * error)
+
+
 def _some(features: np.ndarray, seed: int) -> Tensor:
     rows = np.sort(np.random.default_rng(seed).permutation(len(features))[:_MOST])
     return torch.from_numpy(np.ascontiguousarray(features[rows]))

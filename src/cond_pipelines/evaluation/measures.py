@@ -111,25 +111,33 @@ def nearest(a: np.ndarray, b: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.nd
     return distances.numpy(), indices.numpy()
 
 
-def radius(features: np.ndarray, k: int = NUM_NEIGHBOURS) -> Tensor:
-    """The distance of each row to its `k`-th nearest other row: (N,)."""
-    distances = torch.full((len(features), k), float("inf"))
+def neighbours(features: np.ndarray, k: int = NUM_NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """Distances and indices of the `k` nearest other rows of each row: (N, k) each, nearest first."""
+    count = len(features)
+    distances, indices = torch.full((count, k), float("inf")), torch.zeros((count, k), dtype=torch.int64)
 
-    def merge(start: int, block: Tensor) -> None:
-        here = slice(start, start + block.shape[0])
-        nearer = block.topk(min(k, block.shape[1]), dim=1, largest=False).values
-        distances[here] = torch.cat([distances[here], nearer], dim=1).topk(k, dim=1, largest=False).values
+    def merge(rows: int, columns: int, block: Tensor) -> None:
+        here = slice(rows, rows + block.shape[0])
+        nearer = block.topk(min(k, block.shape[1]), dim=1, largest=False)
+        best = torch.cat([distances[here], nearer.values], dim=1).topk(k, dim=1, largest=False)
+        distances[here] = best.values
+        indices[here] = torch.cat([indices[here], nearer.indices + columns], dim=1).gather(1, best.indices)
 
-    for i in range(0, len(features), _BLOCK):  # each pair of blocks once: distances are symmetric
+    for i in range(0, count, _BLOCK):  # each pair of blocks once: distances are symmetric
         x = torch.from_numpy(np.ascontiguousarray(features[i : i + _BLOCK]))
-        for j in range(i, len(features), _BLOCK):
+        for j in range(i, count, _BLOCK):
             block = torch.cdist(x, torch.from_numpy(np.ascontiguousarray(features[j : j + _BLOCK])))
             if i == j:
-                merge(i, block.fill_diagonal_(float("inf")))
+                merge(i, i, block.fill_diagonal_(float("inf")))
             else:
-                merge(i, block)
-                merge(j, block.T)
-    return distances[:, -1]
+                merge(i, j, block)
+                merge(j, i, block.T)
+    return distances, indices
+
+
+def radius(features: np.ndarray, k: int = NUM_NEIGHBOURS) -> Tensor:
+    """The distance of each row to its `k`-th nearest other row: (N,)."""
+    return neighbours(features, k)[0][:, -1]
 
 
 @dataclass
@@ -155,7 +163,25 @@ class _Covered:
 
     def alone(self, num_fake: int) -> Tensor:
         """The share of real images that each sample covers and no other does: (F,)."""
-        return torch.bincount(self.numbers[self.count == 1], minlength=num_fake) / len(self.count)
+        return torch.bincount(self.numbers[self.count == 1], minlength=num_fake).double() / len(self.count)
+
+    def again(self, shells: list[Tensor], near: Tensor) -> Tensor:
+        """The share of real images that count without a sample because balls of others grow then: (F,).
+
+        Args:
+            shells: (2, M) pairs of a real image and a sample, whose ball holds it with the next radius, and not yet.
+            near: (F, k) the neighbours of each sample, without any of which it has the next radius.
+        """
+        from scipy.sparse import csr_array
+
+        count, (num_fake, k) = self.count.numpy(), near.shape
+        real, fake = torch.cat(shells, dim=1).numpy()
+        grown = csr_array((np.ones(len(real)), (real, fake)), shape=(len(count), num_fake))
+        needs = csr_array((np.ones(near.numel()), near.flatten().numpy(), np.arange(0, near.numel() + 1, k)))
+        needs.resize(num_fake, num_fake)
+        real, without = (grown @ needs).nonzero()  # this real image is in a ball that grows without that sample
+        is_new = (count[real] == 0) | ((count[real] == 1) & (self.numbers.numpy()[real] == without))
+        return torch.from_numpy(np.bincount(without[is_new], minlength=num_fake) / len(count))
 
 
 def manifolds(
@@ -168,8 +194,8 @@ def manifolds(
 
     Returns:
         For each name one value an image: of `fake` for precision and density, of `real` for recall and coverage. Their
-        means are the measures. "recall by" and "coverage by": of each of `fake`, the share of `real` that would not
-        count without it; see `interval_of_share`.
+        means are the measures. "recall by" and "coverage by": of each of `fake`, by how much the share would fall
+        without it; see `interval_of_share`.
 
     Raises:
         ValueError: no more than `k` images in one of the sets.
@@ -177,22 +203,26 @@ def manifolds(
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall need more than {k} images, and there are {min(len(real), len(fake))}")
     real_radius = radius(real, k) if real_radius is None else real_radius  # (R,)
-    fake_radius = radius(fake, k)  # (F,)
-    inside = torch.zeros(len(fake))  # balls of real images that a fake one lies in
+    distances, near = neighbours(fake, k + 1)
+    fake_radius, next_radius = distances[:, k - 1], distances[:, k]  # (F,), and without one of the neighbours
+    inside, shells = torch.zeros(len(fake)), []  # balls of real images that a fake one lies in
     recall, coverage = _Covered.none(len(real)), _Covered.none(len(real))
     for i, j, block in _blocks(real, fake):
         rows, columns = slice(i, i + block.shape[0]), slice(j, j + block.shape[1])
         in_real = block <= real_radius[rows, None]
         inside[columns] += in_real.sum(dim=0)
         coverage.add(rows, in_real, j)
-        recall.add(rows, block <= fake_radius[None, columns], j)
+        in_fake = block <= fake_radius[None, columns]
+        recall.add(rows, in_fake, j)
+        shells.append(((block <= next_radius[None, columns]) & ~in_fake).nonzero().T + torch.tensor([[i], [j]]))
     values = {
         "precision": inside > 0,
         "density": inside / k,
         "recall": recall.count > 0,
         "coverage": coverage.count > 0,
     }
-    values |= {"recall by": recall.alone(len(fake)), "coverage by": coverage.alone(len(fake))}
+    of_recall = recall.alone(len(fake)) - recall.again(shells, near[:, :k])
+    values |= {"recall by": of_recall, "coverage by": coverage.alone(len(fake))}
     return {name: value.double().numpy() for name, value in values.items()}
 
 
@@ -247,14 +277,35 @@ def interval_of(
     return first, last
 
 
-def interval_of_share(share: float, alone: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the share of real images that samples cover: the jackknife over samples (Tukey 1958).
+def wilson(share: float, reach: float) -> tuple[float, float]:
+    """Ends of the interval of a share that would be share -+ reach were it not for 0 and 1 (Wilson 1927).
+
+    His interval for the number of images whose share has that reach (Korn and Graubard 1998).
+    """
+    s = reach**2 / (share * (1 - share))  # z^2 / n
+    centre, half = (share + s / 2) / (1 + s), (reach**2 + s * s / 4) ** 0.5 / (1 + s)
+    return float(centre - half), float(centre + half)
+
+
+def interval_of_share(share: float, without: np.ndarray, count: int | None = None) -> tuple[float, float]:
+    """95 % interval of a share that each sample moves by another amount: of real images covered, of pairs in order.
+
+    The variance is the jackknife's over samples (Tukey 1958). Where few samples move much it rests on these few, so
+    Student's t has one degree of freedom more than their effective number, N / kurtosis (Kish 1965, section 11.2).
 
     Args:
-        alone: (F,), by how much the share falls without each sample.
+        without: (N,), by how much the share falls without each sample.
+        count: images of which the share is taken to be one where no sample moves it: it is not known exactly even then;
+            default: N.
     """
-    error = float(np.sqrt(len(alone) * alone.var()))
-    return max(0.0, share - 1.96 * error), min(1.0, share + 1.96 * error)
+    from scipy.stats import binomtest, kurtosis, t
+
+    if np.ptp(without) == 0 or not 0 < share < 1:
+        count = len(without) if count is None else count
+        ends = binomtest(round(share * count), count).proportion_ci(method="wilson")
+        return min(share, float(ends.low)), max(share, float(ends.high))
+    freedom = 1 + len(without) / kurtosis(without, fisher=False)
+    return wilson(share, float(t.ppf(0.975, freedom) * (len(without) * without.var()) ** 0.5))
 
 
 def interval_of_frechet(fake: np.ndarray, real: Gaussian) -> tuple[float, float]:

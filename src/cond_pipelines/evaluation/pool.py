@@ -17,6 +17,7 @@ from ..sharing.escaping import one_line
 from .compare import SAME, check_same, read_report, report_file
 from .config import Report, Row
 from .data import recorded_config
+from .measures import wilson
 from .publish import write_publication
 from .questions import range_of, rounded, row
 from .report import write_report
@@ -100,8 +101,8 @@ _UNKNOWN = "(a report of an earlier version, which does not hold its command)"
 def pool(reports: Sequence[Report]) -> Report:
     """One report of several models that differ in the seed of their training.
 
-    A row's value is the mean over seeds. Its interval is Student's t (1908): it holds the choice of seeds and, since
-    each seed has samples of its own, that of samples. `seeds` are the values one by one.
+    A row's value is the mean over seeds. Its interval holds the choice of seeds, by Student's t (1908), and is never
+    narrower than the choice of samples makes it; see `_pooled`. `seeds` are the values one by one.
 
     Raises:
         ValueError: fewer than two reports, two of the same weights, or numbers that cannot be compared.
@@ -143,7 +144,12 @@ def _row_of(report: Report, name: str) -> Row:
 
 
 def _pooled(rows: list[Row]) -> Row:
-    """The mean, and mean -+ t s / sqrt(n), within the values that the measure can have."""
+    """The mean and its interval, within the values that the measure can have: each end is the further of two.
+
+    Over seeds: mean -+ t s / sqrt(n), of shares Wilson's for that reach. It knows the samples by how much seeds differ,
+    so of seeds that happen to agree it would be too narrow. Over samples: the seeds' own intervals, put together as
+    that of a mean (Zou and Donner 2008, Eq. 3).
+    """
     from scipy.stats import t
 
     for each in rows[1:]:
@@ -152,7 +158,11 @@ def _pooled(rows: list[Row]) -> Row:
     mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
     reach = t.ppf(0.975, len(values) - 1) * error
     low, high = range_of(first["name"])
-    ends = min(mean, max(low, mean - reach)), max(mean, min(high, mean + reach))
+    is_share = (low, high) == (0, 1) and 0 < mean < 1
+    of_seeds = wilson(float(mean), float(reach)) if is_share else (mean - reach, mean + reach)
+    own = np.array([each["interval"] or [each["value"]] * 2 for each in rows], dtype=np.float64)  # (n, 2)
+    below, above = np.linalg.norm(own - values[:, None], axis=0) / len(values)
+    ends = min(mean, max(low, min(of_seeds[0], mean - below))), max(mean, min(high, max(of_seeds[1], mean + above)))
     floors = [each["real"] for each in rows if each.get("real") is not None]
     real = float(np.mean(floors)) if len(floors) == len(rows) else None
     pooled = row(first.get("question", ""), first["name"], mean, ends, real, first["better"])

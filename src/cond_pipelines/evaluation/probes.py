@@ -67,6 +67,21 @@ def mean_auc(has: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean(wins / (num_with * (len(has) - num_with))))
 
 
+def auc_by(has: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """By how much `mean_auc` falls without each image: (N,), from DeLong et al. (1988, Eq. 4 and 5)."""
+    from scipy.stats import rankdata
+
+    falls, num_with = np.zeros(len(has)), has.sum(axis=0)
+    varied = np.flatnonzero((num_with > 1) & (num_with < len(has) - 1))
+    for label in varied:
+        score, ranks = scores[:, label], rankdata(scores[:, label])
+        for sign, mine in ((1, has[:, label]), (-1, ~has[:, label])):
+            # Its rank among all, less that among its own sort: of how many of the other sort it is above.
+            above = (ranks[mine] - rankdata(score[mine])) / (~mine).sum()
+            falls[mine] += sign * (above - above.mean()) / (mine.sum() - 1) / len(varied)
+    return falls
+
+
 def ridge(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A linear map from (N, D) to (N, E) by ridge regression, whose strength cross-validation chooses."""
     from sklearn.linear_model import RidgeCV

@@ -127,8 +127,8 @@ def distribution_rows(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray)
     for name, kernel in {"kernel distance": kernels.polynomial, "CMMD": kernels.gaussian}.items():
         of_real = kernels.within_real(train, kernel)
         value, error = kernels.mmd(fake, train, kernel, of_real)
-        ends = (min(value, max(0.0, value - 1.96 * error)), value + 1.96 * error)  # no distance is below 0
-        rows.append(row("alike?", name, value, ends, kernels.mmd(held_out, train, kernel, of_real)[0], "lower"))
+        ends, real = kernels.interval_of_mmd(value, error), kernels.mmd(held_out, train, kernel, of_real)[0]
+        rows.append(row("alike?", name, value, ends, real, "lower"))
     radius = m.radius(train)
     values, real = (m.manifolds(train, images, real_radius=radius) for images in (fake, held_out))
     rows += [mean_row("alike?", name, values[name], real[name].mean()) for name in ("precision", "density")]
