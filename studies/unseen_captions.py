@@ -15,8 +15,7 @@ from common import SHARE, Digits, Shapes, Study, interval, parse_args, sample
 SIZES = {  # counts: captioned images; steps: of each text model; num_images, parent_steps: of the unconditional one
     "tiny": {"counts": (8,), "seeds": 2, "steps": 2, "num_samples": 4}
     | {"num_images": 32, "parent_steps": 2, "network": {"unet_size": "xxs"}},
-    "small": {"counts": (50, 400, 3200), "seeds": {"shapes": 3, "digits": 5}, "steps": {"shapes": 1000, "digits": 2400}}
-    | {"num_samples": 96}
+    "small": {"counts": (50, 400, 3200), "seeds": 3, "steps": {"shapes": 1000, "digits": 1500}, "num_samples": 96}
     | {"num_images": 8000, "parent_steps": {"shapes": 2400, "digits": 1600}, "network": {}},
     "full": {"counts": (50, 200, 800, 3200, 12_800), "seeds": 5, "steps": 8000, "num_samples": 500}
     | {"num_images": 50_000, "parent_steps": 20_000, "network": {"unet_size": "m"}},
