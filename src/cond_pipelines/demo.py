@@ -1,4 +1,4 @@
-"""python -m cond_pipelines.demo: the three settings on drawn shapes, on two CPU cores in ten to thirteen minutes.
+"""python -m cond_pipelines.demo: the three settings on drawn shapes, on two CPU cores in ten to fourteen minutes.
 
     unconditional --swap the adapter--> class-conditional
                   --swap the adapter--> text-conditional
