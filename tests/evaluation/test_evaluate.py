@@ -316,6 +316,14 @@ def test_a_rehearsal_knows_what_more_samples_count(measure, is_known):
             _check_rehearsed(report, measure)
 
 
+def test_steps_that_the_scheduler_cannot_make_end_a_sweep_before_its_samples(tmp_path, capsys):
+    model = run(tmp_path / "model", conditioning="none", max_train_steps=1, objective="ddpm", scheduler="DDPMScheduler")
+    flags = ["--dataset_name", DATA, "--feature_extractor", EXTRACTOR, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(model), *flags, "--sweep", "num_inference_steps=1,5000"])
+    assert "DDPMScheduler cannot make 5000 steps" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_plot_of_a_sweep_of_another_model_is_not_shown(tmp_path):
     """Models on the Hub have no fingerprint, and are all evaluated in evaluation/ where nothing is given."""
     (tmp_path / "sweep.png").write_bytes(b"plot")

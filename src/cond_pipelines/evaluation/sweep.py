@@ -12,6 +12,9 @@ from ..errors import read_json
 from ..files import whole_file, write_json, write_text
 from ..fonts import Font
 from ..locks import by_main_process
+from ..networks.pretrained import load_pipeline
+from ..processes import join_on_cpus
+from ..settings import find_setting
 from ..sharing.card import is_our_card, write_card
 from ..sharing.escaping import table_cell
 from .config import EvaluationConfig, Report, class_tables
@@ -57,6 +60,7 @@ def sweep(config: EvaluationConfig) -> list[Report]:
         raise ValueError(f"--write_best {config.write_best!r} is no measure: {', '.join(MEASURES)}, or one of a report")
     folder = output_folder(config)
     configs = _configs(config, grid, folder)  # all of them are checked before anything is sampled
+    _check_steps(config, grid.get("num_inference_steps", []))
     if config.write_best:
         _rehearse(next(iter(configs.values())), config.write_best)
     reports = []
@@ -91,6 +95,18 @@ def _configs(config: EvaluationConfig, grid: dict[str, list[float]], folder: Pat
         words = ", ".join(f"{key} {value:g}" for key, value in setting.items())
         configs[words] = replace(one, features_dir=str(folder))
     return configs
+
+
+def _check_steps(config: EvaluationConfig, counts: list[float]) -> None:
+    """Raise ValueError for a number of steps that the model's scheduler cannot make."""
+    if not counts:
+        return
+    join_on_cpus()
+    if config.conditioning is not None:
+        find_setting(config.conditioning)  # imports the package that the model's adapter is of
+    pipe = load_pipeline(config.model)
+    for count in counts:
+        pipe.set_timesteps(int(count))
 
 
 def _rehearse(config: EvaluationConfig, measure: str) -> None:
