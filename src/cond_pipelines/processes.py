@@ -32,8 +32,9 @@ def join_on_cpus() -> None:
     """Before accelerate's first state: let it join the processes of a machine that has no GPU.
 
     `torchrun` says nothing of CPUs, and without this variable accelerate would make as many runs of one process each.
+    A WORLD_SIZE without a rank is somebody else's: this process is the only one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         import torch
 
         if not torch.accelerator.is_available():

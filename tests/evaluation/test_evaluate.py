@@ -23,7 +23,7 @@ from cond_pipelines.evaluation.compare import read_report
 from cond_pipelines.evaluation.config import EvaluationConfig
 from cond_pipelines.evaluation.evaluate import evaluate
 from cond_pipelines.evaluation.features import CLIPScore, cached, extract, load_classifier, load_extractor
-from cond_pipelines.evaluation.publish import command_of, latex, write_publication
+from cond_pipelines.evaluation.publish import _sweep_of, command_of, latex, write_publication
 from cond_pipelines.evaluation.questions import is_measure
 from cond_pipelines.evaluation.sampling import (
     Plan,
@@ -33,6 +33,7 @@ from cond_pipelines.evaluation.sampling import (
     read_samples,
     sample_key,
 )
+from cond_pipelines.evaluation.sweep import _check_rehearsed
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.sharing.card import CardFacts, write_card
@@ -290,6 +291,52 @@ def test_a_measure_of_other_models_ends_a_sweep_before_its_samples(model, tmp_pa
     assert "'class read right by a linear probe' is not one of Frechet distance, " in capsys.readouterr().err
     drawn = [np.load(path) for path in (tmp_path / "out/sweep").rglob("samples/*/*.npy")]
     assert sum(map(len, drawn)) <= 64  # a rehearsal
+
+
+@pytest.mark.parametrize(
+    ("measure", "is_known"),
+    [
+        ("labels separated by linear probes, mean AUC of 3", True),
+        ("tags: labels separated by x:y, mean AUC of 1", True),
+        ("label: labels separated by x:y, mean AUC of 1", False),
+        ("R@1 of 100 captions", True),
+        ("R@5 of 100 captions", False),
+        ("precision and recall", False),
+    ],
+)
+def test_a_rehearsal_knows_what_more_samples_count(measure, is_known):
+    """Of 64 samples a rare label has no number, and fewer captions are there to choose from."""
+    rows = [{"name": name} for name in ("precision", "R@1 of 76 captions")]
+    several = {"names": ["a"], "auc": [None]}
+    report = {"measures": rows, "classes": several, "classes_of_conditions": {"tags": several, "label": {}}}
+    if is_known:
+        _check_rehearsed(report, measure)
+    else:
+        with pytest.raises(ValueError, match="is not one of precision, R@1"):
+            _check_rehearsed(report, measure)
+
+
+def test_steps_that_the_scheduler_cannot_make_end_a_sweep_before_its_samples(tmp_path, capsys):
+    model = run(tmp_path / "model", conditioning="none", max_train_steps=1, objective="ddpm", scheduler="DDPMScheduler")
+    flags = ["--dataset_name", DATA, "--feature_extractor", EXTRACTOR, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(model), *flags, "--sweep", "num_inference_steps=1,5000"])
+    assert "DDPMScheduler cannot make 5000 steps" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_plot_of_a_sweep_of_another_model_is_not_shown(tmp_path):
+    """Models on the Hub have no fingerprint, and are all evaluated in evaluation/ where nothing is given."""
+    (tmp_path / "sweep.png").write_bytes(b"plot")
+    for weights, model, is_shown in ((None, "them/a", True), (None, "them/b", False), ("1", "them/b", False)):
+        (tmp_path / "sweep.json").write_text(json.dumps([{"weights": None, "model": "them/a"}]))
+        assert bool(_sweep_of({"weights": weights, "model": model}, tmp_path)) == is_shown
+
+
+@pytest.mark.parametrize("model", ["none"], indirect=True)
+def test_a_file_of_the_users_stays_in_the_output_folder(model, tmp_path):
+    (tmp_path / "written").write_text("by me")
+    evaluate(config(model[1], num_samples=6, num_inference_steps=1, output_dir=str(tmp_path)))
+    assert (tmp_path / "written").read_text() == "by me" and not list(tmp_path.glob("written-*"))
 
 
 @pytest.mark.parametrize("model", ["none"], indirect=True)

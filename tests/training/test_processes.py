@@ -219,3 +219,24 @@ def test_quotas_of_control_groups(tmp_path, lines, files, expected):
         path.write_text(text + "\n")
         path.with_name("cpu.cfs_period_us").write_text("100000\n")
     assert processes.cpu_quotas(tmp_path / "cgroup", tmp_path / "root") == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "joined"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"WORLD_SIZE": "2"}, False),  # of a script that starts nothing, or is not yet started
+        ({"WORLD_SIZE": ""}, False),
+    ],
+)
+def test_only_what_a_launcher_started_is_joined(monkeypatch, variables, joined):
+    """A number of processes alone made the only process wait for a second one, or fail."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # so that it is as it was after the test
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    processes.join_on_cpus()
+    assert ("ACCELERATE_USE_CPU" in os.environ) == joined

@@ -108,7 +108,9 @@ def _sweep_of(report: Report, folder: Path) -> dict[str, str]:
     """The plot of a sweep of the same weights: of this folder, or the one that this report is a part of."""
     home = folder.parent.parent if folder.parent.name == "sweep" else folder
     with suppress(UserError, OSError, LookupError, TypeError):  # none is there, or it is damaged: no plot
-        if read_json_list(home / "sweep.json")[0]["weights"] == report["weights"]:
+        same = ("weights",) if report["weights"] else ("weights", "model")  # on the Hub weights have no fingerprint
+        first = read_json_list(home / "sweep.json")[0]
+        if all(first[name] == report[name] for name in same):
             plot = (home / "sweep.png").read_bytes()
             return {"Settings of the sampler, and what they trade": base64.b64encode(plot).decode()}
     return {}

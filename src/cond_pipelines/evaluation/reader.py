@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from PIL import Image
 
 from ..data.load import TrainingData
 from ..errors import UserError
-from ..files import whole_file
 from .conditions import ModelCondition
 from .config import EvaluationConfig
 from .features import CLIPScore, Extractor, cached, extract, load_classifier, load_extractor, protocol_of
@@ -72,9 +72,8 @@ class Reader:
         for place in {folder, self.kept}:
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                with whole_file(place / "written") as unfinished:
-                    unfinished.write_bytes(b"")
-                (place / "written").unlink()
+                with NamedTemporaryFile(dir=place, prefix="written-"):  # never the name of a file of the user's
+                    pass
             except OSError as error:
                 raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
 

@@ -1,6 +1,7 @@
 """The same evaluation at several settings of the sampler: a table, the trade-off, the best one."""
 
 import itertools
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -10,15 +11,20 @@ from ..console import say
 from ..errors import read_json
 from ..files import whole_file, write_json, write_text
 from ..fonts import Font
+from ..locks import by_main_process
+from ..networks.pretrained import load_pipeline
+from ..processes import join_on_cpus
+from ..settings import find_setting
 from ..sharing.card import is_our_card, write_card
 from ..sharing.escaping import table_cell
-from .config import EvaluationConfig, Report
+from .config import EvaluationConfig, Report, class_tables
 from .evaluate import evaluate, output_folder
 from .publish import write_publication
 from .questions import MEASURES, is_measure
 
 _SWEPT = {"guidance_scale": float, "guide.scale": float, "num_inference_steps": int}
 _REHEARSED = 64  # samples
+_SEPARATED = "labels separated by"  # so begins the row of several labels; few samples of rare ones have none
 _FIELDS = {"guide.scale": "guide_scale"}  # of a configuration and a report, where the name is another
 
 
@@ -54,6 +60,7 @@ def sweep(config: EvaluationConfig) -> list[Report]:
         raise ValueError(f"--write_best {config.write_best!r} is no measure: {', '.join(MEASURES)}, or one of a report")
     folder = output_folder(config)
     configs = _configs(config, grid, folder)  # all of them are checked before anything is sampled
+    _check_steps(config, grid.get("num_inference_steps", []))
     if config.write_best:
         _rehearse(next(iter(configs.values())), config.write_best)
     reports = []
@@ -90,14 +97,42 @@ def _configs(config: EvaluationConfig, grid: dict[str, list[float]], folder: Pat
     return configs
 
 
+def _check_steps(config: EvaluationConfig, counts: list[float]) -> None:
+    """Raise ValueError for a number of steps that the model's scheduler cannot make."""
+    if not counts:
+        return
+    join_on_cpus()
+    if config.conditioning is not None:
+        find_setting(config.conditioning)  # imports the package that the model's adapter is of
+    pipe = load_pipeline(config.model)
+    for count in counts:
+        pipe.set_timesteps(int(count))
+
+
 def _rehearse(config: EvaluationConfig, measure: str) -> None:
-    """Raise ValueError for a measure that the reports will not have; its samples are the first of the sweep's."""
+    """Raise ValueError for a measure that the reports will not have; its samples are the first of the sweep's.
+
+    Labels and captions that a measure counts in its name are fewer in few samples: "mean AUC of 3", "R@1 of 100".
+    """
     few: dict[str, int] = {"num_samples": max(_REHEARSED, config.sampling_batch_size), "num_likelihood": 2}
     if config.classify:
         few["num_classified"] = 2
     report = evaluate(replace(config, **{name: min(most, getattr(config, name)) for name, most in few.items()}))
-    if report:
+    # Where it is refused, every process ends with the same line.
+    by_main_process(lambda: _check_rehearsed(report, measure), bool(report))
+
+
+def _check_rehearsed(report: Report, measure: str) -> None:
+    """As `_check_measure`, of a report of more samples."""
+    known = {_uncounted(row["name"]) for row in report["measures"]}
+    tables = class_tables(report).items()
+    rare = tuple(f"{title}: {_SEPARATED}" if title else _SEPARATED for title, table in tables if "auc" in table)
+    if _uncounted(measure) not in known and not measure.startswith(rare):
         _check_measure(report, measure)
+
+
+def _uncounted(name: str) -> str:
+    return re.sub(r"(mean AUC of|R@\d+ of) \d+", r"\1", name)
 
 
 def _take_over(chosen: Path, folder: Path) -> None:
@@ -181,7 +216,9 @@ def _plot(reports: list[Report], path: Path, chosen: Report | None = None) -> No
                 axes.annotate(text, place, textcoords="offset points", xytext=(5, 5))
                 if report is chosen:
                     axes.plot(*place, "o", markersize=14, fillstyle="none", color="black", label="chosen")
-        axes.set(ylabel=up, title="each point a guidance scale")
+        axes.set(
+            ylabel=up, title=f"each point a {'guidance scale' if any(map(_scales, reports)) else 'number of steps'}"
+        )
         font = Font(10, [across])  # the name of a condition, or of a classifier, is of the user's
         axes.set_xlabel(font.shown(across), parse_math=False, fontfamily=font.families)
         axes.legend()
