@@ -33,7 +33,7 @@ from cond_pipelines.evaluation.sampling import (
     read_samples,
     sample_key,
 )
-from cond_pipelines.evaluation.sweep import _check_rehearsed
+from cond_pipelines.evaluation.sweep import _check_rehearsed, sweep
 from cond_pipelines.files import own_seal
 from cond_pipelines.locks import locked_folder
 from cond_pipelines.sharing.card import CardFacts, write_card
@@ -330,6 +330,18 @@ def test_the_plot_of_a_sweep_of_another_model_is_not_shown(tmp_path):
     for weights, model, is_shown in ((None, "them/a", True), (None, "them/b", False), ("1", "them/b", False)):
         (tmp_path / "sweep.json").write_text(json.dumps([{"weights": None, "model": "them/a"}]))
         assert bool(_sweep_of({"weights": weights, "model": model}, tmp_path)) == is_shown
+
+
+@pytest.mark.parametrize("model", ["class"], indirect=True)
+def test_the_default_is_all_that_the_best_was_measured_with(model, tmp_path):
+    """Also what was not swept; else its report would not hold for the default."""
+    copy = tmp_path / "swept"
+    shutil.copytree(model[1], copy, ignore=shutil.ignore_patterns("evaluation", "checkpoint-*"))
+    given = {"num_samples": 20, "num_inference_steps": 3, "write_best": "Frechet distance", "num_likelihood": 0}
+    reports = sweep(config(copy, sweep=["guidance_scale=1,2"], **given))
+    assert [report["num_inference_steps"] for report in reports] == [3, 3]
+    assert ConditionalPipeline.from_pretrained(copy).config.default_num_inference_steps == 3
+    assert "Its defaults above are others" not in (copy / "README.md").read_text()
 
 
 @pytest.mark.parametrize("model", ["none"], indirect=True)

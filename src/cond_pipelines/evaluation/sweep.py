@@ -54,8 +54,10 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     grid, model = parse_grid(config.sweep), Path(config.model)
     if config.write_best and not model.is_dir():
         raise ValueError(f"--write_best needs a folder, and {config.model} is none")
-    if config.write_best and {"guidance_scale", "guide.scale"} <= set(grid):
-        raise ValueError("--write_best saves one scale: sweep guidance_scale or guide.scale")
+    given = [name for name in _SWEPT if getattr(config, _FIELDS.get(name, name)) is not None]
+    saved = [*grid, *(name for name in given if name not in grid)]  # what the best one was measured with
+    if config.write_best and {"guidance_scale", "guide.scale"} <= set(saved):
+        raise ValueError("--write_best saves one scale: sweep or give guidance_scale or guide.scale")
     if config.write_best and not is_measure(config.write_best):
         raise ValueError(f"--write_best {config.write_best!r} is no measure: {', '.join(MEASURES)}, or one of a report")
     folder = output_folder(config)
@@ -76,7 +78,7 @@ def sweep(config: EvaluationConfig) -> list[Report]:
     for report, one in zip(reports, configs.values(), strict=True):
         write_publication(report, Path(str(one.output_dir)))  # once more, with the plot
     if chosen is not None:
-        write_best(model, reports, str(config.write_best), list(grid))
+        write_best(model, reports, str(config.write_best), saved)
         of_chosen = list(configs.values())[[report is chosen for report in reports].index(True)]
         _take_over(Path(str(of_chosen.output_dir)), folder)
         if is_our_card(model / "README.md"):
