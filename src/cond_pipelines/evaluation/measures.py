@@ -214,7 +214,9 @@ def manifolds(
         coverage.add(rows, in_real, j)
         in_fake = block <= fake_radius[None, columns]
         recall.add(rows, in_fake, j)
-        shells.append(((block <= next_radius[None, columns]) & ~in_fake).nonzero().T + torch.tensor([[i], [j]]))
+        # What two samples cover counts without any one of them: with wide samples these are nearly all pairs.
+        in_shell = (block <= next_radius[None, columns]) & ~in_fake & (recall.count[rows] < 2)[:, None]
+        shells.append(in_shell.nonzero().T + torch.tensor([[i], [j]]))
     values = {
         "precision": inside > 0,
         "density": inside / k,
