@@ -21,7 +21,7 @@ _CUT_ESCAPE = re.compile(r"\\(x[0-9a-f]?|u[0-9a-f]{0,3}|U[0-9a-f]{0,7})?$")  # a
 
 
 class Font:
-    """A font for some texts.
+    """A font for the given texts.
 
     Pillow's own has ASCII only, and is taken where that is all. Otherwise it is DejaVu Sans, which matplotlib brings
     and which has Latin, Greek and Cyrillic. Fonts of this machine draw what it lacks, such as Chinese and Japanese.
@@ -119,9 +119,9 @@ def _look_for(characters: set[str]) -> None:
     """Find a font for each that is not known yet."""
     missing = {c for c in characters if not c.isascii() and c not in _file_of}
     for file in _files() if missing else ():
-        found = _in_font(file, missing)
-        _file_of.update(dict.fromkeys(found, file))
-        missing -= found
+        drawn = _in_font(file, missing)
+        _file_of.update(dict.fromkeys(drawn, file))
+        missing -= drawn
         if not missing:
             break
     _file_of.update(dict.fromkeys(missing))

@@ -131,8 +131,8 @@ def _resolution(model: str, pipe: ConditionalPipeline, recorded: Mapping[str, ob
     if recorded.get("aspect_buckets"):
         summary = inside(model, SUMMARY_FILE)  # it says what was chosen where no --resolution was given
         chosen = read_json(summary).get("resolution_px") if summary.is_file() else None
-        if found := recorded.get("resolution") or chosen:
-            return found
+        if resolution := recorded.get("resolution") or chosen:
+            return resolution
     size = pipe.unet.config.sample_size
     return pipe.vae_scale_factor * (size if isinstance(size, int) else round(math.prod(size) ** 0.5))
 

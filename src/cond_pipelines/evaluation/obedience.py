@@ -223,10 +223,10 @@ def caption_rows(sets: Sets, vectors_of: Callable[[list[str]], np.ndarray], name
         real = {UNSEEN: unseen, COMBINATIONS: np.zeros_like(unseen)}.get(kind, np.ones_like(unseen))
         for key, title in titles.items():
             ceiling = scores["held out"][key][real].mean() if real.any() else None
-            found = scores[kind][key]
-            of_mean = mean_row("obeys the text?", title + end, found, ceiling)
-            if key == "auc" and len(found) > 1:  # a share of captions, mostly near 1, where a bootstrap is too narrow
-                ends = m.interval_of_share(found.mean(), (found - found.mean()) / (len(found) - 1))
+            values = scores[kind][key]
+            of_mean = mean_row("obeys the text?", title + end, values, ceiling)
+            if key == "auc" and len(values) > 1:  # a share of captions, mostly near 1, where a bootstrap is too narrow
+                ends = m.interval_of_share(values.mean(), (values - values.mean()) / (len(values) - 1))
                 of_mean["interval"] = [rounded(x) for x in ends]
             rows.append(of_mean)
         if name in part.clip:

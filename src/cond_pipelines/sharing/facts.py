@@ -198,8 +198,8 @@ class CardFacts:
     @property
     def measured(self) -> SamplerFacts:
         """With what the samples of the evaluation were drawn."""
-        found = self.evaluation.sampler.in_effect() if self.evaluation else SamplerFacts()
-        return found if self.has_guidance else replace(found, guidance_scale=None)
+        sampler = self.evaluation.sampler.in_effect() if self.evaluation else SamplerFacts()
+        return sampler if self.has_guidance else replace(sampler, guidance_scale=None)
 
     @property
     def lora_is_all(self) -> bool:
